@@ -1,0 +1,35 @@
+//! Where the log goes, and how much of it.
+//!
+//! To standard error, which a detached daemon points at /dev/null once it serves; or to a file.
+
+use std::fs::File;
+use std::path::Path;
+
+use env_logger::{Builder, Env, Target};
+use log::LevelFilter;
+
+use super::exit::{Exit, Failure};
+
+/// Starts logging: `level` if it is given, else what RUST_LOG says, else warnings.
+pub fn start(file: Option<&Path>, level: Option<LevelFilter>) -> Result<(), Failure> {
+    let mut builder = match level {
+        Some(level) => {
+            let mut builder = Builder::new();
+            builder.filter_level(level);
+            builder
+        }
+        None => Builder::from_env(Env::default().default_filter_or("warn")),
+    };
+    if let Some(path) = file {
+        let file = File::options().append(true).create(true).open(path).map_err(|error| {
+            Failure::new(
+                Exit::Setup,
+                format!("{}: cannot be opened as log file: {error}; name another", path.display()),
+            )
+        })?;
+        builder.target(Target::Pipe(Box::new(file)));
+    }
+    builder.try_init().map_err(|error| {
+        Failure::new(Exit::Failed, format!("the log cannot be started: {error}; report this as a bug"))
+    })
+}

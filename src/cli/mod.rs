@@ -1,0 +1,100 @@
+//! The command: one file a subcommand, and the only code of the crate that prints.
+//!
+//! [`main`] parses, runs one subcommand, and turns what became of it into an exit code. How options
+//! are written is known to `options`, what they mean to `settings` and `table`, and which flags there
+//! are to `args`.
+
+mod args;
+mod daemon;
+mod doctor;
+mod exit;
+mod logging;
+mod man;
+mod mount;
+mod options;
+mod settings;
+mod table;
+mod umount;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::ArgMatches;
+use clap_complete::Shell;
+
+use exit::{Exit, Failure};
+use umount::Busy;
+
+/// Runs the command with the arguments of this process.
+///
+/// Must be called before the process opens anything and before it starts a thread: `mount` forks, and
+/// closes what was inherited.
+pub fn main() -> ExitCode {
+    let matches = match args::command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) => return refuse(&error).into(),
+    };
+    match dispatch(&matches) {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            eprintln!("{}: {failure}", args::NAME);
+            failure.exit.into()
+        }
+    }
+}
+
+/// Prints what clap has to say: an error, or the help or version that was asked for.
+fn refuse(error: &clap::Error) -> Exit {
+    if !error.use_stderr() {
+        // Nobody is left to be told that standard output is gone.
+        return if error.print().is_ok() { Exit::Done } else { Exit::Failed };
+    }
+    let text = error.render().to_string();
+    match text.strip_prefix("error: ") {
+        Some(text) => eprint!("{}: {text}", args::NAME),
+        None => eprint!("{text}"),
+    }
+    Exit::Usage
+}
+
+fn dispatch(matches: &ArgMatches) -> Result<Exit, Failure> {
+    match matches.subcommand() {
+        Some(("mount", matches)) => mount::run(args::settings(matches)?),
+        Some(("umount", matches)) => {
+            let busy = if matches.get_flag("lazy") { Busy::Detach } else { Busy::Refuse };
+            umount::run(&args::mountpoint(matches), busy)
+        }
+        Some(("doctor", _)) => {
+            let report = doctor::examine();
+            print(report.to_string().as_bytes())?;
+            Ok(report.exit())
+        }
+        Some(("completions", matches)) => {
+            let mut script = Vec::new();
+            if let Some(shell) = matches.get_one::<Shell>("SHELL") {
+                clap_complete::generate(*shell, &mut args::command(), args::NAME, &mut script);
+            }
+            print(&script)
+        }
+        Some(("man", _)) => {
+            let mut page = Vec::new();
+            man::render(args::command(), &mut page).map_err(|error| no_output(&error))?;
+            print(&page)
+        }
+        // clap requires one of the subcommands that it was given.
+        _ => Err(Failure::new(Exit::Usage, "no command is given; see --help")),
+    }
+}
+
+/// Writes `text` to standard output; a reader that has seen enough (`| head`) is no failure.
+fn print(text: &[u8]) -> Result<Exit, Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(no_output(&error)),
+        _ => Ok(Exit::Done),
+    }
+}
+
+fn no_output(error: &io::Error) -> Failure {
+    Failure::new(Exit::Failed, format!("standard output: {error}; write to something else"))
+}

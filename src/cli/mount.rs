@@ -1,0 +1,124 @@
+//! `unionfs-rs mount`: from settings to a mount that is served.
+
+use std::io;
+use std::path::PathBuf;
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::daemon::{self, Reporter, Side};
+use super::exit::{Exit, Failure};
+use super::logging;
+use super::settings::Settings;
+use crate::fuse::{Mount, Unmounter};
+use crate::sys::caps;
+use crate::sys::daemon::Inherited;
+use crate::union::Union;
+
+/// Mounts, and returns once the mount answers; in the foreground, once it has ended.
+pub fn run(mut settings: Settings) -> Result<Exit, Failure> {
+    if settings.union.lowers.is_empty() {
+        return Err(Failure::new(Exit::Usage, "no lower layer is given; name at least one with --lower DIR"));
+    }
+    settings.make_absolute()?;
+    if settings.foreground {
+        daemon::clear_umask();
+        start(&settings)?.run()?;
+        return Ok(Exit::Done);
+    }
+    let inherited = Inherited::take()
+        .map_err(|error| Failure::new(Exit::Machine, format!("/proc/self/fd: {error}; mount proc on /proc")))?;
+    match daemon::split(inherited)? {
+        Side::Command(waiter) => waiter.wait().map(|()| Exit::Done),
+        Side::Daemon(reporter) => Ok(serve(&settings, reporter)),
+    }
+}
+
+/// Is the daemon: mounts, reports, and serves until the end. Its exit code is for whoever traces it.
+fn serve(settings: &Settings, reporter: Reporter) -> Exit {
+    daemon::clear_umask();
+    let mount = match start(settings) {
+        Ok(mount) => mount,
+        Err(failure) => {
+            // Without a reader there is nobody to tell.
+            if let Err(error) = reporter.failed(&failure) {
+                log::error!("{failure} (the command is gone: {error})");
+            }
+            return failure.exit;
+        }
+    };
+    let unmounter = mount.unmounter();
+    if let Err(error) = reporter.ready() {
+        log::error!("the command that asked for the mount is gone: {error}; unmounting");
+        end(&unmounter);
+    }
+    match mount.run() {
+        Ok(()) => Exit::Done,
+        Err(error) => {
+            log::error!("{error}");
+            Exit::Failed
+        }
+    }
+}
+
+/// Opens the layers and mounts; signals that end a process end the mount from here on.
+fn start(settings: &Settings) -> Result<Mount, Failure> {
+    logging::start(settings.log_file.as_deref(), settings.log_level)?;
+    caps::raise_open_files();
+    let union = Union::from_config(&settings.union)?;
+    // Before the mount: a signal that comes while it is made is kept, and ends it when it is.
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| no_signals(&error))?;
+    let mount = Mount::new(union, &settings.mount)?;
+    let unmounter = mount.unmounter();
+    let spawned = std::thread::Builder::new().name("signals".into()).spawn({
+        let unmounter = unmounter.clone();
+        move || unmount_on(signals, &unmounter)
+    });
+    if let Err(error) = spawned {
+        end(&unmounter);
+        return Err(no_signals(&error));
+    }
+    Ok(mount)
+}
+
+fn no_signals(error: &io::Error) -> Failure {
+    Failure::new(
+        Exit::Failed,
+        format!("signals cannot be handled: {error}; raise the limits on threads and open files"),
+    )
+}
+
+/// Unmounts at each of `signals`: should it fail once, the next one tries again.
+fn unmount_on(mut signals: Signals, unmounter: &Unmounter) {
+    for signal in signals.forever() {
+        log::info!("{}: unmounting", signal_hook::low_level::signal_name(signal).unwrap_or("signal"));
+        end(unmounter);
+    }
+}
+
+fn end(unmounter: &Unmounter) {
+    if let Err(error) = unmounter.unmount() {
+        log::error!("{error}");
+    }
+}
+
+impl Settings {
+    /// Makes every path independent of the working directory, which a daemon leaves.
+    fn make_absolute(&mut self) -> Result<(), Failure> {
+        let given = self.union.lowers.iter_mut().chain(&mut self.union.upper).chain(&mut self.union.work);
+        for path in given.chain(&mut self.log_file).chain([&mut self.mount.mountpoint]) {
+            *path = absolute(path)?;
+        }
+        Ok(())
+    }
+}
+
+fn absolute(path: &PathBuf) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|error| {
+        let shown = path.display();
+        Failure::new(
+            Exit::Setup,
+            format!("{shown}: the working directory is not known: {error}; give an absolute path"),
+        )
+    })
+}

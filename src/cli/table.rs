@@ -1,0 +1,279 @@
+//! The table of the options of `mount`: one row for each, whichever way it is written.
+
+use log::LevelFilter;
+
+use super::settings::{Group, Spec, Takes, Word};
+use crate::config::{Access, IoMode, RedirectDir, WhiteoutFormat, XattrNamespace, Xino};
+
+const fn spec(name: &'static str, flag: &'static str, takes: Takes, help: &'static str) -> Spec {
+    Spec { name, flag, takes, help }
+}
+
+const ON_OFF_INDEX: &[Word] = &[("on", |s| s.union.index = Some(true)), ("off", |s| s.union.index = Some(false))];
+const ON_OFF_METACOPY: &[Word] = &[("on", |s| s.union.metacopy = true), ("off", |s| s.union.metacopy = false)];
+
+/// Every option of `mount`.
+pub const GROUPS: &[Group] = &[
+    Group {
+        heading: "Layers",
+        specs: &[
+            spec(
+                "lowerdir",
+                "lower",
+                Takes::Dirs(|s, dirs| s.union.lowers.extend(dirs)),
+                "Read-only layers, topmost first, parted by colons (\\: for a colon in a name); may be repeated, later ones lie below",
+            ),
+            spec(
+                "upperdir",
+                "upper",
+                Takes::Dir(|s, dir| s.union.upper = Some(dir)),
+                "The layer that takes the changes; without one the mount is read-only",
+            ),
+            spec(
+                "workdir",
+                "work",
+                Takes::Dir(|s, dir| s.union.work = Some(dir)),
+                "A directory for unfinished things, on the file system of the upper [default: .NAME.work beside the upper]",
+            ),
+            spec("ro", "ro", Takes::Nothing(|s| s.mount.read_only = true), "Mount read-only"),
+            spec(
+                "rw",
+                "rw",
+                Takes::Nothing(|s| s.mount.read_only = false),
+                "Mount read-write where there is an upper [default]",
+            ),
+            spec(
+                "volatile",
+                "volatile",
+                Takes::Nothing(|s| s.union.volatile = true),
+                "Never wait for the disk; after a crash of the machine the upper is not to be trusted, and is refused",
+            ),
+        ],
+    },
+    Group {
+        heading: "Semantics",
+        specs: &[
+            spec(
+                "redirect_dir",
+                "redirect-dir",
+                Takes::Word(&[
+                    ("on", |s| s.union.redirect_dir = RedirectDir::On),
+                    ("follow", |s| s.union.redirect_dir = RedirectDir::Follow),
+                    ("nofollow", |s| s.union.redirect_dir = RedirectDir::NoFollow),
+                    // As the kernel, where redirect_always_follow is on unless it was built otherwise.
+                    ("off", |s| s.union.redirect_dir = RedirectDir::Follow),
+                ]),
+                "Whether directories of lower layers can be renamed; off is follow [default: on where the upper can hold it]",
+            ),
+            spec(
+                "index",
+                "index",
+                Takes::Word(ON_OFF_INDEX),
+                "Whether hard links of lower files stay linked when one is changed [default: on where the upper can hold it]",
+            ),
+            spec(
+                "metacopy",
+                "metacopy",
+                Takes::Word(ON_OFF_METACOPY),
+                "Whether chmod, chown and the like copy metadata alone into the upper [default: off]",
+            ),
+            spec(
+                "xino",
+                "xino",
+                Takes::Word(&[
+                    ("auto", |s| s.union.xino = Xino::Auto),
+                    ("on", |s| s.union.xino = Xino::On),
+                    ("off", |s| s.union.xino = Xino::Off),
+                ]),
+                "How inode numbers of layers on several file systems are kept apart [default: auto]",
+            ),
+            spec(
+                "xattr_namespace",
+                "xattr-namespace",
+                Takes::Word(&[
+                    ("auto", |s| s.union.xattr_namespace = XattrNamespace::Auto),
+                    ("trusted", |s| s.union.xattr_namespace = XattrNamespace::Trusted),
+                    ("user", |s| s.union.xattr_namespace = XattrNamespace::User),
+                ]),
+                "Where the upper keeps what it notes about files [default: auto, by privilege]",
+            ),
+            spec(
+                "whiteout",
+                "whiteout",
+                Takes::Word(&[
+                    ("auto", |s| s.union.whiteout_format = WhiteoutFormat::Auto),
+                    ("char", |s| s.union.whiteout_format = WhiteoutFormat::Char),
+                    ("xattr", |s| s.union.whiteout_format = WhiteoutFormat::Xattr),
+                    ("dotwh", |s| s.union.whiteout_format = WhiteoutFormat::DotWh),
+                ]),
+                "How the upper marks removed names: a 0:0 device, an xattr, a .wh. file [default: auto, by privilege]",
+            ),
+        ],
+    },
+    Group {
+        heading: "Access",
+        specs: &[
+            spec(
+                "allow_other",
+                "allow-other",
+                Takes::Nothing(|s| s.mount.access = Access::All),
+                "Every user may use the mount [default for root]",
+            ),
+            spec(
+                "allow_root",
+                "allow-root",
+                Takes::Nothing(|s| s.mount.access = Access::Root),
+                "Root may use the mount, besides the user who mounted it",
+            ),
+            spec(
+                "no_allow_other",
+                "no-allow-other",
+                Takes::Nothing(|s| s.mount.access = Access::Owner),
+                "Only the user who mounted it may use the mount [default for others]",
+            ),
+            spec(
+                "default_permissions",
+                "default-permissions",
+                Takes::Nothing(|s| s.mount.default_permissions = true),
+                "The kernel checks modes and ACLs [default]",
+            ),
+            spec(
+                "no_default_permissions",
+                "no-default-permissions",
+                Takes::Nothing(|s| s.mount.default_permissions = false),
+                "The kernel checks nothing: whoever may use the mount may do what the daemon may",
+            ),
+            spec(
+                "suid",
+                "suid",
+                Takes::Nothing(|s| s.mount.suid = true),
+                "Honour set-user-id bits and file capabilities [default for root]",
+            ),
+            spec("nosuid", "nosuid", Takes::Nothing(|s| s.mount.suid = false), "Ignore them [default for others]"),
+            spec("dev", "dev", Takes::Nothing(|s| s.mount.dev = true), "Honour device files [default for root]"),
+            spec("nodev", "nodev", Takes::Nothing(|s| s.mount.dev = false), "Ignore them [default for others]"),
+            spec("exec", "exec", Takes::Nothing(|s| s.mount.exec = true), "Programs may be run [default]"),
+            spec("noexec", "noexec", Takes::Nothing(|s| s.mount.exec = false), "They may not"),
+            spec(
+                "atime",
+                "atime",
+                Takes::Nothing(|s| s.union.atime = true),
+                "Reading updates the access time of files in the upper",
+            ),
+            spec(
+                "relatime",
+                "relatime",
+                Takes::Nothing(|s| s.union.atime = true),
+                "As atime: how often is for the file system of the upper to say",
+            ),
+            spec("strictatime", "strictatime", Takes::Nothing(|s| s.union.atime = true), "As atime"),
+            spec(
+                "noatime",
+                "noatime",
+                Takes::Nothing(|s| s.union.atime = false),
+                "Reading leaves access times alone [default]",
+            ),
+        ],
+    },
+    Group {
+        heading: "Speed",
+        specs: &[
+            spec(
+                "io",
+                "io",
+                Takes::Word(&[
+                    ("cached", |s| s.mount.io = IoMode::Cached),
+                    ("passthrough", |s| s.mount.io = IoMode::Passthrough),
+                ]),
+                "Serve data through the page cache, or let the kernel take it from the layer (root, Linux 6.9) [default: cached]",
+            ),
+            spec(
+                "entry_timeout",
+                "entry-timeout",
+                Takes::Seconds(|s, time| s.mount.entry_timeout = time),
+                "How long the kernel keeps names, in seconds [default: a year]",
+            ),
+            spec(
+                "attr_timeout",
+                "attr-timeout",
+                Takes::Seconds(|s, time| s.mount.attr_timeout = time),
+                "How long the kernel keeps attributes, in seconds [default: a year]",
+            ),
+            spec(
+                "negative_timeout",
+                "negative-timeout",
+                Takes::Seconds(|s, time| s.mount.negative_timeout = time),
+                "How long the kernel keeps the absence of names, in seconds [default: a year]",
+            ),
+            spec(
+                "threads",
+                "threads",
+                Takes::Count(|s, number| s.mount.threads = Some(number)),
+                "Threads that take requests [default: one a processor, two at least]",
+            ),
+        ],
+    },
+    Group {
+        heading: "Running",
+        specs: &[
+            spec(
+                "foreground",
+                "foreground",
+                Takes::Nothing(|s| s.foreground = true),
+                "Stay, serve the mount, and log to standard error, until unmounted",
+            ),
+            spec(
+                "fsname",
+                "fsname",
+                Takes::Label(|s, name| s.mount.fsname = name),
+                "The source that /proc/mounts shows [default: unionfs-rs]",
+            ),
+            spec(
+                "log_file",
+                "log-file",
+                Takes::File(|s, file| s.log_file = Some(file)),
+                "Append the log to this file; without one a daemon logs nothing once it is detached",
+            ),
+            spec(
+                "log_level",
+                "log-level",
+                Takes::Word(&[
+                    ("error", |s| s.log_level = Some(LevelFilter::Error)),
+                    ("warn", |s| s.log_level = Some(LevelFilter::Warn)),
+                    ("info", |s| s.log_level = Some(LevelFilter::Info)),
+                    ("debug", |s| s.log_level = Some(LevelFilter::Debug)),
+                    ("trace", |s| s.log_level = Some(LevelFilter::Trace)),
+                ]),
+                "The least of what is logged [default: RUST_LOG, else warn]",
+            ),
+        ],
+    },
+];
+
+/// Options of `-o` that have no flag.
+///
+/// `lowerdir+` is the kernel's since 6.7: one layer, in whose name a colon is a colon. `userxattr` is
+/// its name for the user namespace of xattrs.
+pub const TEXT_ONLY: &[Spec] = &[
+    spec("lowerdir+", "", Takes::Dir(|s, dir| s.union.lowers.push(dir)), ""),
+    spec("userxattr", "", Takes::Nothing(|s| s.union.xattr_namespace = XattrNamespace::User), ""),
+];
+
+/// Options that say nothing to a file system: those for mount(8) itself and its fstab, and names of
+/// what is so in any case. Directories never get an access time from us, and unsynced is how a mount is.
+pub const IGNORED: &[&str] = &[
+    "defaults",
+    "async",
+    "nodiratime",
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+    "users",
+    "owner",
+    "group",
+    "nofail",
+    "_netdev",
+    "silent",
+    "loud",
+];

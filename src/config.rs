@@ -1,0 +1,183 @@
+//! What a union and a mount can be told, as types that cannot be wrong.
+//!
+//! Text is parsed into these at the edge (the command line); the inside does not check again.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The layers of a union and how they are read and written.
+#[derive(Debug, Clone)]
+pub struct UnionConfig {
+    /// Read-only layer directories, topmost first.
+    pub lowers: Vec<PathBuf>,
+    /// The writable layer; without one the union is read-only.
+    pub upper: Option<PathBuf>,
+    /// A directory on upper's file system for unfinished things; by default one beside upper.
+    pub work: Option<PathBuf>,
+    /// Whether data may be published before it is on the disk.
+    pub volatile: bool,
+    /// Whether directories of lower layers can be renamed.
+    pub redirect_dir: RedirectDir,
+    /// Whether hard links of lower files stay linked after copy-up; `None` where upper can hold it.
+    pub index: Option<bool>,
+    /// Whether a change of metadata copies up metadata alone.
+    pub metacopy: bool,
+    /// How inode numbers of layers on several file systems are kept apart.
+    pub xino: Xino,
+    /// Where overlay xattrs are kept.
+    pub xattr_namespace: XattrNamespace,
+    /// How a removed name is marked in upper.
+    pub whiteout_format: WhiteoutFormat,
+    /// Whether reads update the access time of files in upper.
+    pub atime: bool,
+}
+
+impl Default for UnionConfig {
+    fn default() -> Self {
+        Self {
+            lowers: Vec::new(),
+            upper: None,
+            work: None,
+            volatile: false,
+            redirect_dir: RedirectDir::Auto,
+            index: None,
+            metacopy: false,
+            xino: Xino::Auto,
+            xattr_namespace: XattrNamespace::Auto,
+            whiteout_format: WhiteoutFormat::Auto,
+            atime: false,
+        }
+    }
+}
+
+/// What becomes of directories that have been renamed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RedirectDir {
+    /// `On` where upper can hold the xattr, else `Follow`.
+    Auto,
+    /// Redirects are written and followed.
+    On,
+    /// Redirects are followed and not written: renaming a lower directory is EXDEV.
+    Follow,
+    /// Redirects are neither written nor followed: a redirected directory answers EIO.
+    NoFollow,
+}
+
+/// How the inode numbers of several file systems are kept apart.
+///
+/// FUSE has one device number a mount, so they always are; the choice is only whether a number that
+/// has no room for the layer's bits is an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Xino {
+    /// The layer's index in the high bits, a hash where they are taken.
+    Auto,
+    /// As `Auto`.
+    On,
+    /// Always a hash for layers that are not on upper's file system.
+    Off,
+}
+
+/// The namespace of the overlay xattrs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum XattrNamespace {
+    /// `Trusted` with CAP_SYS_ADMIN in the initial user namespace, else `User`.
+    Auto,
+    /// `trusted.overlay.`
+    Trusted,
+    /// `user.overlay.`
+    User,
+}
+
+/// How a removed name is marked in upper.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhiteoutFormat {
+    /// `Char` where upper takes one, else `Xattr` where upper holds xattrs, else `DotWh`.
+    Auto,
+    /// A character device 0:0.
+    Char,
+    /// An empty file with the `overlay.whiteout` xattr.
+    Xattr,
+    /// An empty file named `.wh.NAME`.
+    DotWh,
+}
+
+/// How the kernel is given the data of files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IoMode {
+    /// Through the page cache of the mount; files are opened without asking the server.
+    Cached,
+    /// Straight from the layer's file, where the kernel offers it (root, initial namespace).
+    Passthrough,
+}
+
+/// Who may use the mount besides the user that mounted it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Nobody.
+    Owner,
+    /// Root.
+    Root,
+    /// Everybody.
+    All,
+}
+
+/// How a union is mounted.
+#[derive(Debug, Clone)]
+pub struct MountConfig {
+    /// The directory to mount on.
+    pub mountpoint: PathBuf,
+    /// How the kernel is given the data of files.
+    pub io: IoMode,
+    /// Threads that take requests; by default one for each processor, two at least.
+    pub threads: Option<NonZeroUsize>,
+    /// How long the kernel may keep a name.
+    pub entry_timeout: Duration,
+    /// How long the kernel may keep attributes.
+    pub attr_timeout: Duration,
+    /// How long the kernel may keep the absence of a name.
+    pub negative_timeout: Duration,
+    /// Who may use the mount.
+    pub access: Access,
+    /// Whether the kernel checks permissions by mode and ACL.
+    pub default_permissions: bool,
+    /// Whether the mount itself is read-only.
+    pub read_only: bool,
+    /// Whether set-user-id and set-group-id bits are honoured.
+    pub suid: bool,
+    /// Whether device nodes are honoured.
+    pub dev: bool,
+    /// Whether programs may be executed.
+    pub exec: bool,
+    /// The source in /proc/mounts.
+    pub fsname: String,
+    /// The part of the type in /proc/mounts after `fuse.`.
+    pub subtype: String,
+}
+
+/// A year: the layers belong to the mount, so nothing the kernel keeps can go stale.
+pub const KEEP: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+impl MountConfig {
+    /// Returns the defaults for `mountpoint`, as a kernel mount has them for root, and nosuid, nodev
+    /// and the owner alone for a plain user.
+    pub fn new(mountpoint: impl Into<PathBuf>) -> Self {
+        let root = rustix::process::geteuid().is_root();
+        Self {
+            mountpoint: mountpoint.into(),
+            io: IoMode::Cached,
+            threads: None,
+            entry_timeout: KEEP,
+            attr_timeout: KEEP,
+            negative_timeout: KEEP,
+            access: if root { Access::All } else { Access::Owner },
+            default_permissions: true,
+            read_only: false,
+            suid: root,
+            dev: root,
+            exec: true,
+            fsname: "unionfs-rs".into(),
+            subtype: "unionfs-rs".into(),
+        }
+    }
+}

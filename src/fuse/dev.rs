@@ -1,0 +1,777 @@
+//! Serves /dev/fuse through fuser: decodes a request, makes one call into the union, and answers.
+
+use std::ffi::OsStr;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use rustix::fs::XattrFlags;
+
+use super::convert::{attributes, decode_device, entry_attributes, errno, file_type, set_time};
+use super::passthrough::{Answer, Passthrough};
+use super::pool::{Pool, guard};
+use crate::config::{IoMode, MountConfig};
+use crate::error::Result;
+use crate::sys::caps;
+use crate::union::{
+    self, Caller, Entry, Fh, FileKind, Flow, Name, New, NodeId, OpenFile, Seek, SetAttr, Union, Unlinked,
+};
+
+/// The largest read or write that the kernel sends, in bytes.
+const TRANSFER: u32 = 1 << 20;
+
+/// Numbers are never given to another file while the kernel knows one, so one generation is enough.
+const GENERATION: Generation = Generation(0);
+
+/// How files are opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Handles {
+    /// Not at all: the kernel opens them without asking, and data is found by node.
+    None,
+    /// Each open is a handle. For a server that may not open every file again by itself, and for passthrough.
+    Each,
+}
+
+/// What the requests of one mount share.
+pub(super) struct Server {
+    union: Union,
+    pool: Pool,
+    entry_timeout: Duration,
+    attr_timeout: Duration,
+    negative_timeout: Duration,
+    acls: bool,
+    handles: Handles,
+    passthrough: Option<Passthrough>,
+    passthrough_on: AtomicBool,
+}
+
+impl Server {
+    pub(super) fn new(union: Union, config: &MountConfig) -> Self {
+        let wanted = config.io == IoMode::Passthrough;
+        let able = caps::effective(rustix::thread::CapabilitySet::SYS_ADMIN) && caps::in_initial_user_namespace();
+        if wanted && !able {
+            log::warn!("passthrough needs root in the initial user namespace; files are served by the page cache");
+        }
+        let passthrough = (wanted && able).then(Passthrough::default);
+        // Without CAP_DAC_OVERRIDE a file whose mode forbids its owner to open it can be used through the handle that
+        // was opened before alone.
+        let all_powerful = caps::effective(rustix::thread::CapabilitySet::DAC_OVERRIDE);
+        let handles = if passthrough.is_some() || !all_powerful { Handles::Each } else { Handles::None };
+        const LONG: NonZeroUsize = NonZeroUsize::new(8).expect("is not zero");
+        Self {
+            union,
+            pool: Pool::new(LONG),
+            entry_timeout: config.entry_timeout,
+            attr_timeout: config.attr_timeout,
+            negative_timeout: config.negative_timeout,
+            acls: config.default_permissions,
+            handles,
+            passthrough,
+            passthrough_on: AtomicBool::new(false),
+        }
+    }
+
+    /// Finishes long work and ends the use of the layers.
+    pub(super) fn end(&self) -> Result<()> {
+        self.pool.end();
+        self.union.end()
+    }
+
+    fn passthrough(&self) -> Option<&Passthrough> {
+        // Relaxed: settled by the handshake, before any request.
+        self.passthrough.as_ref().filter(|_| self.passthrough_on.load(Ordering::Relaxed))
+    }
+
+    fn entry(&self, reply: ReplyEntry, result: Result<Entry>) {
+        match result {
+            Ok(entry) => {
+                let attr = entry_attributes(entry.id, &entry.attr);
+                reply.entry_with_ttls(&self.attr_ttl(&entry), &self.entry_timeout, &attr, GENERATION);
+            }
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    /// How long the kernel keeps the attributes of an entry: not at all where they hold the node's number in place
+    /// of the inode's, so that it asks for the right ones.
+    fn attr_ttl(&self, entry: &Entry) -> Duration {
+        if entry.id.0 == entry.attr.ino { self.attr_timeout } else { Duration::ZERO }
+    }
+
+    fn attr(&self, reply: ReplyAttr, result: Result<union::Attr>) {
+        match result {
+            Ok(attr) => reply.attr(&self.attr_timeout, &attributes(&attr)),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn open(&self, id: NodeId, flags: OpenFlags, caller: Caller, reply: ReplyOpen) {
+        let how = open_how(flags, caller);
+        let passthrough = self.passthrough();
+        if passthrough.is_some_and(|p| p.has_lower_readers(id)) && (how != OpenFile::Read || self.union.is_in_upper(id)) {
+            self.union.part(id);
+            return reply.error(Errno::ESTALE);
+        }
+        let fh = match self.union.open(id, how) {
+            Ok(fh) => fh,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        let answer = passthrough.map_or(Ok(Answer::Served), |passthrough| {
+            self.union.with_handle(fh, |fd, upper| passthrough.open(id, upper, || reply.open_backing(fd)))
+        });
+        match answer {
+            Ok(Answer::Backed(backing)) => reply.opened_passthrough(FileHandle(fh.0), FopenFlags::empty(), &backing),
+            Ok(Answer::Served) => reply.opened(FileHandle(fh.0), FopenFlags::FOPEN_KEEP_CACHE),
+            Ok(Answer::Part) => {
+                self.union.close(fh);
+                self.union.part(id);
+                reply.error(Errno::ESTALE);
+            }
+            Err(error) => {
+                self.union.close(fh);
+                reply.error(errno(&error));
+            }
+        }
+    }
+
+    fn created(&self, entry: &Entry, reply: ReplyCreate) {
+        let attr = entry_attributes(entry.id, &entry.attr);
+        let ttl = self.entry_timeout.min(self.attr_ttl(entry));
+        if self.handles == Handles::None {
+            return reply.created(&ttl, &attr, GENERATION, FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+        }
+        let fh = match self.union.open(entry.id, OpenFile::Write) {
+            Ok(fh) => fh,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        let answer = self.passthrough().map_or(Ok(Answer::Served), |passthrough| {
+            self.union.with_handle(fh, |fd, upper| passthrough.open(entry.id, upper, || reply.open_backing(fd)))
+        });
+        match answer {
+            Ok(Answer::Backed(backing)) => {
+                reply.created_passthrough(&ttl, &attr, GENERATION, FileHandle(fh.0), FopenFlags::empty(), &backing);
+            }
+            // A new file has no readers of a lower one.
+            Ok(Answer::Served | Answer::Part) => {
+                reply.created(&ttl, &attr, GENERATION, FileHandle(fh.0), FopenFlags::FOPEN_KEEP_CACHE);
+            }
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+}
+
+/// What an open asks for.
+fn open_how(flags: OpenFlags, caller: Caller) -> OpenFile {
+    match flags.0 & libc::O_ACCMODE {
+        _ if flags.0 & libc::O_TRUNC != 0 => OpenFile::Truncate(caller),
+        libc::O_RDONLY => OpenFile::Read,
+        _ => OpenFile::Write,
+    }
+}
+
+/// The file system as fuser calls it.
+pub(super) struct Dev {
+    server: Arc<Server>,
+}
+
+impl Dev {
+    pub(super) fn new(server: Arc<Server>) -> Self {
+        Self { server }
+    }
+
+    /// Runs `work` here where it is quick, else on the pool.
+    fn at_pace(&self, long: bool, work: impl FnOnce(&Server) + Send + 'static) {
+        if long {
+            let server = self.server.clone();
+            self.server.pool.run(move || work(&server));
+        } else {
+            guard(|| work(&self.server));
+        }
+    }
+
+    /// Returns whether a change of `ino` copies data up first.
+    fn copies(&self, ino: INodeNo) -> bool {
+        self.server.union.would_copy(NodeId(ino.0))
+    }
+}
+
+fn caller(req: &Request) -> Caller {
+    Caller { uid: req.uid(), gid: req.gid() }
+}
+
+fn id(ino: INodeNo) -> NodeId {
+    NodeId(ino.0)
+}
+
+/// Returns the handle of a request; 0 is what the kernel has where files are opened without asking.
+fn handle(fh: FileHandle) -> Option<Fh> {
+    (fh.0 != 0).then_some(Fh(fh.0))
+}
+
+/// Answers with nothing or an error.
+fn finish(reply: ReplyEmpty, result: Result<()>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+impl Filesystem for Dev {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        let mut wanted = vec![
+            InitFlags::FUSE_DONT_MASK,
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_HAS_IOCTL_DIR,
+            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+            InitFlags::FUSE_ASYNC_DIO,
+        ];
+        if self.server.acls {
+            wanted.push(InitFlags::FUSE_POSIX_ACL);
+        }
+        if self.server.handles == Handles::Each {
+            // The truncation comes with the open, so that what is cut off is not copied up first.
+            wanted.push(InitFlags::FUSE_ATOMIC_O_TRUNC);
+        }
+        for flag in wanted {
+            if config.add_capabilities(flag).is_err() {
+                log::info!("this kernel lacks {flag:?}");
+            }
+        }
+        if self.server.passthrough.is_some() {
+            let depth = config.set_max_stack_depth(1).is_ok();
+            let on = depth && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
+            if !on {
+                log::warn!("this kernel has no FUSE passthrough (Linux 6.9); files are served by the page cache");
+            }
+            self.server.passthrough_on.store(on, Ordering::Relaxed); // Relaxed: no other thread is there yet.
+        }
+        for rejected in [config.set_max_write(TRANSFER), config.set_max_readahead(TRANSFER)] {
+            if let Err(nearest) = rejected {
+                log::debug!("the kernel's limit is {nearest}");
+            }
+        }
+        // Readahead and asynchronous reads that may wait for the server at one time.
+        let _ = config.set_max_background(64); // Fails for 0 alone.
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        guard(|| {
+            let server = &self.server;
+            match Name::new(name).map_err(Into::into).and_then(|name| server.union.lookup(id(parent), name)) {
+                Err(error) if error.errno() == rustix::io::Errno::NOENT => {
+                    if server.negative_timeout.is_zero() {
+                        return reply.error(Errno::ENOENT);
+                    }
+                    reply.entry_with_ttls(&Duration::ZERO, &server.negative_timeout, &absent(), GENERATION);
+                }
+                result => server.entry(reply, result),
+            }
+        });
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        guard(|| self.server.union.forget(id(ino), nlookup));
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        guard(|| self.server.attr(reply, self.server.union.getattr(id(ino))));
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let caller = caller(req);
+        let mode = mode.map(|mode| mode & 0o7777);
+        let set = SetAttr { mode, uid, gid, size, atime: atime.map(set_time), mtime: mtime.map(set_time) };
+        self.at_pace(self.copies(ino), move |server| {
+            server.attr(reply, server.union.setattr(id(ino), set, fh.and_then(handle), caller));
+        });
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        guard(|| match self.server.union.readlink(id(ino)) {
+            Ok(target) => reply.data(target.as_encoded_bytes()),
+            Err(error) => reply.error(errno(&error)),
+        });
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let new = match FileKind::from_mode(mode) {
+            FileKind::Regular => New::Regular,
+            kind => New::Node(kind, decode_device(rdev)),
+        };
+        self.create_entry(req, parent, name, new, mode, umask, reply);
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        self.create_entry(req, parent, name, New::Directory, mode, umask, reply);
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
+        self.create_entry(req, parent, link_name, New::Symlink(target.as_os_str()), 0o777, 0, reply);
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        guard(|| {
+            let checked = match Name::new(name) {
+                Ok(name) => name,
+                Err(e) => return finish(reply, Err(e.into())),
+            };
+            match self.server.union.unlink_quickly(id(parent), checked) {
+                Ok(Unlinked::Done) => reply.ok(),
+                Ok(Unlinked::Copies) => {
+                    let name = name.to_owned();
+                    self.at_pace(true, move |server| {
+                        finish(reply, with_name(&name, |name| server.union.unlink(id(parent), name)));
+                    });
+                }
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.to_owned();
+        // A merged directory may hold many whiteouts, which are removed one by one.
+        self.at_pace(self.server.union.has_lower_parts(id(parent)), move |server| {
+            finish(reply, with_name(&name, |name| server.union.rmdir(id(parent), name)));
+        });
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (name, newname) = (name.to_owned(), newname.to_owned());
+        let flags = union::RenameFlags::from_bits_retain(flags.bits());
+        let union = &self.server.union;
+        let long = union.has_lower_parts(id(parent)) || union.has_lower_parts(id(newparent));
+        self.at_pace(long, move |server| {
+            let renamed = with_name(&name, |name| {
+                with_name(&newname, |newname| server.union.rename(id(parent), name, id(newparent), newname, flags))
+            });
+            finish(reply, renamed);
+        });
+    }
+
+    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let newname = newname.to_owned();
+        self.at_pace(self.copies(ino), move |server| {
+            let linked = with_name(&newname, |name| server.union.link(id(ino), id(newparent), name));
+            server.entry(reply, linked);
+        });
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if self.server.handles == Handles::None {
+            return reply.error(Errno::ENOSYS);
+        }
+        let caller = caller(req);
+        let writes = open_how(flags, caller) != OpenFile::Read;
+        self.at_pace(writes && self.copies(ino), move |server| server.open(id(ino), flags, caller, reply));
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        guard(|| {
+            with_buffer(size as usize, |buffer| {
+                let read = match handle(fh) {
+                    Some(fh) => self.server.union.read_handle(fh, offset, buffer),
+                    None => self.server.union.read(id(ino), offset, buffer),
+                };
+                match read {
+                    Ok(len) => reply.data(buffer.get(..len).unwrap_or_default()),
+                    Err(error) => reply.error(errno(&error)),
+                }
+            });
+        });
+    }
+
+    fn write(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let unprivileged = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| caller(req));
+        // A write from the page cache has the handle of whoever happened to have the file open.
+        let fh = handle(fh);
+        if self.copies(ino) {
+            let data = data.to_vec();
+            self.at_pace(true, move |server| write(server, id(ino), fh, offset, &data, unprivileged, reply));
+        } else {
+            guard(|| write(&self.server, id(ino), fh, offset, data, unprivileged, reply));
+        }
+    }
+
+    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        // There is nothing to flush, and locks are the kernel's: it need not ask again.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        guard(|| {
+            if let Some(fh) = handle(fh) {
+                if let Some(passthrough) = self.server.passthrough() {
+                    passthrough.close(id(ino), fh);
+                }
+                self.server.union.close(fh);
+            }
+            reply.ok();
+        });
+    }
+
+    fn fsync(&self, _req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        self.at_pace(true, move |server| finish(reply, server.union.fsync(id(ino), handle(fh), datasync)));
+    }
+
+    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        // Directories are read by node, and the kernel may keep what it has read.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        guard(|| {
+            let read = self.server.union.read_dir(id(ino), offset, |entry| {
+                flow(reply.add(INodeNo(entry.ino), entry.cookie, file_type(entry.kind), entry.name))
+            });
+            match read {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        guard(|| {
+            let server = &self.server;
+            let read = server.union.read_dir_plus(id(ino), offset, |dirent, entry| {
+                let (attr, ttl) = match entry {
+                    Some(entry) => {
+                        (entry_attributes(entry.id, &entry.attr), server.attr_ttl(entry).min(server.entry_timeout))
+                    }
+                    // The kernel takes only name, number and type of `.` and `..`.
+                    None => (FileAttr { ino: INodeNo(dirent.ino), ..absent() }, Duration::ZERO),
+                };
+                flow(reply.add(attr.ino, dirent.cookie, dirent.name, &ttl, &attr, GENERATION))
+            });
+            match read {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.at_pace(true, move |server| finish(reply, server.union.fsync_dir(id(ino))));
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        guard(|| match self.server.union.statfs() {
+            Ok(s) => reply.statfs(
+                s.blocks,
+                s.free,
+                s.available,
+                s.files,
+                s.files_free,
+                s.block_size as u32,
+                s.name_max,
+                s.fragment_size as u32,
+            ),
+            Err(error) => reply.error(errno(&error)),
+        });
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let (name, value) = (name.to_owned(), value.to_vec());
+        let flags = XattrFlags::from_bits_retain(flags as u32);
+        self.at_pace(self.copies(ino), move |server| {
+            finish(reply, server.union.setxattr(id(ino), &name, &value, flags));
+        });
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        guard(|| match self.server.union.getxattr(id(ino), name) {
+            Ok(value) => answer_xattr(reply, &value, size),
+            Err(error) => reply.error(errno(&error)),
+        });
+    }
+
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        guard(|| match self.server.union.listxattr(id(ino), caller(req)) {
+            Ok(names) => {
+                let list: Vec<u8> = names.iter().flat_map(|name| [name.as_encoded_bytes(), b"\0"].concat()).collect();
+                answer_xattr(reply, &list, size);
+            }
+            Err(error) => reply.error(errno(&error)),
+        });
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.to_owned();
+        self.at_pace(self.copies(ino), move |server| finish(reply, server.union.removexattr(id(ino), &name)));
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        guard(|| {
+            let made = with_name(name, |name| {
+                self.server.union.create(id(parent), name, New::Regular, mode, umask, caller(req))
+            });
+            match made {
+                Ok(entry) => self.server.created(&entry, reply),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        cmd: u32,
+        in_data: &[u8],
+        out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        let input = in_data.to_vec();
+        self.at_pace(self.copies(ino), move |server| match server.union.ioctl(id(ino), cmd, &input) {
+            Ok(answer) => reply.ioctl(0, answer.get(..out_size as usize).unwrap_or(&answer)),
+            Err(error) => reply.error(errno(&error)),
+        });
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        self.at_pace(self.copies(ino), move |server| {
+            finish(reply, server.union.fallocate(id(ino), handle(fh), mode as u32, offset, length));
+        });
+    }
+
+    fn lseek(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        guard(|| {
+            let Ok(from) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+            let seek = match whence {
+                libc::SEEK_DATA => Seek::Data(from),
+                libc::SEEK_HOLE => Seek::Hole(from),
+                _ => return reply.error(Errno::EINVAL),
+            };
+            match self.server.union.seek(id(ino), handle(fh), seek) {
+                Ok(found) => reply.offset(found as i64),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        self.at_pace(true, move |server| {
+            let from = (id(ino_in), handle(fh_in), offset_in);
+            let to = (id(ino_out), handle(fh_out), offset_out);
+            match server.union.copy_range(from, to, len) {
+                Ok(copied) => reply.written(copied as u32),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+}
+
+impl Dev {
+    #[allow(clippy::too_many_arguments)]
+    fn create_entry(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new: New<'_>,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        guard(|| {
+            let made =
+                with_name(name, |name| self.server.union.create(id(parent), name, new, mode, umask, caller(req)));
+            self.server.entry(reply, made);
+        });
+    }
+}
+
+fn write(
+    server: &Server,
+    id: NodeId,
+    fh: Option<Fh>,
+    offset: u64,
+    data: &[u8],
+    unprivileged: Option<Caller>,
+    reply: ReplyWrite,
+) {
+    let written = match fh {
+        Some(fh) => server.union.write_handle(fh, offset, data, unprivileged),
+        None => server.union.write(id, offset, data, unprivileged),
+    };
+    match written {
+        Ok(len) => reply.written(len as u32),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+/// Checks a name and calls with it.
+fn with_name<T>(name: &OsStr, call: impl FnOnce(Name<'_>) -> Result<T>) -> Result<T> {
+    call(Name::new(name)?)
+}
+
+fn flow(full: bool) -> Flow {
+    if full { Flow::Full } else { Flow::More }
+}
+
+/// Answers with a value, or with its length where that is what was asked for.
+fn answer_xattr(reply: ReplyXattr, value: &[u8], size: u32) {
+    if size == 0 {
+        reply.size(value.len() as u32);
+    } else if value.len() > size as usize {
+        reply.error(Errno::ERANGE);
+    } else {
+        reply.data(value);
+    }
+}
+
+/// The attributes of nothing: an entry with them tells the kernel that there is none.
+fn absent() -> FileAttr {
+    let zero = SystemTime::UNIX_EPOCH;
+    FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: zero,
+        mtime: zero,
+        ctime: zero,
+        crtime: zero,
+        kind: fuser::FileType::Directory,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 0,
+        flags: 0,
+    }
+}
+
+/// Calls `call` with a buffer of `size` bytes that this thread uses again and again.
+fn with_buffer<T>(size: usize, call: impl FnOnce(&mut [u8]) -> T) -> T {
+    thread_local! {
+        static BUFFER: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
+    }
+    BUFFER.with_borrow_mut(|buffer| {
+        if buffer.len() < size {
+            buffer.resize(size, 0);
+        }
+        call(buffer.get_mut(..size).unwrap_or_default())
+    })
+}
+

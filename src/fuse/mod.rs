@@ -1,0 +1,12 @@
+//! The FUSE front end: mounting, the protocol, threads and teardown.
+//!
+//! A request is decoded, makes one call into the union, and is answered; no policy lives here.
+
+mod convert;
+mod dev;
+mod device;
+mod passthrough;
+mod pool;
+mod session;
+
+pub use session::{Mount, MountHandle, Unmounter};

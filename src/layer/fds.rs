@@ -1,0 +1,80 @@
+//! A bounded cache of open descriptors.
+//!
+//! RLIMIT_NOFILE is small and often cannot be raised, so no inode keeps a descriptor of its own: what is
+//! needed again soon is found here, the rest is opened anew.
+
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+const SHARDS: usize = 16;
+
+/// Descriptors by key, the least recently used of a shard closed first.
+pub struct FdCache<K> {
+    hasher: RandomState,
+    /// Rank 5 (leaf). Guards one shard. No syscall while held: what falls out is closed after.
+    shards: Box<[Mutex<LruCache<K, Arc<OwnedFd>>>]>,
+}
+
+impl<K: Hash + Eq> FdCache<K> {
+    /// Makes a cache of about `capacity` descriptors.
+    pub fn new(capacity: usize) -> Self {
+        let each = NonZeroUsize::new(capacity / SHARDS).unwrap_or(NonZeroUsize::MIN);
+        let shards = (0..SHARDS).map(|_| Mutex::new(LruCache::new(each))).collect();
+        Self { hasher: RandomState::new(), shards }
+    }
+
+    fn shard(&self, key: &K) -> &Mutex<LruCache<K, Arc<OwnedFd>>> {
+        &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
+    }
+
+    /// Returns the descriptor of `key`.
+    pub fn get(&self, key: &K) -> Option<Arc<OwnedFd>> {
+        self.shard(key).lock().get(key).cloned()
+    }
+
+    /// Keeps `fd` for `key`.
+    pub fn insert(&self, key: K, fd: Arc<OwnedFd>) {
+        let evicted = self.shard(&key).lock().push(key, fd);
+        drop(evicted);
+    }
+
+    /// Forgets the descriptor of `key`; it is closed when nobody uses it any more.
+    pub fn remove(&self, key: &K) {
+        let removed = self.shard(key).lock().pop(key);
+        drop(removed);
+    }
+
+    /// Returns how many descriptors are kept.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+
+    /// Returns whether none is kept.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cache_stays_within_its_capacity() {
+        let cache = FdCache::new(32);
+        let fd = Arc::new(OwnedFd::from(std::fs::File::open("/").unwrap()));
+        for key in 0..1000u64 {
+            cache.insert(key, fd.clone());
+        }
+        assert!(cache.len() <= 32, "{}", cache.len());
+        cache.insert(5000, fd);
+        assert!(cache.get(&5000).is_some());
+        cache.remove(&5000);
+        assert!(cache.get(&5000).is_none());
+    }
+}

@@ -1,0 +1,165 @@
+//! One layer: what a directory tree on disk says about a name, and how the upper one is written.
+//!
+//! A layer's bytes are hostile: every name is resolved as one component that is no symbolic link, and
+//! nothing mounted on or inside a layer is entered. Whether an answer means that lower layers shine
+//! through is for the union to say.
+
+pub mod acl;
+pub mod attr;
+pub mod dir;
+pub mod fds;
+pub mod name;
+pub mod origin;
+pub mod overlay;
+pub mod redirect;
+pub mod upper;
+pub mod whiteout;
+pub mod workdir;
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
+use rustix::io::Errno;
+use rustix::mount::OpenTreeFlags;
+
+use crate::error::{Error, Result};
+use attr::Attr;
+
+/// The position of a layer in the union: 0 is upper, the lowers follow from the topmost down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LayerId(pub u16);
+
+impl LayerId {
+    /// The writable layer.
+    pub const UPPER: Self = Self(0);
+}
+
+/// A directory tree that a union is made of.
+#[derive(Debug)]
+pub struct Layer {
+    /// Where it stands in the union.
+    pub id: LayerId,
+    /// Its path as it was given, for messages.
+    pub path: PathBuf,
+    /// The uuid of its file system, zeros where it has none, as overlayfs writes it into handles.
+    pub uuid: [u8; 16],
+    root: OwnedFd,
+    private: bool,
+}
+
+/// How a layer's root was opened.
+pub struct Root {
+    /// An O_PATH descriptor of the root.
+    pub fd: OwnedFd,
+    /// Whether it belongs to a clone of the mount that nothing is mounted in.
+    pub private: bool,
+}
+
+impl Root {
+    /// Opens the directory `path` as a private clone of its mount, or as it is where that is not allowed.
+    pub fn open(path: &Path) -> Result<Self> {
+        let fd = open_directory(path)?;
+        let clone = rustix::mount::open_tree(
+            &fd,
+            "",
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH,
+        );
+        Ok(match clone {
+            Ok(fd) => Self { fd, private: true },
+            // EPERM without CAP_SYS_ADMIN over the mount namespace, EINVAL where another namespace has locked
+            // mounts below, ENOSYS before Linux 5.2: then resolution stops at mounts instead.
+            Err(_) => Self { fd, private: false },
+        })
+    }
+}
+
+/// Opens `path` with O_PATH; the errors are for the person who gave the path.
+pub fn open_directory(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| match errno {
+        Errno::NOENT => Error::setup(path, "no such directory", "create it or correct the path"),
+        Errno::NOTDIR => Error::setup(path, "not a directory", "name the directory that holds the layer"),
+        Errno::ACCESS => Error::setup(path, "permission denied", "make it searchable for the user that mounts"),
+        errno => Error::setup(path, format!("cannot be opened: {errno}"), "check the path"),
+    })
+}
+
+impl Layer {
+    /// Makes a layer of an opened root.
+    pub fn new(id: LayerId, path: &Path, root: Root) -> Result<Self> {
+        let readable = rustix::fs::openat(&root.fd, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| {
+                Error::setup(path, format!("cannot be read: {errno}"), "make it readable for the user that mounts")
+            })?;
+        // overlayfs writes zeros for a file system without a uuid, and so do we.
+        let uuid = crate::sys::fhandle::filesystem_uuid(readable.as_fd()).unwrap_or_default();
+        Ok(Self { id, path: path.to_owned(), uuid, root: root.fd, private: root.private })
+    }
+
+    /// Returns the O_PATH descriptor of the layer's root.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// Returns whether the layer is a private clone of its mount.
+    pub fn is_private(&self) -> bool {
+        self.private
+    }
+
+    /// Returns the layer's name in messages.
+    pub fn label(&self) -> String {
+        if self.id == LayerId::UPPER { "upper".into() } else { format!("lower{}", self.id.0 - 1) }
+    }
+
+    /// Wraps `errno` of `call` on `name`.
+    pub fn error(&self, call: &'static str, name: &OsStr, errno: Errno) -> Error {
+        Error::call(call, self.label(), name, errno)
+    }
+
+    /// Reads the attributes of `name` in `dir`; an empty name is `dir` itself.
+    ///
+    /// Errors: ENOENT, and EXDEV for something mounted inside a layer that could not be cloned.
+    pub fn stat(&self, dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<Attr> {
+        let at = if name.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT };
+        let statx = rustix::fs::statx(dir, name, at, StatxFlags::BASIC_STATS)?;
+        if !self.private && !name.is_empty() && statx.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+            return Err(Errno::XDEV);
+        }
+        Ok(Attr::from(&statx))
+    }
+
+    /// Opens the directory `name` in `dir` with O_PATH.
+    pub fn open_dir(&self, dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<OwnedFd> {
+        self.open(dir, name, OFlags::PATH | OFlags::DIRECTORY)
+    }
+
+    /// Opens `name` in `dir`, one component that is no symbolic link (with O_PATH it may be one).
+    pub fn open(&self, dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        if self.private {
+            return rustix::fs::openat(dir, name, flags, Mode::empty());
+        }
+        let resolve = ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
+        match rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve) {
+            // Before Linux 5.6, or under a filter that does not know it; `stat` has refused mountpoints already.
+            Err(Errno::NOSYS) => rustix::fs::openat(dir, name, flags, Mode::empty()),
+            done => done,
+        }
+    }
+
+    /// Opens `name` in `dir` for reading, without touching its access time where this user may choose that.
+    pub fn open_noatime(&self, dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        match self.open(dir, name, flags | OFlags::NOATIME) {
+            // Only the owner may (or CAP_FOWNER); others read with the access time of the mount.
+            Err(Errno::PERM) => self.open(dir, name, flags),
+            done => done,
+        }
+    }
+
+    /// Opens the directory behind `dir` for reading its entries.
+    pub fn open_listing(&self, dir: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
+        self.open_noatime(dir, OsStr::new("."), OFlags::RDONLY | OFlags::DIRECTORY)
+    }
+}

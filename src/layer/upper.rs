@@ -1,0 +1,422 @@
+//! The writable layer: how it is opened, and how things are made in its workdir and published whole.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timestamps, Uid, XattrFlags};
+use rustix::io::Errno;
+
+use super::attr::{Attr, FileKind, Timestamp};
+use super::overlay::{Mark, Namespace};
+use super::whiteout::{Format, Whiteouts};
+use super::workdir::{self, Workdir};
+use super::{Layer, LayerId, Root, open_directory};
+use crate::config::{UnionConfig, WhiteoutFormat};
+use crate::error::{Error, Result};
+use crate::sys::{proc_path, xattr};
+
+/// What upper's file system can do, found out by trying.
+#[derive(Debug, Clone, Copy)]
+pub struct Features {
+    /// Overlay xattrs can be kept.
+    pub xattrs: bool,
+    /// O_TMPFILE makes files without a name.
+    pub tmpfile: bool,
+    /// Two names can be exchanged.
+    pub exchange: bool,
+    /// A rename can leave a whiteout behind.
+    pub rename_whiteout: bool,
+}
+
+/// The writable layer and its workdir.
+#[derive(Debug)]
+pub struct Upper {
+    /// The layer.
+    pub layer: Layer,
+    /// Its workdir.
+    pub work: Workdir,
+    /// Where overlay xattrs are kept.
+    pub namespace: Namespace,
+    /// How removed names are marked.
+    pub whiteouts: Whiteouts,
+    /// What the file system can do.
+    pub features: Features,
+    /// Whether data is on the disk before it is published.
+    pub durable: bool,
+    /// Held open for its lock.
+    _lock: OwnedFd,
+}
+
+/// What is to be made in the workdir.
+#[derive(Debug, Clone, Copy)]
+pub enum Shape<'a> {
+    /// An empty regular file.
+    Regular,
+    /// An empty directory.
+    Directory,
+    /// A symbolic link to this target.
+    Symlink(&'a OsStr),
+    /// A pipe, socket or device (major, minor).
+    Node(FileKind, (u32, u32)),
+}
+
+/// Where a file is that is being made: by name in a directory, or a descriptor with an empty name.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// The directory, or the file itself.
+    pub dir: BorrowedFd<'a>,
+    /// The name in the directory; empty for the file itself.
+    pub name: &'a OsStr,
+}
+
+impl<'a> Place<'a> {
+    /// Names `name` in `dir`.
+    pub fn at(dir: BorrowedFd<'a>, name: &'a OsStr) -> Self {
+        Self { dir, name }
+    }
+
+    /// Names the file behind `fd`, which is open (not with O_PATH).
+    pub fn file(fd: BorrowedFd<'a>) -> Self {
+        Self { dir: fd, name: OsStr::new("") }
+    }
+
+    fn flags(&self) -> AtFlags {
+        if self.name.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::SYMLINK_NOFOLLOW }
+    }
+
+    /// Gives the file to `uid` and `gid`.
+    pub fn chown(&self, uid: u32, gid: u32) -> rustix::io::Result<()> {
+        let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        rustix::fs::chownat(self.dir, self.name, uid, gid, self.flags())
+    }
+
+    /// Sets the permission bits; the name must not be a symbolic link.
+    pub fn chmod(&self, mode: u32) -> rustix::io::Result<()> {
+        let mode = Mode::from_raw_mode(mode);
+        if self.name.is_empty() {
+            rustix::fs::fchmod(self.dir, mode)
+        } else {
+            rustix::fs::chmodat(self.dir, self.name, mode, AtFlags::empty())
+        }
+    }
+
+    /// Sets the times of access and change.
+    pub fn set_times(&self, atime: Timestamp, mtime: Timestamp) -> rustix::io::Result<()> {
+        let spec = |t: Timestamp| rustix::fs::Timespec { tv_sec: t.secs, tv_nsec: t.nanos.into() };
+        let times = Timestamps { last_access: spec(atime), last_modification: spec(mtime) };
+        if self.name.is_empty() {
+            rustix::fs::futimens(self.dir, &times)
+        } else {
+            rustix::fs::utimensat(self.dir, self.name, &times, AtFlags::SYMLINK_NOFOLLOW)
+        }
+    }
+
+    /// Sets an xattr.
+    pub fn set_xattr(&self, name: &OsStr, value: &[u8]) -> rustix::io::Result<()> {
+        xattr::set(self.dir, self.name, name, value, XattrFlags::empty())
+    }
+}
+
+/// A mutable piece of a rename: what happens to a thing that stands under the new name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Publish {
+    /// Nothing may stand there.
+    New,
+    /// What stands there is replaced.
+    Replace,
+    /// What stands there is exchanged with what is published, and so ends up in the workdir.
+    Exchange,
+}
+
+impl Upper {
+    /// Opens the upper and its workdir as `config` names them, checks and locks them.
+    pub fn open(config: &UnionConfig, upper: &Path, namespace: Namespace, index: Option<bool>) -> Result<Self> {
+        let (work_path, made) = ensure_workdir(config.work.as_deref(), upper)?;
+        Self::open_with(config, upper, &work_path, namespace, index).inspect_err(|_| {
+            if made {
+                // Only the empty directory that was made above; if something is in it by now, it stays.
+                let _ = std::fs::remove_dir(&work_path);
+            }
+        })
+    }
+
+    fn open_with(config: &UnionConfig, path: &Path, work_path: &Path, namespace: Namespace, index: Option<bool>) -> Result<Self> {
+        let upper_fd = open_directory(path)?;
+        let work_fd = open_directory(work_path)?;
+        check_separate(path, &upper_fd, work_path, &work_fd)?;
+        let (upper_root, work_root) = clone_together(path, upper_fd, work_path, work_fd);
+        let layer = Layer::new(LayerId::UPPER, path, upper_root)?;
+        let lock = workdir::lock(layer.root(), path)?;
+        check_writable(&layer, path)?;
+        let mut work = Workdir::open(work_root.as_fd(), work_path, index != Some(false))?;
+        let features = probe(&layer, &work, namespace)?;
+        if index == Some(true) && !features.xattrs {
+            return Err(Error::setup(path, "cannot hold the xattrs that index=on needs", "use index=off or another file system"));
+        }
+        if !features.xattrs {
+            work.without_index();
+        }
+        let format = whiteout_format(config.whiteout_format, path, &work, namespace, features)?;
+        Ok(Self {
+            layer,
+            namespace,
+            whiteouts: Whiteouts::new(format, namespace),
+            features,
+            durable: !config.volatile,
+            work,
+            _lock: lock,
+        })
+    }
+
+    /// Makes `shape` under `name` in the workdir, owned by the server and closed to others.
+    pub fn make(&self, name: &OsStr, shape: Shape<'_>) -> Result<()> {
+        let dir = self.work.fd();
+        let private = Mode::RUSR | Mode::WUSR;
+        let made = match shape {
+            Shape::Regular => {
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                rustix::fs::openat(dir, name, flags, private).map(drop)
+            }
+            Shape::Directory => rustix::fs::mkdirat(dir, name, Mode::RWXU),
+            Shape::Symlink(target) => rustix::fs::symlinkat(target, dir, name),
+            Shape::Node(kind, (major, minor)) => {
+                rustix::fs::mknodat(dir, name, kind.file_type(), private, rustix::fs::makedev(major, minor))
+            }
+        };
+        made.map_err(|e| self.layer.error("make in workdir", name, e))
+    }
+
+    /// Opens a new regular file without a name; `None` where the file system cannot.
+    pub fn tmpfile(&self) -> Result<Option<OwnedFd>> {
+        if !self.features.tmpfile {
+            return Ok(None);
+        }
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(self.work.fd(), ".", flags, Mode::RUSR | Mode::WUSR);
+        fd.map(Some).map_err(|e| self.layer.error("open(O_TMPFILE)", OsStr::new("work"), e))
+    }
+
+    /// Gives the nameless file `fd` the name `name` in `dir`, where nothing may stand.
+    pub fn link_file(&self, fd: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
+        rustix::fs::linkat(rustix::fs::CWD, proc_path(fd), dir, name, AtFlags::SYMLINK_FOLLOW)
+    }
+
+    /// Moves `temporary` of the workdir to `name` in `dir`.
+    pub fn publish(&self, temporary: &OsStr, dir: BorrowedFd<'_>, name: &OsStr, how: Publish) -> rustix::io::Result<()> {
+        let flags = match how {
+            Publish::New => RenameFlags::NOREPLACE,
+            Publish::Replace => RenameFlags::empty(),
+            Publish::Exchange => RenameFlags::EXCHANGE,
+        };
+        rustix::fs::renameat_with(self.work.fd(), temporary, dir, name, flags)
+    }
+
+    /// Reads the attributes of `name` in `dir`.
+    pub fn stat(&self, dir: BorrowedFd<'_>, name: &OsStr) -> Result<Attr> {
+        self.layer.stat(dir, name).map_err(|e| self.layer.error("statx", name, e))
+    }
+
+    /// Sets `mark` of a thing that is being made; where it only makes numbers constant, doing without is no failure.
+    pub fn set_mark(&self, place: Place<'_>, mark: Mark, value: &[u8]) -> Result<()> {
+        match self.namespace.set(place.dir, place.name, mark, value) {
+            // `user.` xattrs exist on regular files and directories alone.
+            Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSPC) if matches!(mark, Mark::Origin | Mark::Impure) => Ok(()),
+            done => done.map_err(|e| self.layer.error("setxattr", place.name, e)),
+        }
+    }
+
+    /// Ends the use of the layer: leaves nothing unfinished, and makes a volatile mount's work durable.
+    pub fn end(&self) -> Result<()> {
+        self.whiteouts.end(&self.work);
+        if self.durable {
+            return Ok(());
+        }
+        let synced = self.layer.open_listing(self.layer.root()).and_then(rustix::fs::syncfs);
+        let unmarked = synced.and_then(|()| self.work.unmark_volatile());
+        unmarked.map_err(|e| Error::setup(self.work.path(), format!("the volatile mark stays: {e}"), "check the disk"))
+    }
+}
+
+/// Returns the path of the workdir, made beside upper where none was named, and whether it was made now.
+fn ensure_workdir(named: Option<&Path>, upper: &Path) -> Result<(PathBuf, bool)> {
+    if let Some(path) = named {
+        return Ok((path.to_owned(), false));
+    }
+    let real = std::fs::canonicalize(upper)
+        .map_err(|e| Error::setup(upper, format!("cannot be resolved: {e}"), "create it or correct the path"))?;
+    let (Some(parent), Some(name)) = (real.parent(), real.file_name()) else {
+        return Err(Error::setup(upper, "has no directory beside it for the workdir", "name a workdir with --work"));
+    };
+    let mut hidden = OsString::from(".");
+    hidden.push(name);
+    hidden.push(".work");
+    let path = parent.join(hidden);
+    match std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700).create(&path) {
+        Ok(()) => Ok((path, true)),
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok((path, false)),
+        Err(e) => Err(Error::setup(path, format!("the workdir cannot be made: {e}"), "name another one with --work")),
+    }
+}
+
+/// Refuses an upper and workdir that are the same, one inside the other, or on two file systems.
+fn check_separate(path: &Path, upper: &OwnedFd, work_path: &Path, work: &OwnedFd) -> Result<()> {
+    let failed = |e: Errno| Error::setup(path, format!("cannot be read: {e}"), "check its permissions");
+    let (a, b) = (rustix::fs::fstat(upper).map_err(failed)?, rustix::fs::fstat(work).map_err(failed)?);
+    if a.st_dev != b.st_dev {
+        return Err(Error::setup(
+            work_path,
+            format!("is on another file system than {}", path.display()),
+            "name a workdir on upper's file system, best beside it",
+        ));
+    }
+    if a.st_ino == b.st_ino {
+        return Err(Error::setup(work_path, "is upper itself", "name an empty directory beside upper"));
+    }
+    for (inner, outer) in [(path, work_path), (work_path, path)] {
+        if is_inside(inner, outer) {
+            return Err(Error::setup(inner, format!("is inside {}", outer.display()), "keep upper and workdir beside each other"));
+        }
+    }
+    Ok(())
+}
+
+/// Returns whether `inner` is `outer` or below it, symbolic links resolved.
+pub fn is_inside(inner: &Path, outer: &Path) -> bool {
+    match (std::fs::canonicalize(inner), std::fs::canonicalize(outer)) {
+        (Ok(inner), Ok(outer)) => inner.starts_with(outer),
+        // What cannot be resolved cannot be opened either; that error is the clearer one.
+        _ => false,
+    }
+}
+
+/// Clones upper and workdir out of one mount, because a rename between two mounts is EXDEV.
+///
+/// Where that is not allowed, or they are not below one directory of one mount, they are used as they are.
+fn clone_together(upper: &Path, upper_fd: OwnedFd, work: &Path, work_fd: OwnedFd) -> (Root, OwnedFd) {
+    let cloned = || -> Option<(OwnedFd, OwnedFd)> {
+        let (upper, work) = (std::fs::canonicalize(upper).ok()?, std::fs::canonicalize(work).ok()?);
+        let common: PathBuf = upper.components().zip(work.components()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect();
+        let root = Root::open(&common).ok().filter(|root| root.private)?;
+        let below = |path: &Path, original: &OwnedFd| -> Option<OwnedFd> {
+            let relative = path.strip_prefix(&common).ok()?;
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let fd = rustix::fs::openat(&root.fd, relative, flags, Mode::empty()).ok()?;
+            // A mount between the common directory and the path is not in the clone: something else is there.
+            let (a, b) = (rustix::fs::fstat(&fd).ok()?, rustix::fs::fstat(original).ok()?);
+            (a.st_ino == b.st_ino && a.st_dev == b.st_dev).then_some(fd)
+        };
+        Some((below(&upper, &upper_fd)?, below(&work, &work_fd)?))
+    };
+    match cloned() {
+        Some((fd, work)) => (Root { fd, private: true }, work),
+        None => (Root { fd: upper_fd, private: false }, work_fd),
+    }
+}
+
+fn check_writable(layer: &Layer, path: &Path) -> Result<()> {
+    use rustix::fs::Access;
+    match rustix::fs::accessat(layer.root(), ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS) {
+        Ok(()) => Ok(()),
+        Err(Errno::ROFS) => Err(Error::setup(path, "is on a read-only file system", "name an upper that can be written")),
+        Err(errno) => {
+            Err(Error::setup(path, format!("cannot be written: {errno}"), "make it writable for the user that mounts"))
+        }
+    }
+}
+
+/// Finds out what the file system of upper can do, and refuses one that tells no file types.
+fn probe(layer: &Layer, work: &Workdir, namespace: Namespace) -> Result<Features> {
+    let path = work.path();
+    let failed = |e: Errno| Error::setup(path, format!("cannot be written: {e}"), "check permissions and free space");
+    let (a, b) = (work.temporary(), work.temporary());
+    let dir = work.fd();
+    let file = |name: &OsStr| {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR).map(drop)
+    };
+    let probed = (|| -> Result<Features> {
+        file(&a).map_err(failed)?;
+        file(&b).map_err(failed)?;
+        check_file_types(work, path)?;
+        check_same_mount(layer, work, &a)?;
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        // A file without a name is of use only where it can be given one, which goes through /proc.
+        let tmpfile = rustix::fs::openat(dir, ".", flags, Mode::RUSR).is_ok_and(|fd| {
+            let name = work.temporary();
+            let linked = rustix::fs::linkat(rustix::fs::CWD, proc_path(&fd), dir, &name, AtFlags::SYMLINK_FOLLOW).is_ok();
+            if linked {
+                work.discard(&name);
+            }
+            linked
+        });
+        Ok(Features {
+            xattrs: namespace.set(dir, &a, Mark::Impure, b"y").is_ok(),
+            tmpfile,
+            exchange: rustix::fs::renameat_with(dir, &a, dir, &b, RenameFlags::EXCHANGE).is_ok(),
+            rename_whiteout: rustix::fs::renameat_with(dir, &a, dir, &b, RenameFlags::WHITEOUT).is_ok(),
+        })
+    })();
+    for name in [&a, &b] {
+        work.discard(name);
+    }
+    let features = probed?;
+    if !features.exchange {
+        return Err(Error::setup(
+            &layer.path,
+            "its file system cannot exchange two names (RENAME_EXCHANGE)",
+            "use ext4, xfs, btrfs or tmpfs for upper",
+        ));
+    }
+    Ok(features)
+}
+
+fn check_file_types(work: &Workdir, path: &Path) -> Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let failed = |e: Errno| Error::setup(path, format!("cannot be listed: {e}"), "check its permissions");
+    let listing = rustix::fs::openat(work.fd(), ".", flags, Mode::empty()).map_err(failed)?;
+    let mut unknown = false;
+    crate::sys::dents::each(listing.as_fd(), |_, kind, _| unknown |= kind == FileType::Unknown).map_err(failed)?;
+    if unknown {
+        let remedy = "use a file system with d_type (xfs: mkfs with ftype=1)";
+        return Err(Error::setup(path, "its file system tells no file types (d_type)", remedy));
+    }
+    Ok(())
+}
+
+/// Refuses a workdir from which nothing can be moved to upper, though both have one device number.
+fn check_same_mount(layer: &Layer, work: &Workdir, probe: &OsStr) -> Result<()> {
+    // Renaming onto the root itself cannot succeed; the kernel looks at the mounts before anything else.
+    match rustix::fs::renameat(work.fd(), probe, layer.root(), ".") {
+        Err(Errno::XDEV) => Err(Error::setup(
+            work.path(),
+            format!("is in another mount than {}", layer.path.display()),
+            "name a workdir beside upper, in the same mount",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Settles the form of whiteouts: the one asked for if it works, else the first that does.
+fn whiteout_format(
+    asked: WhiteoutFormat,
+    path: &Path,
+    work: &Workdir,
+    namespace: Namespace,
+    features: Features,
+) -> Result<Format> {
+    let works = |format: Format| {
+        let name = work.temporary();
+        let made = Whiteouts::new(format, namespace).make(work.fd(), &name);
+        work.discard(&name);
+        made.is_ok()
+    };
+    let (format, what) = match asked {
+        WhiteoutFormat::Auto if works(Format::Char) => return Ok(Format::Char),
+        WhiteoutFormat::Auto if features.xattrs => return Ok(Format::Xattr),
+        WhiteoutFormat::Auto | WhiteoutFormat::DotWh => return Ok(Format::DotWh),
+        WhiteoutFormat::Char => (Format::Char, "takes no whiteout devices"),
+        WhiteoutFormat::Xattr => (Format::Xattr, "takes no whiteout xattrs"),
+    };
+    if works(format) { Ok(format) } else { Err(Error::setup(path, what, "use --whiteout auto")) }
+}

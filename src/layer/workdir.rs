@@ -1,0 +1,231 @@
+//! The workdir: the only place where unfinished things exist.
+//!
+//! Laid out as the kernel's overlayfs has it, so that either can mount what the other left: `work/` holds
+//! what is being made and is emptied at mount, `index/` the inodes of copied-up hard links, and
+//! `work/incompat/volatile` says that what upper holds may never have reached the disk.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+use crate::sys::dents;
+
+const WORK: &str = "work";
+const INDEX: &str = "index";
+const INCOMPAT: &str = "incompat";
+const VOLATILE: &str = "volatile";
+const DIRTY: &str = "dirty";
+
+/// A workdir that is locked for the life of the mount.
+#[derive(Debug)]
+pub struct Workdir {
+    path: PathBuf,
+    work: OwnedFd,
+    index: Option<OwnedFd>,
+    /// Held open for its lock.
+    _lock: OwnedFd,
+    next: AtomicU64,
+}
+
+/// Opens the directory behind an O_PATH descriptor for reading.
+fn readable(dir: BorrowedFd<'_>, name: &str) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, name, flags, Mode::empty())
+}
+
+/// Takes the lock that says that a mount uses the directory at `path`; `None` on file systems without locks.
+pub fn lock(dir: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
+    let failed = |e: Errno| Error::setup(path, format!("cannot be read: {e}"), "make it readable for the user that mounts");
+    let fd = readable(dir, ".").map_err(failed)?;
+    match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(fd),
+        Err(Errno::WOULDBLOCK) => Err(Error::setup(
+            path,
+            "in use by another mount",
+            "unmount that one first; two mounts must not share an upper or a workdir",
+        )),
+        Err(errno) => {
+            log::warn!("{}: cannot be locked ({errno}); nothing keeps a second mount away from it", path.display());
+            Ok(fd)
+        }
+    }
+}
+
+impl Workdir {
+    /// Locks, checks and empties the workdir behind `dir`.
+    ///
+    /// Nothing on the disk changes before every check has passed.
+    pub fn open(dir: BorrowedFd<'_>, path: &Path, index: bool) -> Result<Self> {
+        let lock = lock(dir, path)?;
+        let io = |what: &str, e: Errno| Error::setup(path, format!("{what}: {e}"), "make it writable for the user that mounts");
+        let mut foreign = None;
+        dents::each(lock.as_fd(), |name, _, _| {
+            if name != WORK.as_bytes() && name != INDEX.as_bytes() {
+                foreign = Some(OsStr::from_bytes(name).to_owned());
+            }
+        })
+        .map_err(|e| io("cannot be listed", e))?;
+        if let Some(name) = foreign {
+            return Err(Error::setup(
+                path.join(name),
+                "is no part of a workdir",
+                "name an empty directory as workdir, or remove what is in it",
+            ));
+        }
+        refuse_incompatible(lock.as_fd(), path)?;
+        let work = subdirectory(lock.as_fd(), WORK).map_err(|e| io("`work` cannot be made", e))?;
+        let index = if index {
+            Some(subdirectory(lock.as_fd(), INDEX).map_err(|e| io("`index` cannot be made", e))?)
+        } else {
+            None
+        };
+        let workdir = Self { path: path.to_owned(), work, index, _lock: lock, next: AtomicU64::new(0) };
+        workdir.empty().map_err(|e| io("cannot be emptied", e))?;
+        Ok(workdir)
+    }
+
+    /// Returns the workdir's path, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the directory for unfinished things.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.work.as_fd()
+    }
+
+    /// Returns the directory of the index of hard links.
+    pub fn index(&self) -> Option<BorrowedFd<'_>> {
+        self.index.as_ref().map(|fd| fd.as_fd())
+    }
+
+    /// Gives up the index, where upper cannot hold what it needs.
+    pub fn without_index(&mut self) {
+        self.index = None;
+    }
+
+    /// Returns a name in the workdir that nobody else has.
+    pub fn temporary(&self) -> OsString {
+        let mut name = String::from("#");
+        // Relaxed: only uniqueness matters. Writing to a String cannot fail.
+        let _ = write!(name, "{:x}", self.next.fetch_add(1, Ordering::Relaxed));
+        name.into()
+    }
+
+    /// Runs `make` with a new name in the workdir, and removes what it made there when it fails.
+    pub fn with_temporary<T>(&self, make: impl FnOnce(&OsStr) -> Result<T>) -> Result<T> {
+        let name = self.temporary();
+        make(&name).inspect_err(|_| self.discard(&name))
+    }
+
+    /// Removes `name` and all below it from the workdir; what cannot be removed goes at the next mount.
+    pub fn discard(&self, name: &OsStr) {
+        match remove_tree(self.fd(), name) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => log::warn!("{}: {name:?} is left in the workdir: {errno}", self.path.display()),
+        }
+    }
+
+    fn empty(&self) -> rustix::io::Result<()> {
+        for name in names(self.fd())? {
+            remove_tree(self.fd(), &name)?;
+        }
+        Ok(())
+    }
+
+    /// Leaves the mark of a volatile mount, which refuses later mounts until it is removed.
+    pub fn mark_volatile(&self) -> rustix::io::Result<()> {
+        let incompat = subdirectory(self.fd(), INCOMPAT)?;
+        let volatile = subdirectory(incompat.as_fd(), VOLATILE)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
+        rustix::fs::openat(&volatile, DIRTY, flags, Mode::RUSR | Mode::WUSR).map(drop)
+    }
+
+    /// Removes the mark, once what upper holds is on the disk.
+    pub fn unmark_volatile(&self) -> rustix::io::Result<()> {
+        remove_tree(self.fd(), OsStr::new(INCOMPAT))
+    }
+}
+
+/// Refuses a workdir that holds the mark of a feature that this mount cannot make up for.
+fn refuse_incompatible(dir: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    let marks = match readable(dir, &format!("{WORK}/{INCOMPAT}")) {
+        Ok(fd) => names(fd.as_fd()).unwrap_or_default(),
+        Err(_) => return Ok(()),
+    };
+    let Some(mark) = marks.first() else { return Ok(()) };
+    let place = path.join(WORK).join(INCOMPAT).join(mark);
+    if mark.as_bytes() == VOLATILE.as_bytes() {
+        return Err(Error::setup(
+            place,
+            "a volatile mount of this upper did not end cleanly, so what it wrote may be incomplete",
+            "start with a fresh upper and workdir; or remove this directory if the system has not crashed since",
+        ));
+    }
+    Err(Error::setup(place, "marks a feature that is not known here", "mount it with what wrote it"))
+}
+
+/// Opens the directory `name` in `dir`, making it where it is missing.
+fn subdirectory(dir: BorrowedFd<'_>, name: &str) -> rustix::io::Result<OwnedFd> {
+    match rustix::fs::mkdirat(dir, name, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(errno),
+    }
+    match readable(dir, name) {
+        // The kernel makes its `work` with no permissions at all.
+        Err(Errno::ACCESS) => {
+            rustix::fs::chmodat(dir, name, Mode::RWXU, AtFlags::empty())?;
+            readable(dir, name)
+        }
+        done => done,
+    }
+}
+
+/// Lists the names in `dir`, which must be open for reading.
+fn names(dir: BorrowedFd<'_>) -> rustix::io::Result<Vec<OsString>> {
+    let listing = readable(dir, ".")?;
+    let mut names = Vec::new();
+    dents::each(listing.as_fd(), |name, _, _| names.push(OsStr::from_bytes(name).to_owned()))?;
+    Ok(names)
+}
+
+/// Removes `name` in `dir` and all below it.
+pub fn remove_tree(dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        // POSIX has EPERM for a directory, Linux EISDIR.
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        done => return done,
+    }
+    match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+        Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+        done => return done,
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let inner = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+        Err(Errno::ACCESS) => {
+            rustix::fs::chmodat(dir, name, Mode::RWXU, AtFlags::empty())?;
+            rustix::fs::openat(dir, name, flags, Mode::empty())?
+        }
+        done => done?,
+    };
+    let mut entries = Vec::new();
+    dents::each(inner.as_fd(), |name, kind, _| entries.push((OsStr::from_bytes(name).to_owned(), kind)))?;
+    for (entry, kind) in entries {
+        if kind == FileType::Directory {
+            remove_tree(inner.as_fd(), &entry)?;
+        } else {
+            match rustix::fs::unlinkat(&inner, &entry, AtFlags::empty()) {
+                Err(Errno::ISDIR | Errno::PERM) => remove_tree(inner.as_fd(), &entry)?,
+                done => done?,
+            }
+        }
+    }
+    rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)
+}

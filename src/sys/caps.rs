@@ -1,0 +1,34 @@
+//! What this process may do.
+
+use rustix::thread::{CapabilitySet, capabilities};
+
+/// Returns whether this thread has `capability` in effect, in its own user namespace.
+pub fn effective(capability: CapabilitySet) -> bool {
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(capability))
+}
+
+/// Returns whether this process is in the initial user namespace.
+///
+/// Told by the identity map of all ids, which no other namespace has; without /proc the answer is no.
+pub fn in_initial_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let mut numbers = map.split_ascii_whitespace();
+    (numbers.next(), numbers.next(), numbers.next()) == (Some("0"), Some("0"), Some("4294967295"))
+}
+
+/// Returns whether `trusted.` xattrs can be read and written: CAP_SYS_ADMIN in the initial user namespace.
+pub fn trusted_xattrs() -> bool {
+    effective(CapabilitySet::SYS_ADMIN) && in_initial_user_namespace()
+}
+
+/// Raises the soft limit on open files to the hard one and returns it.
+pub fn raise_open_files() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let hard = limit.maximum.or(limit.current).unwrap_or(1 << 20);
+    match setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        Ok(()) => hard,
+        // What is left is what there was; the caches are sized by it.
+        Err(_) => limit.current.unwrap_or(hard),
+    }
+}

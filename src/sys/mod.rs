@@ -1,0 +1,19 @@
+//! System calls that rustix lacks, and probes of what this kernel and this process may do.
+//!
+//! The only module with `unsafe`. It knows no policy: what an answer means is for the callers to say.
+//! Descriptors come in as `BorrowedFd` and go out as `OwnedFd`.
+
+pub mod caps;
+#[cfg(feature = "cli")]
+pub mod daemon;
+pub mod dents;
+pub mod fhandle;
+pub mod ioctl;
+pub mod xattr;
+
+use std::os::fd::{AsFd, AsRawFd};
+
+/// Returns the path under /proc that reopens `fd`, which may have been opened with O_PATH.
+pub fn proc_path(fd: impl AsFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
+}

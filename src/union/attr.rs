@@ -1,0 +1,188 @@
+//! Attributes: stat, the changes to them, and the figures of the file system.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
+use rustix::io::Errno;
+
+use super::copy_up::Data;
+use super::inode::{Inode, NodeId};
+use super::{Attr, Caller, Fh, FileKind, Timestamp, Union};
+use crate::error::{Error, Result};
+use crate::sys::proc_path;
+
+/// What a time is set to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SetTime {
+    /// The present.
+    Now,
+    /// This time.
+    To(Timestamp),
+}
+
+/// Which attributes are set; `None` leaves one as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SetAttr {
+    /// Permission bits, 07777 at most.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Bytes.
+    pub size: Option<u64>,
+    /// Last access.
+    pub atime: Option<SetTime>,
+    /// Last change of the contents.
+    pub mtime: Option<SetTime>,
+}
+
+/// The figures of a file system, as statvfs(3) has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatFs {
+    /// Bytes a block.
+    pub block_size: u64,
+    /// Bytes a fragment, the unit of the counts of blocks.
+    pub fragment_size: u64,
+    /// Blocks in all.
+    pub blocks: u64,
+    /// Free blocks.
+    pub free: u64,
+    /// Free blocks for a plain user.
+    pub available: u64,
+    /// Inodes in all.
+    pub files: u64,
+    /// Free inodes.
+    pub files_free: u64,
+    /// The longest name, in bytes.
+    pub name_max: u32,
+}
+
+impl Union {
+    /// Reads the attributes of `id`.
+    pub fn getattr(&self, id: NodeId) -> Result<Attr> {
+        let inode = self.inode(id)?;
+        let mut attr = self.stat(&inode)?;
+        if attr.kind == FileKind::Regular && attr.blocks == 0 && attr.size > 0 {
+            attr.blocks = self.blocks_below(&inode)?.unwrap_or(attr.blocks);
+        }
+        Ok(attr)
+    }
+
+    /// Sets attributes of `id` for `caller`, the size through `fh` where there is one, and returns all of them.
+    ///
+    /// A change of size or owner takes the set-user-id and set-group-id bits and the capabilities of a regular file as
+    /// the kernel's file systems do. Errors: EROFS, EPERM, EFBIG, ENOSPC.
+    pub fn setattr(&self, id: NodeId, set: SetAttr, fh: Option<Fh>, caller: Caller) -> Result<Attr> {
+        let inode = self.inode(id)?;
+        let data = match set.size {
+            Some(size) => Data::First(size),
+            None => Data::Metadata,
+        };
+        self.copy_up(&inode, data)?;
+        let pinned = self.pin(&inode)?;
+        self.set_owner(&inode, pinned.as_fd(), set)?;
+        if let Some(mode) = set.mode {
+            self.set_mode(pinned.as_fd(), mode)?;
+        }
+        if let Some(size) = set.size {
+            let file = self.file_of(&inode, fh, super::file::Access::Write)?;
+            self.set_size(&inode, &file, size, caller)?;
+        }
+        self.set_times(pinned.as_fd(), set)?;
+        self.getattr(id)
+    }
+
+    fn set_owner(&self, inode: &Arc<Inode>, fd: BorrowedFd<'_>, set: SetAttr) -> Result<()> {
+        if set.uid.is_none() && set.gid.is_none() {
+            return Ok(());
+        }
+        // The system call clears set-user-id, set-group-id and capabilities of a file, as chown(2) says.
+        let (uid, gid) = (set.uid.map(Uid::from_raw), set.gid.map(Gid::from_raw));
+        let done = rustix::fs::chownat(fd, "", uid, gid, AtFlags::EMPTY_PATH);
+        done.map_err(|e| self.upper_error("chown", inode, e))
+    }
+
+    fn set_mode(&self, fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
+        rustix::fs::chmod(proc_path(fd), Mode::from_raw_mode(mode)).map_err(Error::Refused)
+    }
+
+    /// Sets the size through a descriptor that is open for writing.
+    pub(super) fn set_size(&self, inode: &Inode, file: impl AsFd, size: u64, caller: Caller) -> Result<()> {
+        rustix::fs::ftruncate(&file, size).map_err(|e| self.upper_error("ftruncate", inode, e))?;
+        if caller.uid != 0 {
+            self.drop_privileges(file.as_fd())?;
+        }
+        Ok(())
+    }
+
+    /// Clears set-user-id, and set-group-id of a file that its group may execute; the kernel has cleared the
+    /// capabilities with the change itself.
+    pub(super) fn drop_privileges(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        let mode = rustix::fs::fstat(fd).map_err(Error::Refused)?.st_mode;
+        let mut cleared = mode & 0o7777 & !0o4000;
+        if mode & 0o010 != 0 {
+            cleared &= !0o2000;
+        }
+        if cleared == mode & 0o7777 { Ok(()) } else { self.set_mode(fd, cleared) }
+    }
+
+    fn set_times(&self, fd: BorrowedFd<'_>, set: SetAttr) -> Result<()> {
+        if set.atime.is_none() && set.mtime.is_none() {
+            return Ok(());
+        }
+        let times = Timestamps { last_access: timespec(set.atime), last_modification: timespec(set.mtime) };
+        match rustix::fs::utimensat(fd, "", &times, AtFlags::EMPTY_PATH) {
+            // Before Linux 5.8 the empty path is not taken.
+            Err(Errno::INVAL | Errno::NOENT) => {
+                rustix::fs::utimensat(rustix::fs::CWD, proc_path(fd), &times, AtFlags::empty()).map_err(Error::Refused)
+            }
+            done => done.map_err(Error::Refused),
+        }
+    }
+
+    /// Reads the figures of upper's file system, or of the topmost lower's.
+    pub fn statfs(&self) -> Result<StatFs> {
+        let lower = self.lowers.layers().first().map(|layer| layer.root());
+        let root = self.upper.as_ref().map(|upper| upper.layer.root()).or(lower).ok_or(Error::Refused(Errno::STALE))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let readable = rustix::fs::openat(root, ".", flags, Mode::empty()).map_err(Error::Refused)?;
+        let s = rustix::fs::fstatvfs(&readable).map_err(Error::Refused)?;
+        Ok(StatFs {
+            block_size: s.f_bsize,
+            fragment_size: s.f_frsize,
+            blocks: s.f_blocks,
+            free: s.f_bfree,
+            available: s.f_bavail,
+            files: s.f_files,
+            files_free: s.f_ffree,
+            name_max: u32::try_from(s.f_namemax).unwrap_or(255),
+        })
+    }
+
+    /// Wraps `errno` of `call` on the object of `inode`.
+    pub(super) fn upper_error(&self, call: &'static str, inode: &Inode, errno: Errno) -> Error {
+        Error::call(call, "upper", &*inode.place().0.name, errno)
+    }
+}
+
+fn timespec(set: Option<SetTime>) -> Timespec {
+    match set {
+        None => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        Some(SetTime::Now) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+        Some(SetTime::To(t)) => Timespec { tv_sec: t.secs, tv_nsec: t.nanos.into() },
+    }
+}
+
+impl Union {
+    /// Writes what upper holds of the directory `id` to the disk; a directory of a lower layer is there already.
+    pub fn fsync_dir(&self, id: NodeId) -> Result<()> {
+        let inode = self.directory(id)?;
+        let Some(upper) = self.upper.as_ref().filter(|upper| upper.durable && inode.is_upper()) else { return Ok(()) };
+        let dir = self.upper_dir(&inode)?;
+        let synced = upper.layer.open_listing(dir.as_fd()).and_then(rustix::fs::fsync);
+        synced.map_err(|e| upper.layer.error("fsync", OsStr::new("."), e))
+    }
+}

@@ -1,0 +1,251 @@
+//! How a union is described, checked and opened.
+
+use std::ffi::OsStr;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use parking_lot::Mutex;
+
+use super::file;
+use super::handle::Handles;
+use super::inode::{Dir, Ino, Inode, NodeId, Parts, Place, Real};
+use super::listing::Listings;
+use super::numbers::Numbers;
+use super::table::Table;
+use super::{Caller, Union};
+use crate::config::{RedirectDir, UnionConfig, XattrNamespace};
+use crate::error::{Error, Result};
+use crate::layer::dir::Lowers;
+use crate::layer::fds::FdCache;
+use crate::layer::overlay::{Marks, Namespace};
+use crate::layer::upper::{Upper, is_inside};
+use crate::layer::{Layer, LayerId, Root};
+use crate::sys::{caps, dents};
+
+/// The most layers that a union can have.
+pub const LAYERS_MAX: usize = 500;
+
+/// Describes a union; made by [`Union::builder`].
+#[derive(Debug, Clone, Default)]
+pub struct UnionBuilder {
+    config: UnionConfig,
+}
+
+impl UnionBuilder {
+    /// Adds a read-only layer below those that are there.
+    pub fn lower(mut self, path: impl Into<PathBuf>) -> Self {
+        self.config.lowers.push(path.into());
+        self
+    }
+
+    /// Adds read-only layers, topmost first.
+    pub fn lowers(mut self, paths: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
+        self.config.lowers.extend(paths.into_iter().map(Into::into));
+        self
+    }
+
+    /// Sets the writable layer.
+    pub fn upper(mut self, path: impl Into<PathBuf>) -> Self {
+        self.config.upper = Some(path.into());
+        self
+    }
+
+    /// Sets the workdir, which is else a directory beside upper.
+    pub fn work(mut self, path: impl Into<PathBuf>) -> Self {
+        self.config.work = Some(path.into());
+        self
+    }
+
+    /// Takes everything else from `config`.
+    pub fn config(mut self, config: UnionConfig) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Opens, checks and locks the layers.
+    ///
+    /// Errors: [`Error::Setup`], which names the path, the reason and the way out; then nothing on the disk has changed.
+    pub fn build(self) -> Result<Union> {
+        Union::from_config(&self.config)
+    }
+}
+
+impl Union {
+    /// Opens the union that `config` describes, as [`UnionBuilder::build`] does.
+    pub fn from_config(config: &UnionConfig) -> Result<Self> {
+        check_layers(config)?;
+        let namespace = match config.xattr_namespace {
+            XattrNamespace::Trusted => Namespace::Trusted,
+            XattrNamespace::User => Namespace::User,
+            XattrNamespace::Auto if caps::trusted_xattrs() => Namespace::Trusted,
+            XattrNamespace::Auto => Namespace::User,
+        };
+        let lowers = open_lowers(config)?;
+        let upper = match &config.upper {
+            Some(path) => Some(Upper::open(config, path, namespace, config.index)?),
+            None => None,
+        };
+        let redirect_dir = redirect_dir(config, upper.as_ref())?;
+        if let Some(upper) = upper.as_ref().filter(|upper| !upper.durable) {
+            let failed = |e| Error::setup(upper.work.path(), format!("cannot be marked volatile: {e}"), "check free space");
+            upper.work.mark_volatile().map_err(failed)?;
+        }
+
+        // A quarter each for directories of upper and of the lowers and for data; the rest is for handles, for what
+        // is unlinked and still in use, and for the process that embeds the union.
+        let quarter = usize::try_from(caps::raise_open_files() / 4).unwrap_or(usize::MAX).clamp(64, 16384);
+        let lowers = Lowers::new(lowers, namespace, quarter)?;
+        let numbers = number_layers(config, &lowers, upper.as_ref())?;
+        let root = open_root(&lowers, upper.as_ref(), &numbers, namespace)?;
+        let index_used = upper.as_ref().is_some_and(index_is_used);
+        Ok(Self {
+            namespace,
+            redirect_dir,
+            metacopy: config.metacopy,
+            atime: config.atime,
+            server: Caller::current(),
+            may_chown: caps::effective(rustix::thread::CapabilitySet::CHOWN),
+            table: Table::new(root),
+            dirs: FdCache::new(quarter),
+            files: file::cache(quarter),
+            listings: Listings::new(),
+            handles: Handles::default(),
+            tree: Mutex::new(()),
+            moves: AtomicU64::new(0),
+            index_used: AtomicBool::new(index_used),
+            lowers,
+            upper,
+            numbers,
+        })
+    }
+}
+
+/// Refuses combinations of paths that no union can be made of.
+fn check_layers(config: &UnionConfig) -> Result<()> {
+    if config.lowers.is_empty() {
+        return Err(Error::setup("", "no lower layer was named", "name at least one with --lower"));
+    }
+    if config.lowers.len() > LAYERS_MAX {
+        let reason = format!("{} lower layers, more than {LAYERS_MAX}", config.lowers.len());
+        return Err(Error::setup("", reason, "merge some of them"));
+    }
+    let Some(upper) = &config.upper else {
+        if let Some(work) = &config.work {
+            return Err(Error::setup(work, "a workdir without an upper", "name an upper, or leave the workdir out"));
+        }
+        return Ok(());
+    };
+    for lower in &config.lowers {
+        if same(lower, upper) {
+            return Err(Error::setup(upper, "is both upper and lower", "name another directory as upper"));
+        }
+        if is_inside(upper, lower) {
+            let reason = format!("is inside the lower layer {}, which must not change", lower.display());
+            return Err(Error::setup(upper, reason, "keep upper outside the lower layers"));
+        }
+        if is_inside(lower, upper) {
+            let reason = format!("is inside upper {}, which is written", upper.display());
+            return Err(Error::setup(lower, reason, "keep the lower layers outside upper"));
+        }
+        if let Some(work) = config.work.as_ref().filter(|work| is_inside(work, lower)) {
+            let reason = format!("is inside the lower layer {}, which must not change", lower.display());
+            return Err(Error::setup(work, reason, "keep the workdir outside the lower layers"));
+        }
+    }
+    Ok(())
+}
+
+fn same(a: &Path, b: &Path) -> bool {
+    matches!((rustix::fs::stat(a), rustix::fs::stat(b)), (Ok(a), Ok(b)) if a.st_dev == b.st_dev && a.st_ino == b.st_ino)
+}
+
+fn open_lowers(config: &UnionConfig) -> Result<Vec<Layer>> {
+    let numbered = config.lowers.iter().zip(1u16..);
+    numbered.map(|(path, id)| Layer::new(LayerId(id), path, Root::open(path)?)).collect()
+}
+
+/// Settles whether redirects are written, which needs xattrs.
+fn redirect_dir(config: &UnionConfig, upper: Option<&Upper>) -> Result<RedirectDir> {
+    let able = upper.is_some_and(|upper| upper.features.xattrs);
+    match (config.redirect_dir, upper) {
+        (RedirectDir::Auto, _) if able => Ok(RedirectDir::On),
+        (RedirectDir::Auto, _) => Ok(RedirectDir::Follow),
+        (RedirectDir::On, Some(upper)) if !able => Err(Error::setup(
+            &upper.layer.path,
+            "cannot hold the xattr that redirect_dir=on needs",
+            "use redirect_dir=off or another file system",
+        )),
+        (asked, _) => Ok(asked),
+    }
+}
+
+fn number_layers(config: &UnionConfig, lowers: &Lowers, upper: Option<&Upper>) -> Result<Numbers> {
+    let mut filesystems = Vec::new();
+    if let Some(upper) = upper {
+        let attr = upper.stat(upper.layer.root(), OsStr::new(""))?;
+        filesystems.push((attr.dev, upper.layer.uuid));
+    }
+    filesystems.extend(lowers.roots().iter().zip(lowers.layers()).map(|(root, layer)| (root.dev, layer.uuid)));
+    Ok(Numbers::new(filesystems.into_iter(), config.xino))
+}
+
+/// Makes the root: all layers' roots down to the first opaque one.
+fn open_root(
+    lowers: &Lowers,
+    upper: Option<&Upper>,
+    numbers: &Numbers,
+    namespace: Namespace,
+) -> Result<std::sync::Arc<Inode>> {
+    let own = OsStr::new("");
+    let mut marks = Marks::default();
+    let mut upper_ino = 0;
+    let mut number = None;
+    if let Some(upper) = upper {
+        let attr = upper.stat(upper.layer.root(), own)?;
+        upper_ino = attr.ino;
+        number = Some(numbers.number(attr.dev, attr.ino));
+        let failed = |e| Error::setup(&upper.layer.path, format!("its xattrs cannot be read: {e}"), "check the file system");
+        marks = namespace.marks(upper.layer.root(), own).map_err(failed)?;
+    }
+    let mut parts = Vec::new();
+    if !marks.opaque {
+        for (root, layer) in lowers.roots().iter().zip(lowers.layers()) {
+            parts.push(root.clone());
+            let failed = |e| Error::setup(&layer.path, format!("its xattrs cannot be read: {e}"), "check the file system");
+            if namespace.marks(layer.root(), own).map_err(failed)?.opaque {
+                break;
+            }
+        }
+    }
+    let top = parts.first().cloned();
+    // As in the kernel's overlayfs, a merged directory has the number of its topmost lower part.
+    if let Some(top) = &top {
+        number = Some(numbers.number(top.dev, top.ino));
+    }
+    let real = match (upper, top) {
+        (None, Some(top)) => Real::Lower(top),
+        _ => Real::Upper,
+    };
+    let place = Place { parent: None, name: own.into(), real, unlinked: false };
+    Ok(Inode::new(
+        NodeId::ROOT,
+        Parts {
+            ino: Ino(number.unwrap_or(NodeId::ROOT.0)),
+            kind: crate::layer::attr::FileKind::Directory,
+            place,
+            origin: None,
+            upper_ino,
+            nlink_delta: None,
+            dir: Some(Dir::new(parts.into(), marks.xwhiteouts, marks.impure)),
+        },
+    ))
+}
+
+fn index_is_used(upper: &Upper) -> bool {
+    let Some(index) = upper.work.index() else { return false };
+    let mut used = false;
+    let listed = upper.layer.open_listing(index).and_then(|fd| dents::each(fd.as_fd(), |_, _, _| used = true));
+    // What cannot be listed may hold something: looking is then the safe answer.
+    used || listed.is_err()
+}

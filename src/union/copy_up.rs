@@ -1,0 +1,360 @@
+//! Copy-up: from a lower layer to upper, each step published whole.
+//!
+//! The climb goes from the topmost ancestor that is not in upper down to the inode. What is copied is made
+//! in the workdir and appears under its name in one step; a failure on the way leaves the union as it was.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{AtFlags, OFlags};
+use rustix::io::Errno;
+
+use super::inode::{DataPlace, Inode, Real};
+use super::search::InUpper;
+use super::{Union, copy_data, dir_of};
+use crate::error::{Error, Result};
+use crate::layer::attr::{Attr, FileKind};
+use crate::layer::dir::LayerDir;
+use crate::layer::overlay::{Mark, View, view};
+use crate::layer::upper::{Place, Publish, Shape, Upper};
+use crate::sys::xattr;
+
+/// How much of a regular file's data is copied up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Data {
+    /// All.
+    Copy,
+    /// This many bytes; the rest is about to be cut off.
+    First(u64),
+    /// None where the mount allows metacopy, else all.
+    Metadata,
+}
+
+/// What has been made and waits to be published.
+enum Made {
+    /// A file without a name.
+    Nameless(OwnedFd),
+    /// A thing in the workdir.
+    Temporary(OsString),
+}
+
+/// The lower object that is copied.
+struct Source {
+    dir: Arc<LayerDir>,
+    /// Empty for a directory, which is `dir` itself.
+    name: Arc<OsStr>,
+    attr: Attr,
+}
+
+impl Union {
+    /// Brings `inode` and all above it to upper. Errors: EROFS without one; ENOSPC and such leave everything as it was.
+    pub(super) fn copy_up(&self, inode: &Arc<Inode>, data: Data) -> Result<()> {
+        if inode.is_upper() {
+            return self.fill_metacopy(inode, data);
+        }
+        self.writable()?;
+        let mut climb = vec![inode.clone()];
+        while let Some(parent) = climb.last().and_then(|inode| inode.place().0.parent) {
+            if parent.is_upper() {
+                break;
+            }
+            climb.push(parent);
+        }
+        for step in climb.iter().rev() {
+            let wanted = if Arc::ptr_eq(step, inode) { data } else { Data::Copy };
+            self.copy_up_one(step, wanted)?;
+        }
+        self.fill_metacopy(inode, data)
+    }
+
+    /// Brings the directory `inode` to upper, so that something can be made in it.
+    pub(super) fn ensure_upper(&self, inode: &Arc<Inode>) -> Result<()> {
+        if inode.is_upper() { Ok(()) } else { self.copy_up(inode, Data::Copy) }
+    }
+
+    fn copy_up_one(&self, inode: &Arc<Inode>, data: Data) -> Result<()> {
+        let _copying = inode.lock_copy_up();
+        let (place, _) = inode.place();
+        // The lock may have been waited for while another request did it all.
+        let Real::Lower(dir) = place.real else { return Ok(()) };
+        let name: Arc<OsStr> = if inode.dir().is_some() { OsStr::new("").into() } else { place.name.clone() };
+        let attr = self.lowers.stat(&dir, &name)?;
+        let source = Source { dir, name, attr };
+        let upper = self.writable()?;
+        let made = match inode.kind {
+            FileKind::Regular => self.make_regular(upper, inode, &source, data)?,
+            FileKind::Directory => self.make_other(upper, &source, Shape::Directory)?,
+            FileKind::Symlink => {
+                let target = self.lowers.with_fd(&source.dir, |fd| {
+                    let failed = |e| self.lowers.layer(&source.dir).error("readlinkat", &source.name, e);
+                    rustix::fs::readlinkat(fd, &*source.name, Vec::new()).map_err(failed)
+                })?;
+                let target = OsString::from(<OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(target.as_bytes()));
+                self.make_other(upper, &source, Shape::Symlink(&target))?
+            }
+            kind => self.make_other(upper, &source, Shape::Node(kind, source.attr.rdev))?,
+        };
+        let published = self.publish_copy(upper, inode, &source, &made);
+        if let Made::Temporary(temporary) = &made {
+            // Gone already when it was moved; what was linked has its own name now.
+            if published.is_err() || inode.kind != FileKind::Directory {
+                upper.work.discard(temporary);
+            }
+        }
+        published
+    }
+
+    /// Makes a copy of a regular file, with its data as far as `data` says.
+    fn make_regular(&self, upper: &Upper, inode: &Arc<Inode>, source: &Source, data: Data) -> Result<Made> {
+        let layer = self.lowers.layer(&source.dir);
+        let metadata_alone = data == Data::Metadata && self.metacopy && source.attr.size > 0;
+        let (len, fd) = match data {
+            Data::First(len) => (len.min(source.attr.size), None),
+            _ if metadata_alone => (0, None),
+            _ => (source.attr.size, None::<OwnedFd>),
+        };
+        let fd = if len > 0 { Some(self.open_lower_data(inode)?) } else { fd };
+        let fill = |target: BorrowedFd<'_>| -> Result<()> {
+            if let Some(fd) = &fd {
+                copy_data::copy(fd.as_fd(), target, len).map_err(|e| layer.error("copy", &source.name, e))?;
+            }
+            if metadata_alone {
+                let failed = |e| upper.layer.error("ftruncate", &source.name, e);
+                rustix::fs::ftruncate(target, source.attr.size).map_err(failed)?;
+                self.set_metacopy(upper, source, target)?;
+            }
+            self.copy_metadata(upper, source, Place::file(target))?;
+            if upper.durable && source.attr.size > 0 {
+                rustix::fs::fsync(target).map_err(|e| upper.layer.error("fsync", &source.name, e))?;
+            }
+            Ok(())
+        };
+        if let Some(target) = upper.tmpfile()? {
+            fill(target.as_fd())?;
+            return Ok(Made::Nameless(target));
+        }
+        upper.work.with_temporary(|temporary| {
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+            let target = rustix::fs::openat(upper.work.fd(), temporary, flags, mode);
+            fill(target.map_err(|e| upper.layer.error("make in workdir", temporary, e))?.as_fd())?;
+            Ok(Made::Temporary(temporary.to_owned()))
+        })
+    }
+
+    /// Makes a copy of anything that has no data.
+    fn make_other(&self, upper: &Upper, source: &Source, shape: Shape<'_>) -> Result<Made> {
+        upper.work.with_temporary(|temporary| {
+            upper.make(temporary, shape)?;
+            self.copy_metadata(upper, source, Place::at(upper.work.fd(), temporary))?;
+            Ok(Made::Temporary(temporary.to_owned()))
+        })
+    }
+
+    /// Gives `target` the owner, xattrs, mode and times of the source, and the source as its origin.
+    fn copy_metadata(&self, upper: &Upper, source: &Source, target: Place<'_>) -> Result<()> {
+        let failed = |call: &'static str| move |e: Errno| upper.layer.error(call, &source.name, e);
+        let attr = &source.attr;
+        if (attr.uid, attr.gid) != (self.server.uid, self.server.gid) || !target.name.is_empty() {
+            target.chown(attr.uid, attr.gid).map_err(failed("chown"))?;
+        }
+        self.copy_xattrs(upper, source, target)?;
+        if attr.kind != FileKind::Symlink {
+            // After chown, which clears set-user-id; explicit, so that no umask plays a part.
+            target.chmod(attr.mode).map_err(failed("chmod"))?;
+        }
+        let origin = self.origin_of(&source.dir, &source.name)?.and_then(|origin| origin.encode());
+        if upper.features.xattrs {
+            // Empty where the lower has no handles: then the file is only known to have come from below.
+            upper.set_mark(target, Mark::Origin, &origin.unwrap_or_default())?;
+        }
+        target.set_times(attr.atime, attr.mtime).map_err(failed("utimensat"))
+    }
+
+    /// Copies the xattrs and ACLs, the overlay's own aside.
+    fn copy_xattrs(&self, upper: &Upper, source: &Source, target: Place<'_>) -> Result<()> {
+        self.lowers.with_fd(&source.dir, |fd| {
+            let layer = self.lowers.layer(&source.dir);
+            let names = xattr::list(fd, &source.name).map_err(|e| layer.error("listxattr", &source.name, e))?;
+            for name in names.iter().filter(|name| view(name) != View::Hidden) {
+                let value = xattr::read(fd, &source.name, name).map_err(|e| layer.error("getxattr", &source.name, e))?;
+                let Some(value) = value else { continue };
+                match target.set_xattr(name, &value) {
+                    Ok(()) => {}
+                    // A security module sets its own labels; a plain user, or another file system, cannot keep them.
+                    Err(Errno::PERM | Errno::OPNOTSUPP) if is_label(name) => {}
+                    Err(errno) => return Err(upper.layer.error("setxattr", name, errno)),
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Gives what was made its name, and switches the inode to it.
+    fn publish_copy(&self, upper: &Upper, inode: &Arc<Inode>, source: &Source, made: &Made) -> Result<()> {
+        let (place, _) = inode.place();
+        let parent = place.parent.ok_or(Error::Refused(Errno::STALE))?;
+        let names = dir_of(&parent)?.lock.write();
+        let (place, _) = inode.place();
+        if place.unlinked {
+            return self.keep_unlinked(upper, inode, made);
+        }
+        let dir = self.upper_dir(&parent)?;
+        let before = upper.stat(dir.as_fd(), OsStr::new(""))?;
+        let indexed = self.publish_indexed(upper, source, made)?;
+        let linked = match (&indexed, made) {
+            (Some(entry), _) => {
+                let index = upper.work.index().ok_or(Error::Refused(Errno::STALE))?;
+                rustix::fs::linkat(index, entry, dir.as_fd(), &*place.name, AtFlags::empty())
+            }
+            (None, Made::Nameless(fd)) => upper.link_file(fd.as_fd(), dir.as_fd(), &place.name),
+            (None, Made::Temporary(name)) => upper.publish(name, dir.as_fd(), &place.name, Publish::New),
+        };
+        linked.map_err(|e| upper.layer.error("publish", &place.name, e))?;
+        self.mark_impure(upper, &parent)?;
+        let restored = Place::at(dir.as_fd(), OsStr::new(".")).set_times(before.atime, before.mtime);
+        restored.map_err(|e| upper.layer.error("utimensat", &place.name, e))?;
+        let attr = upper.stat(dir.as_fd(), &place.name)?;
+        if let Some(entry) = &indexed {
+            // Both counts grow and shrink together from now on.
+            let delta = source.attr.nlink as i32 - attr.nlink as i32;
+            self.write_nlink(upper, dir.as_fd(), &place.name, delta)?;
+            inode.set_nlink_delta(delta);
+            self.switch(inode, Real::Index(entry.as_os_str().into()), attr.ino);
+        } else {
+            self.switch(inode, Real::Upper, attr.ino);
+        }
+        dir_of(&parent)?.changed();
+        drop(names);
+        Ok(())
+    }
+
+    /// Puts the copy of a file with several names into the index; returns its name there.
+    fn publish_indexed(&self, upper: &Upper, source: &Source, made: &Made) -> Result<Option<OsString>> {
+        let Some(entry) = self.index_entry(upper, &source.dir, &source.name, &source.attr)? else { return Ok(None) };
+        let index = upper.work.index().ok_or(Error::Refused(Errno::STALE))?;
+        let target = match made {
+            Made::Nameless(fd) => Place::file(fd.as_fd()),
+            Made::Temporary(name) => Place::at(upper.work.fd(), name),
+        };
+        // Relative to the lower's count until the first name in upper is made.
+        upper.set_mark(target, Mark::Nlink, b"L+0")?;
+        let published = match made {
+            Made::Nameless(fd) => upper.link_file(fd.as_fd(), index, &entry),
+            Made::Temporary(name) => upper.publish(name, index, &entry, Publish::New),
+        };
+        self.note_index();
+        match published {
+            Ok(()) => Ok(Some(entry)),
+            // Left by a mount that ended between two steps, with no name in upper: it never was a part of the union.
+            Err(Errno::EXIST) if upper.stat(index, &entry)?.nlink == 1 => {
+                rustix::fs::unlinkat(index, &entry, AtFlags::empty()).map_err(|e| upper.layer.error("unlinkat", &entry, e))?;
+                self.publish_indexed(upper, source, made)
+            }
+            Err(errno) => Err(upper.layer.error("publish in index", &entry, errno)),
+        }
+    }
+
+    /// Keeps the copy of a file whose name was removed while it was copied, for those who have it open.
+    fn keep_unlinked(&self, upper: &Upper, inode: &Arc<Inode>, made: &Made) -> Result<()> {
+        let fd = match made {
+            Made::Nameless(fd) => fd.try_clone().map_err(|_| Error::Refused(Errno::MFILE))?,
+            Made::Temporary(name) => {
+                let opened = upper.layer.open(upper.work.fd(), name, OFlags::PATH);
+                opened.map_err(|e| upper.layer.error("openat", name, e))?
+            }
+        };
+        let ino = upper.stat(fd.as_fd(), OsStr::new(""))?.ino;
+        self.switch(inode, Real::Detached(Arc::new(fd)), ino);
+        Ok(())
+    }
+
+    /// Makes upper's object the inode's; descriptors of the lower one are not used any more.
+    fn switch(&self, inode: &Arc<Inode>, real: Real, upper_ino: u64) {
+        inode.set_upper_ino(upper_ino);
+        let old = inode.relocate(|place| std::mem::replace(&mut place.real, real));
+        drop(old);
+        inode.set_data_place(DataPlace::Unknown);
+        if inode.note_descriptor(false) {
+            self.close_files(inode.serial);
+        }
+    }
+
+    /// Records in upper's part of `parent` that entries of it have an origin.
+    pub(super) fn mark_impure(&self, upper: &Upper, parent: &Arc<Inode>) -> Result<()> {
+        let dir = dir_of(parent)?;
+        if !upper.features.xattrs || dir.impure.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let fd = self.upper_dir(parent)?;
+        upper.set_mark(Place::at(fd.as_fd(), OsStr::new("")), Mark::Impure, b"y")
+    }
+
+    /// Copies up a hard link of an indexed file under the name that an operation is about to change.
+    pub(super) fn copy_up_name(&self, inode: &Arc<Inode>, parent: &Arc<Inode>, name: &OsStr, data: Data) -> Result<()> {
+        self.ensure_upper(parent)?;
+        self.copy_up(inode, data)?;
+        if inode.nlink_delta().is_some() {
+            let _names = dir_of(parent)?.lock.write();
+            if matches!(self.in_upper(parent, name)?, InUpper::Nothing) {
+                self.link_alias(inode, parent, name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies the data of a metacopy, in place: until the mark is removed, the data below is what is read.
+    fn fill_metacopy(&self, inode: &Arc<Inode>, data: Data) -> Result<()> {
+        if inode.kind != FileKind::Regular || data == Data::Metadata || inode.data_place() == DataPlace::Here {
+            return Ok(());
+        }
+        let Some((dir, name)) = self.data_below(inode)? else { return Ok(()) };
+        let _copying = inode.lock_copy_up();
+        if inode.data_place() == DataPlace::Here {
+            return Ok(());
+        }
+        let upper = self.writable()?;
+        let attr = self.lowers.stat(&dir, &name)?;
+        let len = match data {
+            Data::First(len) => len.min(attr.size),
+            _ => attr.size,
+        };
+        let times = self.stat(inode)?;
+        let source = self.lowers.with_fd(&dir, |fd| {
+            let layer = self.lowers.layer(&dir);
+            layer.open_noatime(fd, &name, OFlags::RDONLY).map_err(|e| layer.error("openat", &name, e))
+        })?;
+        let target = self.open_object(inode, OFlags::RDWR)?;
+        let failed = |call: &'static str| { let name = name.clone(); move |e: Errno| upper.layer.error(call, &name, e) };
+        copy_data::copy(source.as_fd(), target.as_fd(), len).map_err(failed("copy"))?;
+        if upper.durable {
+            rustix::fs::fsync(&target).map_err(failed("fsync"))?;
+        }
+        Place::file(target.as_fd()).set_times(times.atime, times.mtime).map_err(failed("futimens"))?;
+        self.namespace.clear(target.as_fd(), OsStr::new(""), Mark::Metacopy).map_err(failed("removexattr"))?;
+        inode.set_data_place(DataPlace::Here);
+        if inode.note_descriptor(false) {
+            self.close_files(inode.serial);
+        }
+        Ok(())
+    }
+
+    /// Marks a copy as one of metadata alone, and says where its data is when that is not under its own name.
+    fn set_metacopy(&self, upper: &Upper, source: &Source, target: BorrowedFd<'_>) -> Result<()> {
+        upper.set_mark(Place::file(target), Mark::Metacopy, b"")?;
+        let layer = self.lowers.layer(&source.dir);
+        let marks = self.lowers.with_fd(&source.dir, |fd| {
+            self.namespace.marks(fd, &source.name).map_err(|e| layer.error("listxattr", &source.name, e))
+        })?;
+        match marks.redirect {
+            Some(redirect) => upper.set_mark(Place::file(target), Mark::Redirect, &redirect),
+            None => Ok(()),
+        }
+    }
+}
+
+fn is_label(name: &OsStr) -> bool {
+    name == "security.selinux" || name == "security.SMACK64" || name == "security.ima" || name == "security.evm"
+}

@@ -1,0 +1,314 @@
+//! Making new files, directories, links and nodes in upper.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::inode::{DataPlace, Inode, NodeId};
+use super::lookup::{Count, Entry};
+use super::search::{Hit, InUpper, Stack, Top};
+use super::{Caller, Union, dir_of};
+use crate::error::{Error, Result};
+use crate::layer::acl;
+use crate::layer::attr::{Attr, FileKind};
+use crate::layer::dir::dotwh_name;
+use crate::layer::name::Name;
+use crate::layer::overlay::{Mark, Marks};
+use crate::layer::upper::{Place, Publish, Shape, Upper};
+use crate::sys::xattr;
+
+/// What is to be made.
+#[derive(Debug, Clone, Copy)]
+pub enum New<'a> {
+    /// An empty regular file.
+    Regular,
+    /// A directory.
+    Directory,
+    /// A symbolic link to this target.
+    Symlink(&'a OsStr),
+    /// A pipe, socket or device (major, minor).
+    Node(FileKind, (u32, u32)),
+}
+
+/// What a new name takes the place of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Vacancy {
+    /// Nothing.
+    Free,
+    /// A whiteout under the name.
+    Whiteout,
+    /// A `.wh.` mark beside the name.
+    Hidden,
+}
+
+/// The mode, owner and group that a new file is to have, with its inherited ACLs.
+struct Wanted {
+    mode: u32,
+    caller: Caller,
+    access: Option<Vec<u8>>,
+    default: Option<Vec<u8>>,
+}
+
+impl Union {
+    /// Makes `new` under `name` in `parent`, with permission bits `mode`, for `caller` with `umask`.
+    ///
+    /// `umask` plays no part where the parent has a default ACL. Errors: EEXIST, EROFS, EINVAL for a `.wh.` name,
+    /// EPERM for a character device 0:0, which is how layers mark a removed name.
+    pub fn create(
+        &self,
+        parent: NodeId,
+        name: Name<'_>,
+        new: New<'_>,
+        mode: u32,
+        umask: u32,
+        caller: Caller,
+    ) -> Result<Entry> {
+        if name.is_reserved() {
+            return Err(Error::Refused(Errno::INVAL));
+        }
+        if matches!(new, New::Node(FileKind::Char, (0, 0))) {
+            return Err(Error::Refused(Errno::PERM));
+        }
+        let parent = self.directory(parent)?;
+        self.ensure_upper(&parent)?;
+        let _names = dir_of(&parent)?.lock.write();
+        let vacancy = self.vacancy(&parent, &name)?;
+        let (attr, fd) = self.create_locked(&parent, &name, new, (mode & 0o7777, umask), caller, vacancy)?;
+        dir_of(&parent)?.changed();
+        let hit = Hit { attr, top: Top::Upper, lower: Stack::new(), marks: Marks::default() };
+        let inode = self.intern(&parent, &name, &hit, Count::Lookup)?;
+        if let Some(fd) = fd {
+            inode.set_data_place(DataPlace::Here);
+            self.keep_file(&inode, super::file::Access::Write, Arc::new(fd));
+        }
+        Ok(Entry { id: inode.id(), attr: inode.finish(attr) })
+    }
+
+    /// Returns what `name` in `parent` would take the place of. Errors: EEXIST, and ENOENT in a removed directory.
+    pub(super) fn vacancy(&self, parent: &Arc<Inode>, name: &OsStr) -> Result<Vacancy> {
+        if parent.place().0.unlinked {
+            return Err(Error::Refused(Errno::NOENT));
+        }
+        match self.in_upper(parent, name)? {
+            InUpper::Whiteout => Ok(Vacancy::Whiteout),
+            InUpper::File(_) | InUpper::Dir(..) => Err(Error::Refused(Errno::EXIST)),
+            InUpper::Nothing if self.hidden_in_upper(parent, name)? => Ok(Vacancy::Hidden),
+            InUpper::Nothing if self.shows_below(parent, name)? => Err(Error::Refused(Errno::EXIST)),
+            InUpper::Nothing => Ok(Vacancy::Free),
+        }
+    }
+
+    fn create_locked(
+        &self,
+        parent: &Arc<Inode>,
+        name: &OsStr,
+        new: New<'_>,
+        (mode, umask): (u32, u32),
+        caller: Caller,
+        vacancy: Vacancy,
+    ) -> Result<(Attr, Option<OwnedFd>)> {
+        let upper = self.writable()?;
+        let dir = self.upper_dir(parent)?;
+        let inherits = self.has_default_acl(upper, parent, dir.as_fd())?;
+        // Whose file it is the kernel settles as it should where we act as the caller does; so does it the ACLs.
+        if vacancy == Vacancy::Free && (caller == self.server || !self.may_chown) {
+            let masked = if inherits { mode } else { mode & !umask };
+            let fd = make_in_place(upper, dir.as_fd(), name, new, masked)?;
+            let mut attr = upper.stat(dir.as_fd(), name)?;
+            let exact = if inherits || matches!(new, New::Symlink(_)) { attr.mode } else { masked | attr.mode & inherited_bits(new) };
+            if attr.mode != exact {
+                // The umask of this process took some; it is not ours to change.
+                Place::at(dir.as_fd(), name).chmod(exact).map_err(|e| upper.layer.error("chmod", name, e))?;
+                attr.mode = exact;
+            }
+            return Ok((attr, fd));
+        }
+        let wanted = self.wanted(upper, dir.as_fd(), new, (mode, umask), caller, inherits)?;
+        let fd = self.make_apart(upper, dir.as_fd(), name, new, &wanted, vacancy)?;
+        if vacancy == Vacancy::Hidden {
+            remove_mark(upper, dir.as_fd(), name)?;
+        }
+        Ok((upper.stat(dir.as_fd(), name)?, fd))
+    }
+
+    /// Returns whether upper's part of `parent` has a default ACL.
+    fn has_default_acl(&self, upper: &Upper, parent: &Arc<Inode>, fd: BorrowedFd<'_>) -> Result<bool> {
+        let dir = dir_of(parent)?;
+        if let Some(known) = dir.default_acl() {
+            return Ok(known);
+        }
+        let has = match xattr::get(fd, OsStr::new(""), OsStr::new(acl::DEFAULT), &mut []) {
+            Ok(_) => true,
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => false,
+            Err(errno) => return Err(upper.layer.error("getxattr", OsStr::new(acl::DEFAULT), errno)),
+        };
+        dir.set_default_acl(Some(has));
+        Ok(has)
+    }
+
+    /// Works out what the kernel would give a file that `caller` makes in the directory behind `fd`.
+    fn wanted(
+        &self,
+        upper: &Upper,
+        fd: BorrowedFd<'_>,
+        new: New<'_>,
+        (mode, umask): (u32, u32),
+        caller: Caller,
+        inherits: bool,
+    ) -> Result<Wanted> {
+        let parent = upper.stat(fd, OsStr::new(""))?;
+        let mut wanted = Wanted { mode: mode & !umask, caller, access: None, default: None };
+        if inherits && !matches!(new, New::Symlink(_)) {
+            let failed = |e| upper.layer.error("getxattr", OsStr::new(acl::DEFAULT), e);
+            if let Some(value) = xattr::read(fd, OsStr::new(""), OsStr::new(acl::DEFAULT)).map_err(failed)? {
+                let inherited = acl::inherit(&value, mode)?;
+                wanted.mode = inherited.mode;
+                wanted.access = inherited.access;
+                wanted.default = matches!(new, New::Directory).then_some(value);
+            }
+        }
+        if parent.mode & 0o2000 != 0 {
+            wanted.caller.gid = parent.gid;
+            if matches!(new, New::Directory) {
+                wanted.mode |= 0o2000;
+            }
+        }
+        Ok(wanted)
+    }
+
+    /// Makes `new` in the workdir, complete, and publishes it under `name` in `dir`.
+    fn make_apart(
+        &self,
+        upper: &Upper,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        new: New<'_>,
+        wanted: &Wanted,
+        vacancy: Vacancy,
+    ) -> Result<Option<OwnedFd>> {
+        if matches!(new, New::Regular) {
+            if let Some(fd) = upper.tmpfile()? {
+                self.dress(upper, Place::file(fd.as_fd()), new, wanted)?;
+                if vacancy == Vacancy::Whiteout {
+                    upper.work.with_temporary(|temporary| {
+                        let linked = upper.link_file(fd.as_fd(), upper.work.fd(), temporary);
+                        let moved = linked.and_then(|()| upper.publish(temporary, dir, name, Publish::Replace));
+                        moved.map_err(|e| upper.layer.error("publish", name, e))
+                    })?;
+                } else {
+                    upper.link_file(fd.as_fd(), dir, name).map_err(|e| upper.layer.error("linkat", name, e))?;
+                }
+                return Ok(Some(fd));
+            }
+        }
+        upper.work.with_temporary(|temporary| {
+            upper.make(temporary, shape(new))?;
+            let place = Place::at(upper.work.fd(), temporary);
+            self.dress(upper, place, new, wanted)?;
+            self.publish_new(upper, temporary, dir, name, new, vacancy)
+        })?;
+        Ok(None)
+    }
+
+    /// Moves what was made in the workdir to its name; a directory that replaces a removed one is opaque first.
+    fn publish_new(
+        &self,
+        upper: &Upper,
+        temporary: &OsStr,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        new: New<'_>,
+        vacancy: Vacancy,
+    ) -> Result<()> {
+        let directory = matches!(new, New::Directory);
+        if directory && vacancy != Vacancy::Free {
+            self.set_opaque(upper, Place::at(upper.work.fd(), temporary))?;
+        }
+        let how = match vacancy {
+            Vacancy::Free | Vacancy::Hidden => Publish::New,
+            Vacancy::Whiteout if directory => Publish::Exchange,
+            Vacancy::Whiteout => Publish::Replace,
+        };
+        upper.publish(temporary, dir, name, how).map_err(|e| upper.layer.error("publish", name, e))?;
+        if how == Publish::Exchange {
+            upper.work.discard(temporary);
+        }
+        Ok(())
+    }
+
+    /// Makes a directory one through which nothing below shows, by the xattr or, where there are none, by an entry.
+    pub(super) fn set_opaque(&self, upper: &Upper, place: Place<'_>) -> Result<()> {
+        if upper.features.xattrs {
+            return upper.set_mark(place, Mark::Opaque, b"y");
+        }
+        let entry = OsString::from(format!("{}/{}", place.name.to_string_lossy(), crate::layer::name::WH_OPAQUE));
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
+        let made = rustix::fs::openat(place.dir, &entry, flags, Mode::RUSR | Mode::WUSR);
+        made.map(drop).map_err(|e| upper.layer.error("openat", &entry, e))
+    }
+
+    /// Gives what was made its owner, ACLs and mode.
+    fn dress(&self, upper: &Upper, place: Place<'_>, new: New<'_>, wanted: &Wanted) -> Result<()> {
+        let failed = |call: &'static str| move |e: Errno| upper.layer.error(call, OsStr::new("work"), e);
+        if wanted.caller != self.server && self.may_chown {
+            place.chown(wanted.caller.uid, wanted.caller.gid).map_err(failed("chown"))?;
+        }
+        for (name, value) in [(acl::DEFAULT, &wanted.default), (acl::ACCESS, &wanted.access)] {
+            if let Some(value) = value {
+                place.set_xattr(OsStr::new(name), value).map_err(failed("setxattr"))?;
+            }
+        }
+        if matches!(new, New::Symlink(_)) {
+            return Ok(());
+        }
+        place.chmod(wanted.mode).map_err(failed("chmod"))
+    }
+}
+
+/// Removes the `.wh.` mark of a name that is there again.
+pub(super) fn remove_mark(upper: &Upper, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+    let Some(mark) = dotwh_name(name) else { return Ok(()) };
+    match rustix::fs::unlinkat(dir, &mark, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(upper.layer.error("unlinkat", &mark, errno)),
+    }
+}
+
+/// The bits that a new file takes over from its directory.
+fn inherited_bits(new: New<'_>) -> u32 {
+    if matches!(new, New::Directory) { 0o2000 } else { 0 }
+}
+
+fn shape(new: New<'_>) -> Shape<'_> {
+    match new {
+        New::Regular => Shape::Regular,
+        New::Directory => Shape::Directory,
+        New::Symlink(target) => Shape::Symlink(target),
+        New::Node(kind, rdev) => Shape::Node(kind, rdev),
+    }
+}
+
+/// Makes `new` where it belongs: one call, so that it is whole or not there.
+fn make_in_place(upper: &Upper, dir: BorrowedFd<'_>, name: &OsStr, new: New<'_>, mode: u32) -> Result<Option<OwnedFd>> {
+    let bits = Mode::from_raw_mode(mode);
+    let made = match new {
+        New::Regular => {
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::openat(dir, name, flags, bits).map(Some)
+        }
+        New::Directory => rustix::fs::mkdirat(dir, name, bits).map(|()| None),
+        New::Symlink(target) => rustix::fs::symlinkat(target, dir, name).map(|()| None),
+        New::Node(kind, (major, minor)) => {
+            let device = if matches!(kind.file_type(), FileType::CharacterDevice | FileType::BlockDevice) {
+                rustix::fs::makedev(major, minor)
+            } else {
+                0
+            };
+            rustix::fs::mknodat(dir, name, kind.file_type(), bits, device).map(|()| None)
+        }
+    };
+    made.map_err(|e| upper.layer.error("create", name, e))
+}

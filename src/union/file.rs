@@ -1,0 +1,304 @@
+//! The data of files: found by inode through a bounded cache of descriptors, no handle needed.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+
+use super::copy_up::Data;
+use super::inode::{DataPlace, Inode, NodeId, Real};
+use super::{Fh, FileKind, Union};
+use crate::error::{Error, Result};
+use crate::layer::dir::{LayerDir, Serial};
+use crate::layer::fds::FdCache;
+use crate::sys::{ioctl, proc_path};
+
+/// What a descriptor is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Access {
+    /// Reading.
+    Read,
+    /// Writing, and reading where the file allows it.
+    Write,
+}
+
+/// Names a descriptor in the cache.
+pub(super) type FileKey = (Serial, Access);
+
+/// Makes the cache.
+pub(super) fn cache(capacity: usize) -> FdCache<FileKey> {
+    FdCache::new(capacity)
+}
+
+/// What lseek(2) looks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seek {
+    /// The next data at or after this offset.
+    Data(u64),
+    /// The next hole at or after this offset.
+    Hole(u64),
+}
+
+impl Union {
+    /// Reads up to `buffer.len()` bytes of `id` at `offset`; returns how many there were.
+    pub fn read(&self, id: NodeId, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let inode = self.inode(id)?;
+        let file = self.data_file(&inode, Access::Read)?;
+        read_at(file.as_fd(), offset, buffer)
+    }
+
+    /// Writes `data` to `id` at `offset`; returns how many bytes were written.
+    ///
+    /// `unprivileged` is the caller whose write takes the set-user-id and set-group-id bits, if it does.
+    pub fn write(&self, id: NodeId, offset: u64, data: &[u8], unprivileged: Option<super::Caller>) -> Result<usize> {
+        let inode = self.inode(id)?;
+        self.copy_up(&inode, Data::Copy)?;
+        let file = self.data_file(&inode, Access::Write)?;
+        let written = self.write_at(&inode, file.as_fd(), offset, data)?;
+        if unprivileged.is_some() {
+            self.drop_privileges(file.as_fd())?;
+        }
+        Ok(written)
+    }
+
+    /// Writes all of `data` through `file`, unless an error follows what was written before.
+    pub(super) fn write_at(&self, inode: &Inode, file: BorrowedFd<'_>, offset: u64, data: &[u8]) -> Result<usize> {
+        let mut written = 0;
+        while written < data.len() {
+            let rest = data.get(written..).unwrap_or_default();
+            match rustix::io::pwrite(file, rest, offset + written as u64) {
+                Ok(0) => break,
+                Ok(n) => written += n,
+                Err(Errno::INTR) => {}
+                Err(_) if written > 0 => break,
+                Err(errno) => return Err(self.upper_error("pwrite", inode, errno)),
+            }
+        }
+        Ok(written)
+    }
+
+    /// Writes what upper holds of `id` to the disk; a file of a lower layer is there already.
+    pub fn fsync(&self, id: NodeId, fh: Option<Fh>, data_only: bool) -> Result<()> {
+        let inode = self.inode(id)?;
+        if !inode.is_upper() || !self.writable()?.durable {
+            return Ok(());
+        }
+        let file = self.file_of(&inode, fh, Access::Read)?;
+        let synced = if data_only { rustix::fs::fdatasync(&*file) } else { rustix::fs::fsync(&*file) };
+        synced.map_err(|e| self.upper_error("fsync", &inode, e))
+    }
+
+    /// Allocates or frees space of `id`, as fallocate(2) does with the flags `mode`.
+    pub fn fallocate(&self, id: NodeId, fh: Option<Fh>, mode: u32, offset: u64, len: u64) -> Result<()> {
+        let inode = self.inode(id)?;
+        self.copy_up(&inode, Data::Copy)?;
+        let file = self.file_of(&inode, fh, Access::Write)?;
+        let done = rustix::fs::fallocate(&*file, FallocateFlags::from_bits_retain(mode), offset, len);
+        done.map_err(|e| self.upper_error("fallocate", &inode, e))
+    }
+
+    /// Finds data or a hole in `id`. Errors: ENXIO past the end.
+    pub fn seek(&self, id: NodeId, fh: Option<Fh>, seek: Seek) -> Result<u64> {
+        let inode = self.inode(id)?;
+        let file = self.file_of(&inode, fh, Access::Read)?;
+        let from = match seek {
+            Seek::Data(offset) => SeekFrom::Data(offset),
+            Seek::Hole(offset) => SeekFrom::Hole(offset),
+        };
+        rustix::fs::seek(&*file, from).map_err(Error::Refused)
+    }
+
+    /// Copies `len` bytes from one file to another; returns how many were copied.
+    ///
+    /// Errors: EXDEV where the kernel copies between these files only through memory, which the caller then does.
+    pub fn copy_range(&self, from: (NodeId, Option<Fh>, u64), to: (NodeId, Option<Fh>, u64), len: u64) -> Result<usize> {
+        let (source, target) = (self.inode(from.0)?, self.inode(to.0)?);
+        self.copy_up(&target, Data::Copy)?;
+        let input = self.file_of(&source, from.1, Access::Read)?;
+        let output = self.file_of(&target, to.1, Access::Write)?;
+        let (mut read, mut write) = (from.2, to.2);
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        rustix::fs::copy_file_range(&*input, Some(&mut read), &*output, Some(&mut write), len).map_err(Error::Refused)
+    }
+
+    /// Runs an ioctl that reads or sets the flags or version of `id`; `input` is its argument.
+    ///
+    /// Errors: ENOTTY for any other ioctl.
+    pub fn ioctl(&self, id: NodeId, request: u32, input: &[u8]) -> Result<Vec<u8>> {
+        let inode = self.inode(id)?;
+        let sets = matches!(request, ioctl::SETFLAGS | ioctl::FSSETXATTR);
+        if sets {
+            self.copy_up(&inode, Data::Copy)?;
+        }
+        let flags = if inode.dir().is_some() { OFlags::RDONLY | OFlags::DIRECTORY } else { OFlags::RDONLY };
+        let file = self.open_object(&inode, flags | OFlags::NONBLOCK)?;
+        let answer = ioctl::file_attributes(file.as_fd(), request, input).map_err(Error::Refused)?;
+        Ok(answer.to_vec())
+    }
+
+    /// Returns the descriptor of a handle, or one for the data of `inode` where there is no handle.
+    pub(super) fn file_of(&self, inode: &Arc<Inode>, fh: Option<Fh>, access: Access) -> Result<Arc<OwnedFd>> {
+        match fh {
+            Some(fh) => self.handle_file(fh),
+            None => self.data_file(inode, access),
+        }
+    }
+
+    /// Returns whether a change of `id` copies data up first, which takes as long as the file is large.
+    pub fn would_copy(&self, id: NodeId) -> bool {
+        self.inode(id).is_ok_and(|inode| inode.kind == FileKind::Regular && !inode.is_upper())
+    }
+
+    /// Returns a descriptor for the data of `inode`; for writing, the caller has copied it up.
+    pub(super) fn data_file(&self, inode: &Arc<Inode>, access: Access) -> Result<Arc<OwnedFd>> {
+        if inode.kind != FileKind::Regular {
+            return Err(Error::Refused(if inode.dir().is_some() { Errno::ISDIR } else { Errno::INVAL }));
+        }
+        if let Some(fd) = self.files.get(&(inode.serial, Access::Write)) {
+            return Ok(fd);
+        }
+        if access == Access::Read {
+            if let Some(fd) = self.files.get(&(inode.serial, Access::Read)) {
+                return Ok(fd);
+            }
+        }
+        loop {
+            let (_, version) = inode.place();
+            let fd = Arc::new(self.open_data(inode, access)?);
+            self.keep_file(inode, access, fd.clone());
+            // A copy-up that ended between the two would leave a descriptor of the lower file in the cache.
+            if inode.is_at(version) {
+                return Ok(fd);
+            }
+            self.close_files(inode.serial);
+        }
+    }
+
+    /// Keeps a descriptor of `inode` for later.
+    pub(super) fn keep_file(&self, inode: &Inode, access: Access, fd: Arc<OwnedFd>) {
+        inode.note_descriptor(true);
+        self.files.insert((inode.serial, access), fd);
+    }
+
+    /// Gives up the descriptors of an inode.
+    pub(super) fn close_files(&self, serial: Serial) {
+        self.files.remove(&(serial, Access::Read));
+        self.files.remove(&(serial, Access::Write));
+    }
+
+    /// Opens the file that holds the data of `inode`.
+    pub(super) fn open_data(&self, inode: &Arc<Inode>, access: Access) -> Result<OwnedFd> {
+        if access == Access::Write {
+            return self.open_for_writing(inode);
+        }
+        if let Some((dir, name)) = self.data_below(inode)? {
+            return self.open_below(&dir, &name);
+        }
+        self.open_object(inode, OFlags::RDONLY)
+    }
+
+    fn open_for_writing(&self, inode: &Arc<Inode>) -> Result<OwnedFd> {
+        match self.open_object(inode, OFlags::RDWR) {
+            // An append-only file, or one that its owner may write and not read.
+            Err(Error::Call { errno: Errno::PERM, .. }) => self.open_object(inode, OFlags::WRONLY | OFlags::APPEND),
+            Err(Error::Call { errno: Errno::ACCESS, .. }) => self.open_object(inode, OFlags::WRONLY),
+            done => done,
+        }
+    }
+
+    fn open_below(&self, dir: &Arc<LayerDir>, name: &OsStr) -> Result<OwnedFd> {
+        let layer = self.lowers.layer(dir);
+        self.lowers.with_fd(dir, |fd| {
+            layer.open_noatime(fd, name, OFlags::RDONLY).map_err(|e| layer.error("openat", name, e))
+        })
+    }
+
+    /// Opens the data of the lower file that is copied up.
+    pub(super) fn open_lower_data(&self, inode: &Arc<Inode>) -> Result<OwnedFd> {
+        self.open_data(inode, Access::Read)
+    }
+
+    /// Opens the object of `inode` itself.
+    pub(super) fn open_object(&self, inode: &Arc<Inode>, flags: OFlags) -> Result<OwnedFd> {
+        let quiet = !self.atime || !inode.is_upper();
+        self.with_object(inode, |layer, dir, name| {
+            if name.is_empty() {
+                let path = proc_path(dir);
+                let open = |flags| rustix::fs::open(&path, flags | OFlags::CLOEXEC, Mode::empty());
+                let opened = match open(if quiet { flags | OFlags::NOATIME } else { flags }) {
+                    Err(Errno::PERM) if quiet => open(flags),
+                    done => done,
+                };
+                return opened.map_err(|e| layer.error("open", OsStr::new(&path), e));
+            }
+            let opened = if quiet { layer.open_noatime(dir, name, flags) } else { layer.open(dir, name, flags) };
+            opened.map_err(|e| layer.error("openat", name, e))
+        })
+    }
+
+    /// Returns where the data of a metacopy is; `None` when it is where the metadata is.
+    ///
+    /// Errors: EIO for a metacopy that this mount does not follow, or whose data is nowhere.
+    pub(super) fn data_below(&self, inode: &Arc<Inode>) -> Result<Option<(Arc<LayerDir>, OsString)>> {
+        if inode.kind != FileKind::Regular || inode.data_place() == DataPlace::Here {
+            return Ok(None);
+        }
+        let (place, version) = inode.place();
+        let marks = self.with_object(inode, |layer, dir, name| {
+            self.namespace.marks(dir, name).map_err(|e| layer.error("listxattr", name, e))
+        })?;
+        let option = "--metacopy on";
+        let location = || crate::error::Location::new(if place.real.is_upper() { "upper" } else { "lower" }, &*place.name);
+        if marks.foreign {
+            let option = "--xattr-namespace as it was written with";
+            return Err(Error::NotFollowed { file: location(), what: "a metacopy or its redirect", option });
+        }
+        if !marks.metacopy {
+            if inode.is_at(version) {
+                inode.set_data_place(DataPlace::Here);
+            }
+            return Ok(None);
+        }
+        if !self.metacopy {
+            return Err(Error::NotFollowed { file: location(), what: "a metacopy", option });
+        }
+        inode.set_data_place(DataPlace::Below);
+        let layer = match &place.real {
+            Real::Lower(dir) => usize::from(dir.layer.0),
+            _ => 0,
+        };
+        self.search_data(place.parent.as_ref(), &place.name, layer, marks.redirect.as_deref()).map(Some)
+    }
+
+    /// Returns the blocks of the data of a file that shows none of its own, if it is a metacopy.
+    pub(super) fn blocks_below(&self, inode: &Arc<Inode>) -> Result<Option<u64>> {
+        match self.data_below(inode) {
+            Ok(Some((dir, name))) => self.lowers.stat(&dir, &name).map(|attr| Some(attr.blocks)),
+            Ok(None) => Ok(None),
+            Err(error) => {
+                // Reading answers the same error; until then the metadata can be seen.
+                log::warn!("{error}");
+                Ok(None)
+            }
+        }
+    }
+
+}
+
+/// Fills `buffer` from `file` at `offset`, short only at the end of the file.
+pub(super) fn read_at(file: BorrowedFd<'_>, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+    let mut read = 0;
+    while read < buffer.len() {
+        let rest = buffer.get_mut(read..).unwrap_or_default();
+        match rustix::io::pread(file, rest, offset + read as u64) {
+            Ok(0) => break,
+            Ok(n) => read += n,
+            Err(Errno::INTR) => {}
+            Err(_) if read > 0 => break,
+            Err(errno) => return Err(Error::Refused(errno)),
+        }
+    }
+    Ok(read)
+}

@@ -1,0 +1,157 @@
+//! Open handles: a descriptor that stays valid whatever becomes of the file's name and permissions.
+//!
+//! A handle that was opened for reading while the file was in a lower layer moves on to upper's object as
+//! soon as there is one, so that it sees what others write.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use dashmap::DashMap;
+use parking_lot::Mutex;
+use rustix::io::Errno;
+
+use super::copy_up::Data;
+use super::file::{Access, read_at};
+use super::inode::{Inode, NodeId};
+use super::{Caller, Union};
+use crate::error::{Error, Result};
+
+/// The number of an open handle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fh(pub u64);
+
+/// How a file is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenFile {
+    /// For reading.
+    Read,
+    /// For writing, reading included.
+    Write,
+    /// For writing, the old contents gone, by this caller.
+    Truncate(Caller),
+}
+
+struct Handle {
+    inode: Arc<Inode>,
+    access: Access,
+    /// Rank 5 (leaf). The descriptor, and whether it is of upper's object. No syscall while held.
+    file: Mutex<(Arc<OwnedFd>, bool)>,
+}
+
+/// Open handles by number; the map's shards are rank 5 (leaf).
+#[derive(Default)]
+pub(super) struct Handles {
+    open: DashMap<u64, Arc<Handle>>,
+    next: AtomicU64,
+}
+
+impl Handles {
+    pub(super) fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    fn add(&self, handle: Handle) -> Fh {
+        // From 1: a server without handles answers 0. Relaxed: only uniqueness matters.
+        let fh = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        self.open.insert(fh, Arc::new(handle));
+        Fh(fh)
+    }
+}
+
+impl Union {
+    /// Opens `id`; a file that is opened for writing is copied up first. Errors: EROFS, EACCES, ENOSPC.
+    pub fn open(&self, id: NodeId, how: OpenFile) -> Result<Fh> {
+        let inode = self.inode(id)?;
+        let access = match how {
+            OpenFile::Read => Access::Read,
+            OpenFile::Write => {
+                self.copy_up(&inode, Data::Copy)?;
+                Access::Write
+            }
+            OpenFile::Truncate(_) => {
+                self.copy_up(&inode, Data::First(0))?;
+                Access::Write
+            }
+        };
+        let kept = self.files.get(&(inode.serial, Access::Write));
+        let upper = inode.is_upper();
+        let file = match kept {
+            // The one that made the file: it works even where its mode forbids the owner to open it.
+            Some(fd) => fd,
+            None => Arc::new(self.open_data(&inode, access)?),
+        };
+        if let OpenFile::Truncate(caller) = how {
+            self.set_size(&inode, &*file, 0, caller)?;
+        }
+        Ok(self.handles.add(Handle { inode, access, file: Mutex::new((file, upper)) }))
+    }
+
+    /// Closes a handle.
+    pub fn close(&self, fh: Fh) {
+        let closed = self.handles.open.remove(&fh.0);
+        drop(closed);
+    }
+
+    fn handle(&self, fh: Fh) -> Result<Arc<Handle>> {
+        self.handles.open.get(&fh.0).map(|handle| handle.clone()).ok_or(Error::Refused(Errno::BADF))
+    }
+
+    /// Returns the descriptor of a handle, of upper's object once there is one.
+    pub(super) fn handle_file(&self, fh: Fh) -> Result<Arc<OwnedFd>> {
+        let handle = self.handle(fh)?;
+        let (file, upper) = handle.file.lock().clone();
+        if upper || !handle.inode.is_upper() {
+            return Ok(file);
+        }
+        let fresh = Arc::new(self.open_data(&handle.inode, handle.access)?);
+        let old = std::mem::replace(&mut *handle.file.lock(), (fresh.clone(), true));
+        drop(old);
+        Ok(fresh)
+    }
+
+    /// Calls `call` with the descriptor of a handle, to hand it to the kernel; the second argument says whether it
+    /// is upper's object.
+    pub fn with_handle<T>(&self, fh: Fh, call: impl FnOnce(BorrowedFd<'_>, bool) -> T) -> Result<T> {
+        let file = self.handle_file(fh)?;
+        let upper = self.handle(fh)?.file.lock().1;
+        Ok(call(file.as_fd(), upper))
+    }
+
+    /// Reads through a handle, as [`Union::read`].
+    pub fn read_handle(&self, fh: Fh, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let file = self.handle_file(fh)?;
+        read_at(file.as_fd(), offset, buffer)
+    }
+
+    /// Writes through a handle, as [`Union::write`]. Errors: EBADF for one that was opened for reading.
+    pub fn write_handle(&self, fh: Fh, offset: u64, data: &[u8], unprivileged: Option<Caller>) -> Result<usize> {
+        let handle = self.handle(fh)?;
+        if handle.access != Access::Write {
+            return Err(Error::Refused(Errno::BADF));
+        }
+        let file = self.handle_file(fh)?;
+        let written = self.write_at(&handle.inode, file.as_fd(), offset, data)?;
+        if unprivileged.is_some() {
+            self.drop_privileges(file.as_fd())?;
+        }
+        Ok(written)
+    }
+
+    /// Gives the file `id` another number, so that who looks it up from now on does not share the node of those who
+    /// have it open.
+    pub fn part(&self, id: NodeId) {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let Some(inode) = self.table.get(id) else { return };
+        if inode.id() == id {
+            // Far from the numbers of layers; the table refuses one that is taken. Relaxed: only uniqueness matters.
+            let fresh = NodeId(u64::MAX - 1 - NEXT.fetch_add(1, Ordering::Relaxed));
+            self.table.part(&inode, fresh);
+        }
+    }
+
+    /// Returns whether `id` is in upper, so that writing to it copies nothing up.
+    pub fn is_in_upper(&self, id: NodeId) -> bool {
+        self.inode(id).is_ok_and(|inode| inode.is_upper())
+    }
+}

@@ -1,0 +1,151 @@
+//! The index: where the inodes of copied-up hard links are kept, so that their other names find them.
+//!
+//! As in the kernel's overlayfs: an entry is named for the handle of the lower file, its link count in the
+//! union is that of the upper (or lower) inode plus the difference in the `nlink` xattr.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::AtFlags;
+use rustix::io::Errno;
+
+use super::Union;
+use super::inode::{Inode, Real};
+use super::search::InUpper;
+use crate::error::{Error, Result};
+use crate::layer::attr::Attr;
+use crate::layer::dir::LayerDir;
+use crate::layer::overlay::{Mark, Marks};
+use crate::layer::upper::{Place, Upper};
+
+/// What a stored link count is relative to.
+enum Base {
+    Upper,
+    Lower,
+}
+
+fn parse(value: &[u8]) -> Option<(Base, i32)> {
+    let (base, number) = value.split_first()?;
+    let base = match base {
+        b'U' => Base::Upper,
+        b'L' => Base::Lower,
+        _ => return None,
+    };
+    Some((base, std::str::from_utf8(number).ok()?.parse().ok()?))
+}
+
+impl Union {
+    /// Reads how far the union's link count of an indexed file is from that of its upper inode.
+    ///
+    /// `None` when nothing is stored; garbage counts as no difference, as in the kernel.
+    pub(super) fn read_nlink(&self, dir: BorrowedFd<'_>, name: &OsStr, attr: &Attr, marks: &Marks) -> Result<Option<i32>> {
+        if !marks.nlink {
+            return Ok(None);
+        }
+        let upper = self.writable()?;
+        let failed = |e: Errno| upper.layer.error("getxattr", name, e);
+        let Some(value) = self.namespace.get(dir, name, Mark::Nlink).map_err(failed)? else { return Ok(None) };
+        match parse(&value) {
+            Some((Base::Upper, delta)) => Ok(Some(delta)),
+            Some((Base::Lower, delta)) => {
+                // Left by a crash between two steps: the lower's own count says the rest.
+                let lower = self.lower_nlink(dir, name).unwrap_or(attr.nlink);
+                let wanted = lower.saturating_add_signed(delta);
+                Ok(Some(wanted as i32 - attr.nlink as i32))
+            }
+            None => Ok(Some(0)),
+        }
+    }
+
+    /// Returns the link count of the lower file that an upper one was copied up from, where it can be opened.
+    fn lower_nlink(&self, dir: BorrowedFd<'_>, name: &OsStr) -> Option<u32> {
+        let value = self.namespace.get(dir, name, Mark::Origin).ok()??;
+        let origin = crate::layer::origin::Origin::decode(&value)?;
+        let layer = self.lowers.layers().iter().find(|layer| layer.uuid == origin.uuid)?;
+        let fd = crate::sys::fhandle::open_by_handle(layer.root(), &origin.handle).ok()?;
+        layer.stat(fd.as_fd(), OsStr::new("")).ok().map(|attr| attr.nlink)
+    }
+
+    /// Returns the name in the index for a lower file that has several names; `None` where there is no index.
+    pub(super) fn index_entry(&self, upper: &Upper, dir: &Arc<LayerDir>, name: &OsStr, lower: &Attr) -> Result<Option<OsString>> {
+        if lower.nlink < 2 || lower.is_dir() || upper.work.index().is_none() {
+            return Ok(None);
+        }
+        Ok(self.origin_of(dir, name)?.and_then(|origin| origin.index_name()))
+    }
+
+    /// Gives the indexed file `inode` the name `name` in upper's `parent`, where only lower layers have it.
+    ///
+    /// The link count in the union stays; the caller holds the lock of `parent`.
+    pub(super) fn link_alias(&self, inode: &Arc<Inode>, parent: &Arc<Inode>, name: &OsStr) -> Result<()> {
+        let (place, _) = inode.place();
+        let Real::Index(entry) = &place.real else { return Ok(()) };
+        if !matches!(self.in_upper(parent, name)?, InUpper::Nothing) {
+            return Ok(());
+        }
+        let upper = self.writable()?;
+        let index = upper.work.index().ok_or(Error::Refused(Errno::STALE))?;
+        let dir = self.upper_dir(parent)?;
+        let before = upper.stat(dir.as_fd(), OsStr::new(""))?;
+        let delta = inode.nlink_delta().unwrap_or(0) - 1;
+        // One too low until the link is made: a crash between the two loses a name's count, never a file, because the
+        // entry in the index stays until a mount of ours sees the last name removed.
+        self.write_nlink(upper, index, entry, delta)?;
+        if let Err(errno) = rustix::fs::linkat(index, &**entry, dir.as_fd(), name, AtFlags::empty()) {
+            self.write_nlink(upper, index, entry, delta + 1)?;
+            return Err(upper.layer.error("linkat", name, errno));
+        }
+        inode.set_nlink_delta(delta);
+        self.mark_impure(upper, parent)?;
+        let place = Place::at(dir.as_fd(), OsStr::new("."));
+        place.set_times(before.atime, before.mtime).map_err(|e| upper.layer.error("utimensat", name, e))
+    }
+
+    /// Stores the difference between the union's link count and that of upper's inode.
+    pub(super) fn write_nlink(&self, upper: &Upper, dir: BorrowedFd<'_>, name: &OsStr, delta: i32) -> Result<()> {
+        upper.set_mark(Place::at(dir, name), Mark::Nlink, format!("U{delta:+}").as_bytes())
+    }
+
+    /// Removes the entry of an indexed file whose last name is gone, keeping the file for those who have it open.
+    pub(super) fn drop_unused_index(&self, inode: &Arc<Inode>) -> Result<()> {
+        let (place, _) = inode.place();
+        let Real::Index(entry) = &place.real else { return Ok(()) };
+        let upper = self.writable()?;
+        let index = upper.work.index().ok_or(Error::Refused(Errno::STALE))?;
+        let attr = upper.stat(index, entry)?;
+        if attr.nlink.saturating_add_signed(inode.nlink_delta().unwrap_or(0)) > 0 {
+            return Ok(());
+        }
+        let pinned = upper.layer.open(index, entry, rustix::fs::OFlags::PATH);
+        let pinned = pinned.map_err(|e| upper.layer.error("openat", entry, e))?;
+        rustix::fs::unlinkat(index, &**entry, AtFlags::empty()).map_err(|e| upper.layer.error("unlinkat", entry, e))?;
+        inode.relocate(|place| {
+            place.real = Real::Detached(Arc::new(pinned));
+            place.unlinked = true;
+        });
+        inode.set_nlink_delta(0);
+        Ok(())
+    }
+
+    /// Records that the index holds something now.
+    pub(super) fn note_index(&self) {
+        self.index_used.store(true, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stored_link_counts_are_a_base_and_a_signed_number() {
+        assert!(matches!(parse(b"U+0"), Some((Base::Upper, 0))));
+        assert!(matches!(parse(b"U-3"), Some((Base::Upper, -3))));
+        assert!(matches!(parse(b"L+12"), Some((Base::Lower, 12))));
+        for garbage in [&b""[..], b"U", b"+1", b"Ux", b"U99999999999"] {
+            assert!(parse(garbage).is_none(), "{garbage:?}");
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! An inode of the union: what the kernel knows by number, and where it really is.
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, MutexGuard, RwLock};
+
+use crate::layer::attr::{Attr, FileKind};
+use crate::layer::dir::{DotWh, LayerDir, Serial};
+
+/// The number that stat(2) shows: unique in the union, the same for the life of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Ino(pub u64);
+
+/// The number by which a caller of the union refers to an inode that it has looked up.
+///
+/// The same as the [`Ino`] but for the root, and for a file that had to part from readers of a lower layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct NodeId(pub u64);
+
+impl NodeId {
+    /// The root of the union, which is always there.
+    pub const ROOT: Self = Self(1);
+}
+
+/// Where the object of an inode is.
+#[derive(Debug, Clone)]
+pub enum Real {
+    /// In upper, under the inode's name.
+    Upper,
+    /// In a lower layer: a directory itself, or the directory that a file is in under the inode's name.
+    Lower(Arc<LayerDir>),
+    /// In the index of hard links, under this name.
+    Index(Arc<OsStr>),
+    /// In upper, without a name that is known: this O_PATH descriptor is all there is.
+    Detached(Arc<OwnedFd>),
+}
+
+impl Real {
+    /// Returns whether the object is in upper, and so may be written.
+    pub fn is_upper(&self) -> bool {
+        !matches!(self, Self::Lower(_))
+    }
+}
+
+/// The canonical name of an inode and its object.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The directory that the name is in; none for the root.
+    pub parent: Option<Arc<Inode>>,
+    /// The name; empty for the root.
+    pub name: Arc<OsStr>,
+    /// Where the object is.
+    pub real: Real,
+    /// Whether the name is gone.
+    pub unlinked: bool,
+}
+
+/// Whether a regular file's data is where its metadata is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DataPlace {
+    /// Nobody has looked yet.
+    Unknown,
+    /// It is.
+    Here,
+    /// It is in a lower layer (metacopy).
+    Below,
+}
+
+/// What a directory has besides.
+#[derive(Debug)]
+pub struct Dir {
+    /// The directories of the lower layers that it consists of, topmost first; they never change.
+    pub lower: Box<[Arc<LayerDir>]>,
+    /// Rank 3. Guards the names in the directory: written to change them, read to look one up. Taken ancestors
+    /// first, else by ascending serial. System calls that touch names and attributes alone; never copies data.
+    pub lock: RwLock<()>,
+    /// Counts the changes to its names, so that a listing knows whether it is current.
+    pub version: AtomicU64,
+    /// Whether empty files in upper's part may be whiteouts by xattr.
+    pub xwhiteouts: AtomicBool,
+    /// Whether entries of upper's part may have an origin.
+    pub impure: AtomicBool,
+    /// Whether upper's part holds `.wh.` names.
+    pub dotwh: DotWh,
+    default_acl: AtomicU8,
+}
+
+impl Dir {
+    /// Makes the directory part of an inode.
+    pub fn new(lower: Box<[Arc<LayerDir>]>, xwhiteouts: bool, impure: bool) -> Self {
+        Self {
+            lower,
+            lock: RwLock::new(()),
+            version: AtomicU64::new(0),
+            xwhiteouts: AtomicBool::new(xwhiteouts),
+            impure: AtomicBool::new(impure),
+            dotwh: DotWh::default(),
+            default_acl: AtomicU8::new(0),
+        }
+    }
+
+    /// Records that a name was added, removed or moved, or an entry's object changed.
+    pub fn changed(&self) {
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Returns the count of changes.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// Returns whether the directory has a default ACL; `None` when nobody has looked yet.
+    pub fn default_acl(&self) -> Option<bool> {
+        // Relaxed: set under the same locks that order the ACL's changes.
+        match self.default_acl.load(Ordering::Relaxed) {
+            0 => None,
+            known => Some(known == 2),
+        }
+    }
+
+    /// Records whether the directory has a default ACL; `None` when it may have changed.
+    pub fn set_default_acl(&self, known: Option<bool>) {
+        let value = known.map_or(0, |has| 1 + u8::from(has));
+        self.default_acl.store(value, Ordering::Relaxed); // Relaxed: as in `default_acl`.
+    }
+}
+
+/// A file or directory of the union.
+#[derive(Debug)]
+pub struct Inode {
+    /// What stat(2) shows.
+    pub ino: Ino,
+    /// What the file is.
+    pub kind: FileKind,
+    /// Tells this object from all others that were there before.
+    pub serial: Serial,
+    /// The number (device, inode) of the lower object that it is, or was copied up from.
+    pub origin: Option<((u32, u32), u64)>,
+    id: AtomicU64,
+    /// Rank 4. Guards the switch of name and object. No syscall while held.
+    place: Mutex<Place>,
+    version: AtomicU32,
+    /// Rank 2. Held while the inode is copied up, data included; nothing unrelated waits for it.
+    copy_up: Mutex<()>,
+    upper_ino: AtomicU64,
+    indexed: AtomicBool,
+    nlink_delta: AtomicI32,
+    data: AtomicU8,
+    has_descriptor: AtomicBool,
+    dir: Option<Box<Dir>>,
+}
+
+/// What a new inode is made of.
+pub struct Parts {
+    /// What stat(2) shows.
+    pub ino: Ino,
+    /// What the file is.
+    pub kind: FileKind,
+    /// Name and object.
+    pub place: Place,
+    /// The lower object behind it.
+    pub origin: Option<((u32, u32), u64)>,
+    /// The number in upper's file system; 0 when it is not there.
+    pub upper_ino: u64,
+    /// The link count's distance from upper's, for an indexed file.
+    pub nlink_delta: Option<i32>,
+    /// The directory part.
+    pub dir: Option<Dir>,
+}
+
+impl Inode {
+    /// Makes an inode that is known by `id`.
+    pub fn new(id: NodeId, parts: Parts) -> Arc<Self> {
+        Arc::new(Self {
+            ino: parts.ino,
+            kind: parts.kind,
+            serial: Serial::next(),
+            origin: parts.origin,
+            id: AtomicU64::new(id.0),
+            place: Mutex::new(parts.place),
+            version: AtomicU32::new(0),
+            copy_up: Mutex::new(()),
+            upper_ino: AtomicU64::new(parts.upper_ino),
+            indexed: AtomicBool::new(parts.nlink_delta.is_some()),
+            nlink_delta: AtomicI32::new(parts.nlink_delta.unwrap_or(0)),
+            data: AtomicU8::new(0),
+            has_descriptor: AtomicBool::new(false),
+            dir: parts.dir.map(Box::new),
+        })
+    }
+
+    /// Returns the number that callers know the inode by.
+    pub fn id(&self) -> NodeId {
+        NodeId(self.id.load(Ordering::Acquire))
+    }
+
+    /// Gives the inode another number for callers to know it by.
+    pub fn set_id(&self, id: NodeId) {
+        self.id.store(id.0, Ordering::Release);
+    }
+
+    /// Returns name and object, and the version to compare after a call that used them.
+    pub fn place(&self) -> (Place, u32) {
+        let place = self.place.lock();
+        // Relaxed: written under the same lock.
+        (place.clone(), self.version.load(Ordering::Relaxed))
+    }
+
+    /// Returns whether name and object are still those of `version`.
+    pub fn is_at(&self, version: u32) -> bool {
+        self.version.load(Ordering::Acquire) == version
+    }
+
+    /// Changes name or object.
+    pub fn relocate<T>(&self, change: impl FnOnce(&mut Place) -> T) -> T {
+        let mut place = self.place.lock();
+        let result = change(&mut place);
+        self.version.fetch_add(1, Ordering::Release);
+        result
+    }
+
+    /// Gives an inode that is known by a descriptor alone the name that it was found under.
+    pub fn relocate_if_detached(&self, parent: &Arc<Inode>, name: &OsStr) {
+        let mut place = self.place.lock();
+        if matches!(place.real, Real::Detached(_)) || place.unlinked {
+            let real = match &place.real {
+                Real::Index(index) => Real::Index(index.clone()),
+                _ => Real::Upper,
+            };
+            let old = std::mem::replace(
+                &mut *place,
+                Place { parent: Some(parent.clone()), name: name.into(), real, unlinked: false },
+            );
+            self.version.fetch_add(1, Ordering::Release);
+            drop(place);
+            // Closes the descriptor, which is a system call.
+            drop(old);
+        }
+    }
+
+    /// Returns whether the object is in upper.
+    pub fn is_upper(&self) -> bool {
+        self.place.lock().real.is_upper()
+    }
+
+    /// Returns whether the inode's name is `name` in `parent`.
+    pub fn is_named(&self, parent: &Arc<Inode>, name: &OsStr) -> bool {
+        let place = self.place.lock();
+        !place.unlinked && *place.name == *name && place.parent.as_ref().is_some_and(|p| Arc::ptr_eq(p, parent))
+    }
+
+    /// Takes the lock that a copy-up of the inode holds.
+    pub fn lock_copy_up(&self) -> MutexGuard<'_, ()> {
+        self.copy_up.lock()
+    }
+
+    /// Returns the directory part; `None` for anything else.
+    pub fn dir(&self) -> Option<&Dir> {
+        self.dir.as_deref()
+    }
+
+    /// Returns the number in upper's file system; 0 when the object is not there.
+    pub fn upper_ino(&self) -> u64 {
+        self.upper_ino.load(Ordering::Acquire)
+    }
+
+    /// Records the number in upper's file system.
+    pub fn set_upper_ino(&self, ino: u64) {
+        self.upper_ino.store(ino, Ordering::Release);
+    }
+
+    /// Returns how far the link count is from that of upper's inode; `None` for a file that is not indexed.
+    pub fn nlink_delta(&self) -> Option<i32> {
+        self.indexed.load(Ordering::Acquire).then(|| self.nlink_delta.load(Ordering::Acquire))
+    }
+
+    /// Records that the file is indexed, and its distance.
+    pub fn set_nlink_delta(&self, delta: i32) {
+        self.nlink_delta.store(delta, Ordering::Release);
+        self.indexed.store(true, Ordering::Release);
+    }
+
+    /// Returns where the data is.
+    pub fn data_place(&self) -> DataPlace {
+        match self.data.load(Ordering::Acquire) {
+            1 => DataPlace::Here,
+            2 => DataPlace::Below,
+            _ => DataPlace::Unknown,
+        }
+    }
+
+    /// Records where the data is.
+    pub fn set_data_place(&self, place: DataPlace) {
+        let value = match place {
+            DataPlace::Unknown => 0,
+            DataPlace::Here => 1,
+            DataPlace::Below => 2,
+        };
+        self.data.store(value, Ordering::Release);
+    }
+
+    /// Records that a descriptor of the file is kept, and returns whether one was before.
+    pub fn note_descriptor(&self, kept: bool) -> bool {
+        self.has_descriptor.swap(kept, Ordering::AcqRel)
+    }
+
+    /// Takes the parent away from an inode that nobody refers to any more.
+    pub fn orphan(&self) -> Option<Arc<Inode>> {
+        self.place.lock().parent.take()
+    }
+
+    /// Makes the layer's attributes those of the union.
+    pub fn finish(&self, mut attr: Attr) -> Attr {
+        attr.ino = self.ino.0;
+        let place = self.place.lock();
+        if let Some(dir) = self.dir() {
+            let parts = dir.lower.len() + usize::from(place.real.is_upper());
+            if place.unlinked {
+                attr.nlink = 0;
+            } else if parts > 1 {
+                // As in the kernel's overlayfs: the subdirectories of several directories are not counted.
+                attr.nlink = 1;
+            }
+        } else if place.unlinked && !place.real.is_upper() {
+            attr.nlink = 0;
+        } else if let Some(delta) = self.nlink_delta() {
+            attr.nlink = attr.nlink.saturating_add_signed(delta);
+        }
+        attr
+    }
+}
+
+impl Drop for Inode {
+    fn drop(&mut self) {
+        // As deep as the tree; dropping the chain of parents by recursion would overflow the stack.
+        let mut parent = self.place.get_mut().parent.take();
+        while let Some(inode) = parent {
+            parent = Arc::into_inner(inode).and_then(|mut inode| inode.place.get_mut().parent.take());
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Hard links and symbolic links.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStringExt;
+
+use rustix::fs::{AtFlags, CWD};
+use rustix::io::Errno;
+
+use super::copy_up::Data;
+use super::create::{Vacancy, remove_mark};
+use super::inode::{NodeId, Real};
+use super::lookup::Entry;
+use super::{Union, dir_of};
+use crate::error::{Error, Result};
+use crate::layer::name::Name;
+use crate::layer::upper::Publish;
+use crate::sys::proc_path;
+
+impl Union {
+    /// Gives the file `id` another name, `name` in `parent`, and counts as a lookup of it.
+    ///
+    /// Errors: EEXIST, EPERM for a directory, ENOENT for a file whose last name is gone, EMLINK.
+    pub fn link(&self, id: NodeId, parent: NodeId, name: Name<'_>) -> Result<Entry> {
+        let inode = self.inode(id)?;
+        if inode.dir().is_some() {
+            return Err(Error::Refused(Errno::PERM));
+        }
+        if name.is_reserved() {
+            return Err(Error::Refused(Errno::INVAL));
+        }
+        let parent = self.directory(parent)?;
+        self.ensure_upper(&parent)?;
+        self.copy_up(&inode, Data::Metadata)?;
+        let _names = dir_of(&parent)?.lock.write();
+        let vacancy = self.vacancy(&parent, &name)?;
+        let upper = self.writable()?;
+        let dir = self.upper_dir(&parent)?;
+        let source = self.pin(&inode)?;
+        let to = |dir: BorrowedFd<'_>, name: &OsStr| {
+            let linked = rustix::fs::linkat(CWD, proc_path(&source), dir, name, AtFlags::SYMLINK_FOLLOW);
+            linked.map_err(|e| upper.layer.error("linkat", name, e))
+        };
+        if vacancy == Vacancy::Whiteout {
+            upper.work.with_temporary(|temporary| {
+                to(upper.work.fd(), temporary)?;
+                let moved = upper.publish(temporary, dir.as_fd(), &name, Publish::Replace);
+                moved.map_err(|e| upper.layer.error("publish", &name, e))
+            })?;
+        } else {
+            to(dir.as_fd(), &name)?;
+        }
+        if vacancy == Vacancy::Hidden {
+            remove_mark(upper, dir.as_fd(), &name)?;
+        }
+        if inode.origin.is_some() {
+            self.mark_impure(upper, &parent)?;
+        }
+        dir_of(&parent)?.changed();
+        inode.relocate_if_detached(&parent, &name);
+        let attr = self.stat(&inode)?;
+        self.table.count(&inode);
+        Ok(Entry { id: inode.id(), attr })
+    }
+
+    /// Reads the target of a symbolic link. Errors: EINVAL for anything else.
+    pub fn readlink(&self, id: NodeId) -> Result<OsString> {
+        let inode = self.inode(id)?;
+        let detached = matches!(inode.place().0.real, Real::Detached(_));
+        let target = self.with_object(&inode, |layer, dir, name| {
+            // An O_PATH descriptor of the link itself takes the empty name, as the others take theirs.
+            debug_assert_eq!(detached, name.is_empty());
+            rustix::fs::readlinkat(dir, name, Vec::new()).map_err(|e| layer.error("readlinkat", name, e))
+        })?;
+        Ok(OsString::from_vec(target.into_bytes()))
+    }
+}

@@ -1,0 +1,187 @@
+//! Listings of merged directories, kept for a while so that reading one goes on where it was.
+//!
+//! An entry's cookie is made from its name, so it is the same in every listing of the directory: a reader
+//! without a handle can go on after the listing was evicted, or while entries come and go.
+
+use std::ffi::OsStr;
+use std::num::NonZeroUsize;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use crate::layer::attr::FileKind;
+use crate::layer::dir::Serial;
+
+/// Entries of all listings that are kept at most.
+const ENTRIES_MAX: usize = 1 << 20;
+
+/// The first cookie of a name; those below are for `.` and `..`.
+const FIRST: u64 = 3;
+
+/// One name in a listing.
+#[derive(Debug, Clone, Copy)]
+pub struct Item {
+    /// Where reading goes on after this entry.
+    pub cookie: u64,
+    /// The inode number that stat(2) shows.
+    pub ino: u64,
+    /// What it is.
+    pub kind: FileKind,
+    start: u32,
+    len: u8,
+}
+
+/// The names in a directory at one time, in the order of their cookies.
+#[derive(Debug, Default)]
+pub struct Listing {
+    names: Vec<u8>,
+    items: Vec<Item>,
+    /// The directory's count of changes when it was listed.
+    pub version: u64,
+}
+
+/// FNV-1a with a final mix: fixed for all time, because cookies outlive a listing.
+fn hash(name: &[u8]) -> u64 {
+    let hash = name.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let mixed = (hash ^ hash >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed ^ mixed >> 29
+}
+
+impl Listing {
+    /// Makes an empty listing of a directory at `version`.
+    pub fn new(version: u64) -> Self {
+        Self { version, ..Self::default() }
+    }
+
+    /// Adds an entry; the order is settled by [`Listing::finish`].
+    pub fn add(&mut self, name: &OsStr, ino: u64, kind: FileKind) {
+        let name = name.as_bytes();
+        let (Ok(start), Ok(len)) = (u32::try_from(self.names.len()), u8::try_from(name.len())) else { return };
+        // Positive as a signed offset, and one bit free so that clashing names can follow each other.
+        let cookie = (hash(name) >> 2).max(FIRST);
+        self.names.extend_from_slice(name);
+        self.items.push(Item { cookie, ino, kind, start, len });
+    }
+
+    /// Sorts the entries and tells those with one hash apart.
+    pub fn finish(mut self) -> Self {
+        let names = &self.names;
+        let name = |item: &Item| &names[item.start as usize..item.start as usize + usize::from(item.len)];
+        self.items.sort_unstable_by(|a, b| a.cookie.cmp(&b.cookie).then_with(|| name(a).cmp(name(b))));
+        let mut last = 0;
+        for item in &mut self.items {
+            item.cookie = item.cookie.max(last + 1);
+            last = item.cookie;
+        }
+        self
+    }
+
+    /// Returns how many entries there are.
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Returns whether there is no entry.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// Returns the name of an entry.
+    pub fn name(&self, item: &Item) -> &OsStr {
+        let start = item.start as usize;
+        OsStr::from_bytes(self.names.get(start..start + usize::from(item.len)).unwrap_or_default())
+    }
+
+    /// Returns the entries that come after `cookie`.
+    pub fn after(&self, cookie: u64) -> &[Item] {
+        let from = self.items.partition_point(|item| item.cookie <= cookie);
+        self.items.get(from..).unwrap_or_default()
+    }
+}
+
+/// The listings that are kept, the least recently used going first.
+pub struct Listings {
+    /// Rank 5 (leaf). The listings and the sum of their entries. No syscall while held.
+    kept: Mutex<(LruCache<Serial, Arc<Listing>>, usize)>,
+}
+
+impl Listings {
+    /// Makes an empty collection.
+    pub fn new() -> Self {
+        const DIRECTORIES: NonZeroUsize = NonZeroUsize::new(4096).expect("is not zero");
+        Self { kept: Mutex::new((LruCache::new(DIRECTORIES), 0)) }
+    }
+
+    /// Returns the listing of a directory, however old.
+    pub fn get(&self, serial: Serial) -> Option<Arc<Listing>> {
+        self.kept.lock().0.get(&serial).cloned()
+    }
+
+    /// Keeps a listing in place of an older one.
+    pub fn insert(&self, serial: Serial, listing: Arc<Listing>) {
+        let mut evicted = Vec::new();
+        let mut kept = self.kept.lock();
+        kept.1 += listing.len();
+        if let Some((_, old)) = kept.0.push(serial, listing) {
+            kept.1 -= old.len();
+            evicted.push(old);
+        }
+        while kept.1 > ENTRIES_MAX && kept.0.len() > 1 {
+            let Some((_, old)) = kept.0.pop_lru() else { break };
+            kept.1 -= old.len();
+            evicted.push(old);
+        }
+        drop(kept);
+        drop(evicted);
+    }
+
+    /// Forgets the listing of a directory.
+    pub fn remove(&self, serial: Serial) {
+        let mut kept = self.kept.lock();
+        let old = kept.0.pop(&serial);
+        kept.1 -= old.as_ref().map_or(0, |old| old.len());
+        drop(kept);
+        drop(old);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listing(names: impl Iterator<Item = String>) -> Listing {
+        let mut listing = Listing::new(0);
+        for name in names {
+            listing.add(OsStr::new(&name), 1, FileKind::Regular);
+        }
+        listing.finish()
+    }
+
+    #[test]
+    fn cookies_are_unique_positive_and_depend_on_the_name_alone() {
+        let all = listing((0..10_000).map(|i| format!("f{i}")));
+        let half = listing((0..10_000).step_by(2).map(|i| format!("f{i}")));
+        let cookie = |listing: &Listing, name: &str| {
+            listing.after(0).iter().find(|item| listing.name(item) == name).map(|item| item.cookie)
+        };
+        assert!(all.after(0).windows(2).all(|pair| pair[0].cookie < pair[1].cookie));
+        assert!(all.after(0).iter().all(|item| item.cookie >= FIRST && i64::try_from(item.cookie).is_ok()));
+        for name in ["f0", "f2", "f9998"] {
+            assert_eq!(cookie(&all, name), cookie(&half, name));
+        }
+    }
+
+    #[test]
+    fn reading_goes_on_after_a_cookie_whose_entry_is_gone() {
+        let all = listing((0..100).map(|i| format!("f{i}")));
+        let seen: Vec<_> = all.after(0)[..50].iter().map(|item| all.name(item).to_owned()).collect();
+        let last = all.after(0)[49];
+        let gone = all.name(&last).to_owned();
+        let rest = listing((0..100).map(|i| format!("f{i}")).filter(|name| **name != *gone));
+        let more: Vec<_> = rest.after(last.cookie).iter().map(|item| rest.name(item).to_owned()).collect();
+        assert_eq!(seen.len() + more.len(), 100);
+        assert!(more.iter().all(|name| !seen.contains(name)));
+    }
+}

@@ -1,0 +1,270 @@
+//! Lookup: from a name to the inode that the caller will refer to.
+
+use std::ffi::OsStr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::io::Errno;
+
+use super::inode::{DataPlace, Dir, Ino, Inode, NodeId, Parts, Place, Real};
+use super::search::{Hit, Top};
+use super::table::Interned;
+use super::{Union, dir_of};
+use crate::error::{Error, Result};
+use crate::layer::attr::Attr;
+use crate::layer::name::Name;
+use crate::layer::origin::Origin;
+use crate::layer::overlay::{Mark, Marks};
+use crate::sys::fhandle;
+
+/// An inode that was looked up, and its attributes.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry {
+    /// The number to refer to it by, until it is forgotten.
+    pub id: NodeId,
+    /// Its attributes.
+    pub attr: Attr,
+}
+
+/// What a name leads to, before it is an inode.
+pub(super) struct Identity {
+    /// What stat(2) shows, unless another file has it.
+    number: u64,
+    /// The lower object behind it.
+    origin: Option<((u32, u32), u64)>,
+    /// The number in upper's file system; 0 when it is not there.
+    upper_ino: u64,
+    /// The link count's distance, for an indexed file.
+    nlink_delta: Option<i32>,
+    real: Real,
+}
+
+/// Whether the caller will refer to an inode, and so forget it later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Count {
+    /// It will.
+    Lookup,
+    /// The operation needs the inode for itself alone.
+    Transient,
+}
+
+impl Union {
+    /// Looks `name` up in `parent`. Errors: ENOENT, ENOTDIR, ESTALE, and EIO for a corrupt layer.
+    pub fn lookup(&self, parent: NodeId, name: Name<'_>) -> Result<Entry> {
+        let parent = self.directory(parent)?;
+        let _names = dir_of(&parent)?.lock.read();
+        let (inode, attr) = self.find(&parent, name, Count::Lookup)?.ok_or(Error::Refused(Errno::NOENT))?;
+        Ok(Entry { id: inode.id(), attr })
+    }
+
+    /// Looks up each component of `path` from the root, keeping only the last; symbolic links are not followed.
+    pub fn lookup_path(&self, path: &std::path::Path) -> Result<Entry> {
+        let mut entry = Entry { id: NodeId::ROOT, attr: self.getattr(NodeId::ROOT)? };
+        for part in path.components() {
+            let std::path::Component::Normal(name) = part else { continue };
+            let next = self.lookup(entry.id, Name::new(name)?);
+            if entry.id != NodeId::ROOT {
+                self.forget(entry.id, 1);
+            }
+            entry = next?;
+        }
+        Ok(entry)
+    }
+
+    /// Takes `lookups` from the count of `id`; at zero the number may be given to another file.
+    pub fn forget(&self, id: NodeId, lookups: u64) {
+        self.table.forget(id, lookups, |inode| self.release(inode));
+    }
+
+    /// Returns the inode of `name` in `parent`, whose lock the caller holds.
+    pub(super) fn find(&self, parent: &Arc<Inode>, name: Name<'_>, count: Count) -> Result<Option<(Arc<Inode>, Attr)>> {
+        if name.is_reserved() {
+            return Ok(None);
+        }
+        let Some(hit) = self.search(parent, &name)? else { return Ok(None) };
+        let inode = self.intern(parent, &name, &hit, count)?;
+        let mut attr = hit.attr;
+        if let (Real::Index(_), Top::Lower(_)) = (inode.place().0.real, &hit.top) {
+            // Another name of this lower file was copied up: its object is the one in the index.
+            return Ok(Some((inode.clone(), self.stat(&inode)?)));
+        }
+        if attr.kind == crate::layer::attr::FileKind::Regular && attr.blocks == 0 && attr.size > 0 {
+            attr.blocks = self.blocks_below(&inode)?.unwrap_or(attr.blocks);
+        }
+        Ok(Some((inode.clone(), inode.finish(attr))))
+    }
+
+    /// Returns the inode of what was found under `name` in `parent`, made now unless it is known.
+    pub(super) fn intern(&self, parent: &Arc<Inode>, name: &OsStr, hit: &Hit, count: Count) -> Result<Arc<Inode>> {
+        let identity = self.identify(parent, name, hit)?;
+        let mut number = identity.number;
+        for attempt in 0.. {
+            let make = || self.make_inode(parent, name, hit, &identity, number);
+            let same = |known: &Inode| is_same(known, parent, name, hit, &identity);
+            let interned = match count {
+                Count::Lookup => self.table.intern(number, 1, same, make),
+                Count::Transient => match self.known(number) {
+                    Some(known) if same(&known) => Interned::Here(known),
+                    Some(_) => Interned::Taken,
+                    None => Interned::Here(make()),
+                },
+            };
+            match interned {
+                Interned::Here(inode) => return Ok(self.anchor(inode, parent, name, hit)),
+                Interned::Taken => number = self.numbers.spare(hit.attr.dev, hit.attr.ino, attempt),
+            }
+        }
+        Err(Error::Refused(Errno::OVERFLOW))
+    }
+
+    /// Returns the inode that has `number`, by whatever id it goes.
+    pub(super) fn known(&self, number: u64) -> Option<Arc<Inode>> {
+        self.table.get(NodeId(number)).filter(|inode| inode.ino.0 == number)
+    }
+
+    /// Gives an inode whose name was removed the name that it was found under now.
+    fn anchor(&self, inode: Arc<Inode>, parent: &Arc<Inode>, name: &OsStr, hit: &Hit) -> Arc<Inode> {
+        if matches!(hit.top, Top::Upper) && hit.attr.kind != crate::layer::attr::FileKind::Directory {
+            inode.relocate_if_detached(parent, name);
+        }
+        inode
+    }
+
+    /// Works out number and object of what was found.
+    fn identify(&self, parent: &Arc<Inode>, name: &OsStr, hit: &Hit) -> Result<Identity> {
+        let own = self.numbers.number(hit.attr.dev, hit.attr.ino);
+        if hit.attr.is_dir() {
+            // As in the kernel's overlayfs, a merged directory has the number of its topmost lower part.
+            let origin = hit.lower.first().map(|dir| (dir.dev, dir.ino));
+            let number = origin.map_or(own, |(dev, ino)| self.numbers.number(dev, ino));
+            let (real, upper_ino) = match &hit.top {
+                Top::Upper => (Real::Upper, hit.attr.ino),
+                Top::Lower(dir) => (Real::Lower(dir.clone()), 0),
+            };
+            return Ok(Identity { number, origin, upper_ino, nlink_delta: None, real });
+        }
+        match &hit.top {
+            Top::Upper => self.identify_upper(parent, name, hit, own),
+            Top::Lower(dir) => {
+                let origin = Some((hit.attr.dev, hit.attr.ino));
+                if hit.attr.nlink > 1 {
+                    if self.upper.as_ref().is_none_or(|upper| upper.work.index().is_some()) {
+                        if let Some(identity) = self.identify_indexed(dir, name, own, origin)? {
+                            return Ok(identity);
+                        }
+                    } else {
+                        let number = self.numbers.of_name(hit.attr.dev, hit.attr.ino, parent.ino.0, name);
+                        return Ok(Identity { number, origin, upper_ino: 0, nlink_delta: None, real: Real::Lower(dir.clone()) });
+                    }
+                }
+                Ok(Identity { number: own, origin, upper_ino: 0, nlink_delta: None, real: Real::Lower(dir.clone()) })
+            }
+        }
+    }
+
+    /// Works out the identity of a file in upper: its number is that of the lower file it was copied up from.
+    fn identify_upper(&self, parent: &Arc<Inode>, name: &OsStr, hit: &Hit, own: u64) -> Result<Identity> {
+        let mut identity =
+            Identity { number: own, origin: None, upper_ino: hit.attr.ino, nlink_delta: None, real: Real::Upper };
+        let dir = dir_of(parent)?;
+        // Only a file of a merged directory, or of one that says so, was copied up or moved here.
+        if dir.lower.is_empty() && !dir.impure.load(Ordering::Acquire) && hit.attr.nlink < 2 {
+            return Ok(identity);
+        }
+        let upper = self.writable()?;
+        let fd = self.upper_dir(parent)?;
+        let failed = |e: Errno| upper.layer.error("getxattr", name, e);
+        let marks = self.namespace.marks(fd.as_fd(), name).map_err(failed)?;
+        if !marks.origin {
+            return Ok(identity);
+        }
+        let value = self.namespace.get(fd.as_fd(), name, Mark::Origin).map_err(failed)?;
+        let Some(origin) = value.as_deref().and_then(Origin::decode) else { return Ok(identity) };
+        if let (Some(dev), Some(ino)) = (self.numbers.device(&origin.uuid), origin.inode_number()) {
+            identity.number = self.numbers.number(dev, ino);
+            identity.origin = Some((dev, ino));
+        }
+        if marks.nlink && upper.work.index().is_some() {
+            if let Some(index) = origin.index_name() {
+                identity.nlink_delta = self.read_nlink(fd.as_fd(), name, &hit.attr, &marks)?;
+                identity.real = Real::Index(index.as_os_str().into());
+            }
+        }
+        Ok(identity)
+    }
+
+    /// Works out the identity of a lower hard link that was copied up under another name.
+    fn identify_indexed(
+        &self,
+        dir: &Arc<crate::layer::dir::LayerDir>,
+        name: &OsStr,
+        own: u64,
+        origin: Option<((u32, u32), u64)>,
+    ) -> Result<Option<Identity>> {
+        if !self.index_used.load(Ordering::Acquire) {
+            return Ok(None);
+        }
+        let Some(upper) = &self.upper else { return Ok(None) };
+        let Some(index) = upper.work.index() else { return Ok(None) };
+        let Some(entry) = self.origin_of(dir, name)?.and_then(|origin| origin.index_name()) else { return Ok(None) };
+        let attr = match upper.layer.stat(index, &entry) {
+            Ok(attr) => attr,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(upper.layer.error("statx", &entry, errno)),
+        };
+        let marks = Marks { nlink: true, ..Marks::default() };
+        let nlink_delta = Some(self.read_nlink(index, &entry, &attr, &marks)?.unwrap_or(0));
+        let real = Real::Index(entry.as_os_str().into());
+        Ok(Some(Identity { number: own, origin, upper_ino: attr.ino, nlink_delta, real }))
+    }
+
+    /// Returns the handle of a lower file; `None` where its file system has none.
+    pub(super) fn origin_of(&self, dir: &Arc<crate::layer::dir::LayerDir>, name: &OsStr) -> Result<Option<Origin>> {
+        let layer = self.lowers.layer(dir);
+        self.lowers.with_fd(dir, |fd| match fhandle::name_to_handle(fd, name) {
+            Ok(handle) => Ok(Some(Origin { uuid: layer.uuid, handle })),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::OVERFLOW) => Ok(None),
+            Err(errno) => Err(layer.error("name_to_handle_at", name, errno)),
+        })
+    }
+
+    fn make_inode(&self, parent: &Arc<Inode>, name: &OsStr, hit: &Hit, identity: &Identity, number: u64) -> Arc<Inode> {
+        let place = Place { parent: Some(parent.clone()), name: name.into(), real: identity.real.clone(), unlinked: false };
+        let dir = hit.attr.is_dir().then(|| {
+            Dir::new(hit.lower.iter().cloned().collect(), hit.marks.xwhiteouts, hit.marks.impure)
+        });
+        let inode = Inode::new(
+            NodeId(number),
+            Parts {
+                ino: Ino(number),
+                kind: hit.attr.kind,
+                place,
+                origin: identity.origin,
+                upper_ino: identity.upper_ino,
+                nlink_delta: identity.nlink_delta,
+                dir,
+            },
+        );
+        if hit.attr.size > 0 && hit.attr.blocks * 512 >= hit.attr.size && hit.attr.size > 4096 {
+            // All of its data is there; a metacopy is a hole. (Up to 4096 bytes a block of xattrs may be what is counted.)
+            inode.set_data_place(DataPlace::Here);
+        }
+        inode
+    }
+}
+
+/// Returns whether the inode that has the number is the file that was found.
+fn is_same(known: &Inode, parent: &Arc<Inode>, name: &OsStr, hit: &Hit, identity: &Identity) -> bool {
+    if known.kind != hit.attr.kind {
+        return false;
+    }
+    if known.is_named(parent, name) {
+        // Perhaps it was copied up between the search and now.
+        return known.upper_ino() == identity.upper_ino || identity.upper_ino == 0 || known.upper_ino() == 0;
+    }
+    match identity.upper_ino {
+        0 => known.origin.is_some() && known.origin == identity.origin,
+        upper_ino => known.upper_ino() == upper_ino,
+    }
+}

@@ -1,0 +1,350 @@
+//! The union: the merged view of the layers and every operation on it.
+//!
+//! Synchronous, and it returns values; it knows nothing of FUSE. A caller holds inodes by [`NodeId`] from
+//! the lookup that gave the number until [`Union::forget`].
+//!
+//! # Locks, ascending
+//! 1. `Union::tree`: renames from one directory to another.
+//! 2. an inode's copy-up mutex; held while data is copied.
+//! 3. directory locks: ancestors first, else by ascending serial.
+//! 4. an inode's place: a switch, no system call.
+//! 5. leaves: table shards, descriptor caches, listings.
+//!
+//! Evicted directories of upper are reopened by name without a lock: [`Union::moves`] tells whether a
+//! directory was moved meanwhile.
+
+mod attr;
+mod builder;
+mod copy_data;
+mod copy_up;
+mod create;
+mod file;
+mod handle;
+mod index;
+mod inode;
+mod link;
+mod listing;
+mod lookup;
+mod numbers;
+mod readdir;
+mod remove;
+mod rename;
+mod search;
+mod table;
+mod xattr;
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+pub use crate::layer::attr::{Attr, FileKind, Timestamp};
+pub use crate::layer::name::Name;
+pub use attr::{SetAttr, SetTime, StatFs};
+pub use builder::UnionBuilder;
+pub use create::New;
+pub use file::Seek;
+pub use handle::{Fh, OpenFile};
+pub use inode::{Ino, NodeId};
+pub use lookup::Entry;
+pub use readdir::{DirEntry, Flow};
+pub use remove::Unlinked;
+pub use rename::RenameFlags;
+
+use crate::config::RedirectDir;
+use crate::error::{Error, Result};
+use crate::layer::Layer;
+use crate::layer::dir::{Lowers, Serial};
+use crate::layer::fds::FdCache;
+use crate::layer::overlay::Namespace;
+use crate::layer::upper::Upper;
+use file::FileKey;
+use handle::Handles;
+use inode::{Dir, Inode, Real};
+use listing::Listings;
+use numbers::Numbers;
+use table::Table;
+
+/// Who makes a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller {
+    /// User id, for the owner of what is made.
+    pub uid: u32,
+    /// Group id, for the group of what is made.
+    pub gid: u32,
+}
+
+impl Caller {
+    /// The user and group that this process acts as.
+    pub fn current() -> Self {
+        Self { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
+    }
+}
+
+/// Layers presented as one tree.
+///
+/// ```
+/// use unionfs_rs::union::{Caller, Name, New, NodeId, Union};
+/// # let dir = tempfile::tempdir()?;
+/// # let at = |name: &str| { let p = dir.path().join(name); std::fs::create_dir(&p).map(|()| p) };
+/// # let (lower, upper) = (at("lower")?, at("upper")?);
+/// std::fs::write(lower.join("greeting"), "hello")?;
+/// let union = Union::builder().lower(&lower).upper(&upper).build()?;
+///
+/// let name = Name::new("greeting".as_ref())?;
+/// let entry = union.lookup(NodeId::ROOT, name)?;
+/// assert_eq!(entry.attr.size, 5);
+/// union.write(entry.id, 5, b", world", None)?;
+/// assert_eq!(std::fs::read_to_string(upper.join("greeting"))?, "hello, world");
+/// assert_eq!(std::fs::read_to_string(lower.join("greeting"))?, "hello");
+///
+/// union.unlink(NodeId::ROOT, name)?;
+/// assert!(union.lookup(NodeId::ROOT, name).is_err());
+/// union.end()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Union {
+    lowers: Lowers,
+    upper: Option<Upper>,
+    namespace: Namespace,
+    redirect_dir: RedirectDir,
+    metacopy: bool,
+    atime: bool,
+    server: Caller,
+    /// Whether files can be given to others: CAP_CHOWN.
+    may_chown: bool,
+    numbers: Numbers,
+    table: Table,
+    /// Descriptors of upper's directories.
+    dirs: FdCache<Serial>,
+    /// Descriptors that data is read and written through.
+    files: FdCache<FileKey>,
+    listings: Listings,
+    handles: Handles,
+    /// Rank 1. Held by a rename from one directory to another, so that what is above what stays so.
+    tree: Mutex<()>,
+    /// Odd while a directory of upper is being moved; changes with every move.
+    moves: AtomicU64,
+    /// Whether the index holds anything, or has since the mount.
+    index_used: AtomicBool,
+}
+
+/// What the union holds, for tests of its bounds and for `--stats`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Inodes that the caller refers to.
+    pub inodes: usize,
+    /// Directories kept open.
+    pub directories: usize,
+    /// Files kept open without a handle.
+    pub files: usize,
+    /// Open handles.
+    pub handles: usize,
+}
+
+impl Union {
+    /// Starts to describe a union.
+    pub fn builder() -> UnionBuilder {
+        UnionBuilder::default()
+    }
+
+    /// Returns what is held at the moment.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            inodes: self.table.len(),
+            directories: self.dirs.len() + self.lowers.open_directories(),
+            files: self.files.len(),
+            handles: self.handles.len(),
+        }
+    }
+
+    /// Returns whether there is no upper, so that nothing can be changed.
+    pub fn is_read_only(&self) -> bool {
+        self.upper.is_none()
+    }
+
+    /// Returns a layer that holds `path` and could not be cloned privately, so that a mount there would be entered.
+    pub fn unprotected_layer_above(&self, path: &std::path::Path) -> Option<&std::path::Path> {
+        let upper = self.upper.as_ref().map(|upper| &upper.layer);
+        let mut layers = self.lowers.layers().iter().chain(upper);
+        let inside = |layer: &&Layer| {
+            // A layer's root itself may be mounted over: it was opened before.
+            let strictly = std::fs::canonicalize(&layer.path).is_ok_and(|root| path != root && path.starts_with(root));
+            !layer.is_private() && strictly
+        };
+        layers.find(inside).map(|layer| layer.path.as_path())
+    }
+
+    /// Ends the use of the layers: leaves nothing unfinished in the workdir.
+    pub fn end(&self) -> Result<()> {
+        self.upper.as_ref().map_or(Ok(()), Upper::end)
+    }
+
+    /// Returns the inode known by `id`. Errors: ESTALE for a number that was never given or is forgotten.
+    fn inode(&self, id: NodeId) -> Result<Arc<Inode>> {
+        self.table.get(id).ok_or(Error::Refused(Errno::STALE))
+    }
+
+    /// Returns the inode known by `id` with its directory part. Errors: ENOTDIR.
+    fn directory(&self, id: NodeId) -> Result<Arc<Inode>> {
+        let inode = self.inode(id)?;
+        dir_of(&inode)?;
+        Ok(inode)
+    }
+
+    /// Returns the writable layer. Errors: EROFS without one.
+    fn writable(&self) -> Result<&Upper> {
+        self.upper.as_ref().ok_or(Error::Refused(Errno::ROFS))
+    }
+
+    /// Gives up what was kept for an inode that is gone.
+    fn release(&self, inode: &Inode) {
+        if inode.note_descriptor(false) {
+            self.close_files(inode.serial);
+        }
+        if inode.dir().is_some() {
+            self.dirs.remove(&inode.serial);
+            self.listings.remove(inode.serial);
+        }
+    }
+
+    /// Returns an O_PATH descriptor of upper's part of the directory `inode`.
+    ///
+    /// Errors: ENOENT when it has none, or lost it.
+    fn upper_dir(&self, inode: &Arc<Inode>) -> Result<UpperDir<'_>> {
+        let upper = self.writable()?;
+        let (place, _) = inode.place();
+        match place.real {
+            Real::Detached(fd) => return Ok(UpperDir::Open(fd)),
+            Real::Upper if place.parent.is_none() => return Ok(UpperDir::Root(upper.layer.root())),
+            Real::Upper => {}
+            Real::Lower(_) | Real::Index(_) => return Err(Error::Refused(Errno::NOENT)),
+        }
+        if let Some(fd) = self.dirs.get(&inode.serial) {
+            return Ok(UpperDir::Open(fd));
+        }
+        self.reopen(upper, inode).map(UpperDir::Open)
+    }
+
+    /// Opens upper's part of `inode` by the names of its ancestors, and keeps what was opened on the way.
+    fn reopen(&self, upper: &Upper, inode: &Arc<Inode>) -> Result<Arc<OwnedFd>> {
+        loop {
+            let before = self.moves.load(Ordering::Acquire);
+            let opened = self.reopen_by_name(upper, inode);
+            if before % 2 == 0 && self.moves.load(Ordering::Acquire) == before {
+                let (fd, steps) = opened?;
+                for (serial, fd) in steps {
+                    self.dirs.insert(serial, fd);
+                }
+                return Ok(fd);
+            }
+            // A directory was moved, which may have led astray; the move itself is one system call.
+            std::thread::yield_now();
+        }
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn reopen_by_name(&self, upper: &Upper, inode: &Arc<Inode>) -> Result<(Arc<OwnedFd>, Vec<(Serial, Arc<OwnedFd>)>)> {
+        let mut way = Vec::new();
+        let mut at = inode.clone();
+        let mut base = loop {
+            let (place, _) = at.place();
+            let fd = match place.real {
+                Real::Detached(fd) => Some(fd),
+                _ => self.dirs.get(&at.serial),
+            };
+            if fd.is_some() {
+                break fd;
+            }
+            let Some(parent) = place.parent else { break None };
+            way.push((at.serial, place.name));
+            at = parent;
+        };
+        let mut steps = Vec::with_capacity(way.len());
+        for (serial, name) in way.into_iter().rev() {
+            let from = base.as_ref().map_or(upper.layer.root(), |fd| fd.as_fd());
+            let fd = upper.layer.open_dir(from, &name).map_err(|e| upper.layer.error("openat", &name, e))?;
+            let fd = Arc::new(fd);
+            steps.push((serial, fd.clone()));
+            base = Some(fd);
+        }
+        base.map(|fd| (fd, steps)).ok_or(Error::Refused(Errno::STALE))
+    }
+
+    /// Calls `call` with the layer, directory and name of the object of `inode`, again if it moved meanwhile.
+    ///
+    /// For calls that only read: a call that was led astray by a move has its result thrown away. An empty
+    /// name is the directory's own descriptor.
+    fn with_object<T>(
+        &self,
+        inode: &Arc<Inode>,
+        mut call: impl FnMut(&Layer, BorrowedFd<'_>, &OsStr) -> Result<T>,
+    ) -> Result<T> {
+        let own = OsStr::new("");
+        loop {
+            let (place, version) = inode.place();
+            let result = match (&place.real, &place.parent) {
+                (Real::Upper, None) => self.writable().and_then(|upper| call(&upper.layer, upper.layer.root(), own)),
+                (Real::Upper, Some(parent)) => self
+                    .upper_dir(parent)
+                    .and_then(|dir| self.writable().and_then(|upper| call(&upper.layer, dir.as_fd(), &place.name))),
+                (Real::Lower(dir), _) => {
+                    let name = if inode.dir().is_some() { own } else { &*place.name };
+                    self.lowers.with_fd(dir, |fd| call(self.lowers.layer(dir), fd, name))
+                }
+                (Real::Index(name), _) => self.writable().and_then(|upper| {
+                    let index = upper.work.index().ok_or(Error::Refused(Errno::STALE))?;
+                    call(&upper.layer, index, name)
+                }),
+                (Real::Detached(fd), _) => self.writable().and_then(|upper| call(&upper.layer, fd.as_fd(), own)),
+            };
+            if inode.is_at(version) {
+                return result;
+            }
+        }
+    }
+
+    /// Opens the object of `inode` with O_PATH: a call on the descriptor cannot be led astray by a move.
+    fn pin(&self, inode: &Arc<Inode>) -> Result<OwnedFd> {
+        self.with_object(inode, |layer, dir, name| {
+            if name.is_empty() {
+                return dir.try_clone_to_owned().map_err(|_| Error::Refused(Errno::MFILE));
+            }
+            layer.open(dir, name, OFlags::PATH).map_err(|e| layer.error("openat", name, e))
+        })
+    }
+
+    /// Reads the attributes of the object of `inode`, as the union shows them.
+    fn stat(&self, inode: &Arc<Inode>) -> Result<Attr> {
+        let attr = self.with_object(inode, |layer, dir, name| {
+            layer.stat(dir, name).map_err(|e| layer.error("statx", name, e))
+        })?;
+        Ok(inode.finish(attr))
+    }
+}
+
+/// Upper's part of a directory, open.
+enum UpperDir<'a> {
+    /// The layer's root.
+    Root(BorrowedFd<'a>),
+    /// Any other.
+    Open(Arc<OwnedFd>),
+}
+
+impl AsFd for UpperDir<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Root(fd) => *fd,
+            Self::Open(fd) => fd.as_fd(),
+        }
+    }
+}
+
+/// Returns the directory part of `inode`. Errors: ENOTDIR.
+fn dir_of(inode: &Inode) -> Result<&Dir> {
+    inode.dir().ok_or(Error::Refused(Errno::NOTDIR))
+}

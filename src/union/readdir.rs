@@ -1,0 +1,325 @@
+//! Reading directories: the entries of all parts merged, upper's first.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as MapEntry;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::FileType;
+use rustix::io::Errno;
+
+use super::inode::{Inode, NodeId};
+use super::listing::{Item, Listing};
+use super::lookup::{Count, Entry};
+use super::{FileKind, Union, dir_of};
+use crate::error::Result;
+use crate::layer::name::{Name, WH_OPAQUE, WH_PREFIX};
+use crate::sys::dents;
+
+/// An entry of a directory.
+#[derive(Debug, Clone, Copy)]
+pub struct DirEntry<'a> {
+    /// The name.
+    pub name: &'a OsStr,
+    /// The inode number that stat(2) shows.
+    pub ino: u64,
+    /// What it is.
+    pub kind: FileKind,
+    /// Where reading goes on after this entry.
+    pub cookie: u64,
+}
+
+/// Whether a reader takes more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    /// The entry was taken.
+    More,
+    /// The entry has no room any more.
+    Full,
+}
+
+/// What the parts read so far say about a name.
+#[derive(Debug, Clone, Copy)]
+enum Merged {
+    /// Removed: what is below does not show.
+    Hidden,
+    /// There, with the number and kind that the listing will show once more is known of a directory.
+    Shown { ino: u64, kind: FileKind, settled: bool },
+}
+
+impl Union {
+    /// Reads the entries of `id` that come after `cookie` (0 from the beginning), `.` and `..` first.
+    ///
+    /// A reader sees each entry that stays at most once and at least once; one that comes or goes meanwhile, perhaps.
+    pub fn read_dir(&self, id: NodeId, cookie: u64, mut each: impl FnMut(DirEntry<'_>) -> Flow) -> Result<()> {
+        let inode = self.directory(id)?;
+        if let Flow::Full = self.dots(&inode, cookie, &mut each) {
+            return Ok(());
+        }
+        let listing = self.listing(&inode, cookie)?;
+        for item in listing.after(cookie) {
+            let entry = DirEntry { name: listing.name(item), ino: item.ino, kind: item.kind, cookie: item.cookie };
+            if each(entry) == Flow::Full {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads entries as [`Union::read_dir`], and looks each up; `None` stands for `.` and `..`.
+    ///
+    /// Each entry that was taken counts as a lookup. One that has gone since it was listed is left out.
+    pub fn read_dir_plus(
+        &self,
+        id: NodeId,
+        cookie: u64,
+        mut each: impl FnMut(DirEntry<'_>, Option<&Entry>) -> Flow,
+    ) -> Result<()> {
+        let inode = self.directory(id)?;
+        if let Flow::Full = self.dots(&inode, cookie, &mut |entry| each(entry, None)) {
+            return Ok(());
+        }
+        let listing = self.listing(&inode, cookie)?;
+        for item in listing.after(cookie) {
+            match self.look_up_item(&inode, &listing, item)? {
+                Some(entry) => {
+                    let shown = DirEntry {
+                        name: listing.name(item),
+                        ino: entry.attr.ino,
+                        kind: entry.attr.kind,
+                        cookie: item.cookie,
+                    };
+                    if each(shown, Some(&entry)) == Flow::Full {
+                        self.forget(entry.id, 1);
+                        break;
+                    }
+                }
+                None => continue,
+            }
+        }
+        Ok(())
+    }
+
+    fn look_up_item(&self, inode: &Arc<Inode>, listing: &Listing, item: &Item) -> Result<Option<Entry>> {
+        let _names = dir_of(inode)?.lock.read();
+        match self.find(inode, Name::known(listing.name(item)), Count::Lookup) {
+            Ok(found) => Ok(found.map(|(inode, attr)| Entry { id: inode.id(), attr })),
+            // A corrupt entry answers when it is looked up; the rest of the directory can be read.
+            Err(error) => {
+                log::warn!("{error}");
+                Ok(None)
+            }
+        }
+    }
+
+    fn dots(&self, inode: &Arc<Inode>, cookie: u64, each: &mut dyn FnMut(DirEntry<'_>) -> Flow) -> Flow {
+        let parent = inode.place().0.parent.map_or(inode.ino.0, |parent| parent.ino.0);
+        for (name, ino, at) in [(".", inode.ino.0, 1), ("..", parent, 2)] {
+            let entry = DirEntry { name: OsStr::new(name), ino, kind: FileKind::Directory, cookie: at };
+            if cookie < at && each(entry) == Flow::Full {
+                return Flow::Full;
+            }
+        }
+        Flow::More
+    }
+
+    /// Returns a listing to read on from `cookie`: a current one at the beginning, else the one that is kept.
+    fn listing(&self, inode: &Arc<Inode>, cookie: u64) -> Result<Arc<Listing>> {
+        let dir = dir_of(inode)?;
+        if let Some(kept) = self.listings.get(inode.serial) {
+            // `.` and `..` may have filled the first buffer alone.
+            if cookie > 2 || kept.version == dir.version() {
+                return Ok(kept);
+            }
+        }
+        let _names = dir.lock.read();
+        let listing = Arc::new(self.list(inode)?);
+        self.listings.insert(inode.serial, listing.clone());
+        Ok(listing)
+    }
+
+    /// Returns whether the directory shows no entry; the caller holds its lock.
+    pub(super) fn is_empty(&self, inode: &Arc<Inode>) -> Result<bool> {
+        Ok(self.list(inode)?.is_empty())
+    }
+
+    /// Merges the entries of all parts; the caller holds the directory's lock.
+    fn list(&self, inode: &Arc<Inode>) -> Result<Listing> {
+        let dir = dir_of(inode)?;
+        let mut listing = Listing::new(dir.version());
+        if inode.place().0.unlinked {
+            return Ok(listing.finish());
+        }
+        if dir.lower.is_empty() && !dir.impure.load(Ordering::Acquire) {
+            self.list_upper_alone(inode, &mut listing)?;
+            return Ok(listing.finish());
+        }
+        let mut merged = HashMap::new();
+        self.merge_upper(inode, &mut merged)?;
+        for part in &dir.lower {
+            self.merge_lower(inode, part, &mut merged)?;
+        }
+        for (name, entry) in &merged {
+            if let Merged::Shown { ino, kind, settled } = *entry {
+                let (ino, kind) = if settled { (ino, kind) } else { self.settle(inode, name, ino, kind) };
+                listing.add(name, ino, kind);
+            }
+        }
+        Ok(listing.finish())
+    }
+
+    /// Lists a directory that upper alone has, and whose entries all were made there.
+    fn list_upper_alone(&self, inode: &Arc<Inode>, listing: &mut Listing) -> Result<()> {
+        let upper = self.writable()?;
+        let fd = self.upper_dir(inode)?;
+        let failed = |e: Errno| upper.layer.error("getdents", OsStr::new("."), e);
+        let dev = upper.stat(fd.as_fd(), OsStr::new(""))?.dev;
+        let open = upper.layer.open_listing(fd.as_fd()).map_err(failed)?;
+        let mut unsure = Vec::new();
+        dents::each(open.as_fd(), |name, kind, ino| {
+            if name.starts_with(WH_PREFIX.as_bytes()) {
+                return;
+            }
+            let name = OsStr::from_bytes(name);
+            match known_kind(kind) {
+                // A character device may be a whiteout that was left by a rename.
+                Some(FileKind::Char) | None => unsure.push(name.to_owned()),
+                Some(kind) => listing.add(name, self.numbers.number(dev, ino), kind),
+            }
+        })
+        .map_err(failed)?;
+        for name in unsure {
+            self.add_found(inode, &name, listing);
+        }
+        Ok(())
+    }
+
+    fn add_found(&self, inode: &Arc<Inode>, name: &OsStr, listing: &mut Listing) {
+        match self.find(inode, Name::known(name), Count::Transient) {
+            Ok(Some((found, attr))) => listing.add(name, found.ino.0, attr.kind),
+            Ok(None) => {}
+            // Shown, so that it can be seen, and answering when it is looked up.
+            Err(error) => {
+                log::warn!("{error}");
+                listing.add(name, NodeId::ROOT.0, FileKind::Regular);
+            }
+        }
+    }
+
+    fn merge_upper(&self, inode: &Arc<Inode>, merged: &mut HashMap<OsString, Merged>) -> Result<()> {
+        let Some(upper) = self.upper.as_ref().filter(|_| inode.is_upper()) else { return Ok(()) };
+        let dir = dir_of(inode)?;
+        let fd = self.upper_dir(inode)?;
+        let failed = |e: Errno| upper.layer.error("getdents", OsStr::new("."), e);
+        let open = upper.layer.open_listing(fd.as_fd()).map_err(failed)?;
+        let mut entries = Vec::new();
+        dents::each(open.as_fd(), |name, kind, ino| entries.push((OsStr::from_bytes(name).to_owned(), kind, ino)))
+            .map_err(failed)?;
+        let mut dotwh = Vec::new();
+        for (name, kind, ino) in entries {
+            if let Some(hidden) = name.as_bytes().strip_prefix(WH_PREFIX.as_bytes()) {
+                dotwh.push(OsStr::from_bytes(hidden).to_owned());
+                continue;
+            }
+            let whiteout = match kind {
+                FileType::CharacterDevice => upper.stat(fd.as_fd(), &name)?.is_char_whiteout(),
+                FileType::RegularFile if dir.xwhiteouts.load(Ordering::Acquire) => {
+                    matches!(self.in_upper(inode, &name)?, super::search::InUpper::Whiteout)
+                }
+                _ => false,
+            };
+            let kind = known_kind(kind).unwrap_or(FileKind::Regular);
+            let entry = if whiteout { Merged::Hidden } else { Merged::Shown { ino, kind, settled: false } };
+            merged.insert(name, entry);
+        }
+        dir.dotwh.listed(!dotwh.is_empty());
+        for name in dotwh {
+            merged.entry(name).or_insert(Merged::Hidden);
+        }
+        Ok(())
+    }
+
+    fn merge_lower(
+        &self,
+        inode: &Arc<Inode>,
+        part: &Arc<crate::layer::dir::LayerDir>,
+        merged: &mut HashMap<OsString, Merged>,
+    ) -> Result<()> {
+        let layer = self.lowers.layer(part);
+        let mut entries = Vec::new();
+        self.lowers.with_fd(part, |fd| {
+            let failed = |e: Errno| layer.error("getdents", OsStr::new("."), e);
+            let open = layer.open_listing(fd).map_err(failed)?;
+            dents::each(open.as_fd(), |name, kind, ino| entries.push((OsStr::from_bytes(name).to_owned(), kind, ino)))
+                .map_err(failed)
+        })?;
+        // What a name is called in the other layers, where this directory is known by the same name.
+        let mut dotwh = Vec::new();
+        let links_part = self.upper.as_ref().is_some_and(|upper| upper.work.index().is_none());
+        for (name, kind, ino) in entries {
+            if let Some(hidden) = name.as_bytes().strip_prefix(WH_PREFIX.as_bytes()) {
+                if name.as_bytes() != WH_OPAQUE.as_bytes() {
+                    dotwh.push(OsStr::from_bytes(hidden).to_owned());
+                }
+                continue;
+            }
+            let slot = match merged.entry(name) {
+                MapEntry::Vacant(slot) => slot,
+                MapEntry::Occupied(_) => continue,
+            };
+            let entry = match known_kind(kind) {
+                Some(FileKind::Char) if self.lowers.stat(part, slot.key())?.is_char_whiteout() => Merged::Hidden,
+                Some(FileKind::Regular) if part.xwhiteouts && self.is_xwhiteout(part, slot.key())? => Merged::Hidden,
+                Some(FileKind::Directory) => {
+                    Merged::Shown { ino: self.numbers.number(part.dev, ino), kind: FileKind::Directory, settled: true }
+                }
+                // Without an index each name of a hard link has its own number, which takes a look at the file.
+                Some(kind) if !links_part => {
+                    Merged::Shown { ino: self.numbers.number(part.dev, ino), kind, settled: true }
+                }
+                kind => Merged::Shown { ino, kind: kind.unwrap_or(FileKind::Regular), settled: false },
+            };
+            slot.insert(entry);
+        }
+        part.dotwh.listed(!dotwh.is_empty());
+        for name in dotwh {
+            merged.entry(name).or_insert(Merged::Hidden);
+        }
+        // The directory itself is not looked at: its own marks ended the stack when it was found.
+        debug_assert!(dir_of(inode).is_ok());
+        Ok(())
+    }
+
+    fn is_xwhiteout(&self, part: &Arc<crate::layer::dir::LayerDir>, name: &OsStr) -> Result<bool> {
+        Ok(matches!(self.lowers.examine(part, name)?, crate::layer::dir::Found::Whiteout))
+    }
+
+    /// Finds out the number of an entry that a listing alone does not tell: it may come from a lower layer.
+    fn settle(&self, inode: &Arc<Inode>, name: &OsStr, ino: u64, kind: FileKind) -> (u64, FileKind) {
+        match self.find(inode, Name::known(name), Count::Transient) {
+            Ok(Some((found, attr))) => (found.ino.0, attr.kind),
+            // Gone, or corrupt: the entry answers when it is looked up.
+            Ok(None) => (ino, kind),
+            Err(error) => {
+                log::warn!("{error}");
+                (ino, kind)
+            }
+        }
+    }
+}
+
+fn known_kind(kind: FileType) -> Option<FileKind> {
+    Some(match kind {
+        FileType::RegularFile => FileKind::Regular,
+        FileType::Directory => FileKind::Directory,
+        FileType::Symlink => FileKind::Symlink,
+        FileType::Fifo => FileKind::Fifo,
+        FileType::Socket => FileKind::Socket,
+        FileType::CharacterDevice => FileKind::Char,
+        FileType::BlockDevice => FileKind::Block,
+        FileType::Unknown => return None,
+    })
+}

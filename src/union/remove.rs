@@ -1,0 +1,205 @@
+//! Removal: a whiteout is left only where a lower layer still shows the name.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, OFlags};
+use rustix::io::Errno;
+
+use super::copy_up::Data;
+use super::inode::{Inode, NodeId, Real};
+use super::lookup::Count;
+use super::search::{Hit, Top};
+use super::{Union, dir_of};
+use crate::error::{Error, Result};
+use crate::layer::name::Name;
+use crate::layer::upper::{Publish, Upper};
+use crate::layer::whiteout::Standing;
+
+/// What became of a quick attempt to remove a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unlinked {
+    /// It is removed.
+    Done,
+    /// Nothing is done: the other names of the file need a copy of its data first.
+    Copies,
+}
+
+/// Whether an operation may copy data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    Any,
+    Quick,
+}
+
+impl Union {
+    /// Removes the name `name` of a file in `parent`.
+    ///
+    /// Who has the file open goes on using it. Errors: ENOENT, EISDIR, EROFS.
+    pub fn unlink(&self, parent: NodeId, name: Name<'_>) -> Result<()> {
+        self.unlink_at_pace(parent, name, Pace::Any).map(drop)
+    }
+
+    /// Removes a name as [`Union::unlink`], unless data must be copied up for it first.
+    pub fn unlink_quickly(&self, parent: NodeId, name: Name<'_>) -> Result<Unlinked> {
+        self.unlink_at_pace(parent, name, Pace::Quick)
+    }
+
+    fn unlink_at_pace(&self, parent: NodeId, name: Name<'_>, pace: Pace) -> Result<Unlinked> {
+        let parent = self.directory(parent)?;
+        let hit = self.present(&parent, name)?;
+        if hit.attr.is_dir() {
+            return Err(Error::Refused(Errno::ISDIR));
+        }
+        self.ensure_upper(&parent)?;
+        if self.will_stay_linked(&hit)? {
+            // Its other names must go on leading to one file with the right count, which the index keeps.
+            let inode = self.intern(&parent, &name, &hit, Count::Transient)?;
+            if pace == Pace::Quick && !inode.is_upper() {
+                return Ok(Unlinked::Copies);
+            }
+            self.copy_up_name(&inode, &parent, &name, Data::Copy)?;
+        }
+        let names = dir_of(&parent)?.lock.write();
+        let hit = self.present(&parent, name)?;
+        if hit.attr.is_dir() {
+            return Err(Error::Refused(Errno::ISDIR));
+        }
+        let inode = self.intern(&parent, &name, &hit, Count::Transient)?;
+        let pinned = self.pin_if_known(&parent, &inode, &name, &hit)?;
+        let standing = if matches!(hit.top, Top::Upper) { Standing::File } else { Standing::Nothing };
+        self.take_away(&parent, &name, standing)?;
+        dir_of(&parent)?.changed();
+        self.unname(&parent, &inode, &name, pinned);
+        self.drop_unused_index(&inode)?;
+        drop(names);
+        Ok(Unlinked::Done)
+    }
+
+    /// Returns whether the directory `id` has lower parts, so that changing a name in it may take long.
+    pub fn has_lower_parts(&self, id: NodeId) -> bool {
+        self.inode(id).is_ok_and(|inode| inode.dir().is_some_and(|dir| !dir.lower.is_empty()))
+    }
+
+    /// Removes the empty directory `name` in `parent`. Errors: ENOENT, ENOTDIR, ENOTEMPTY, EROFS.
+    pub fn rmdir(&self, parent: NodeId, name: Name<'_>) -> Result<()> {
+        let parent = self.directory(parent)?;
+        self.present(&parent, name)?;
+        self.ensure_upper(&parent)?;
+        let names = dir_of(&parent)?.lock.write();
+        let hit = self.present(&parent, name)?;
+        if !hit.attr.is_dir() {
+            return Err(Error::Refused(Errno::NOTDIR));
+        }
+        let inode = self.intern(&parent, &name, &hit, Count::Transient)?;
+        let inner = dir_of(&inode)?.lock.write();
+        if !self.is_empty(&inode)? {
+            return Err(Error::Refused(Errno::NOTEMPTY));
+        }
+        let pinned = self.pin_if_known(&parent, &inode, &name, &hit)?;
+        let standing = if matches!(hit.top, Top::Upper) { Standing::Directory } else { Standing::Nothing };
+        let leftover = self.take_away(&parent, &name, standing)?;
+        dir_of(&parent)?.changed();
+        dir_of(&inode)?.changed();
+        self.unname(&parent, &inode, &name, pinned);
+        self.dirs.remove(&inode.serial);
+        drop(inner);
+        drop(names);
+        if let Some(leftover) = leftover {
+            self.writable()?.work.discard(&leftover);
+        }
+        Ok(())
+    }
+
+    /// Returns what `name` in `parent` is. Errors: ENOENT.
+    pub(super) fn present(&self, parent: &Arc<Inode>, name: Name<'_>) -> Result<Hit> {
+        if name.is_reserved() {
+            return Err(Error::Refused(Errno::NOENT));
+        }
+        self.search(parent, &name)?.ok_or(Error::Refused(Errno::NOENT))
+    }
+
+    /// Returns whether `hit` is a lower file whose other names will still lead to it.
+    pub(super) fn will_stay_linked(&self, hit: &Hit) -> Result<bool> {
+        let lower_link = matches!(hit.top, Top::Lower(_)) && !hit.attr.is_dir() && hit.attr.nlink > 1;
+        Ok(lower_link && self.writable()?.work.index().is_some())
+    }
+
+    /// Opens the object in upper that is about to lose its name, if somebody may be using it.
+    pub(super) fn pin_if_known(&self, parent: &Arc<Inode>, inode: &Arc<Inode>, name: &OsStr, hit: &Hit) -> Result<Option<OwnedFd>> {
+        let used = self.known(inode.ino.0).is_some_and(|known| Arc::ptr_eq(&known, inode));
+        if !used || !matches!(hit.top, Top::Upper) {
+            return Ok(None);
+        }
+        let upper = self.writable()?;
+        let dir = self.upper_dir(parent)?;
+        upper.layer.open(dir.as_fd(), name, OFlags::PATH).map(Some).map_err(|e| upper.layer.error("openat", name, e))
+    }
+
+    /// Removes `name` from upper's `parent`, and hides it where a lower layer shows it.
+    ///
+    /// Returns the name in the workdir of a directory that held whiteouts.
+    pub(super) fn take_away(&self, parent: &Arc<Inode>, name: &OsStr, standing: Standing) -> Result<Option<OsString>> {
+        let upper = self.writable()?;
+        let dir = self.upper_dir(parent)?;
+        if self.shows_below(parent, name)? {
+            dir_of(parent)?.dotwh.listed(true);
+            let hidden = upper.whiteouts.hide(&upper.work, dir.as_fd(), name, standing);
+            if upper.whiteouts.format() == crate::layer::whiteout::Format::Xattr {
+                dir_of(parent)?.xwhiteouts.store(true, std::sync::atomic::Ordering::Release);
+            }
+            return hidden.map_err(|e| upper.layer.error("whiteout", name, e));
+        }
+        match standing {
+            Standing::Nothing => Ok(None),
+            Standing::File => {
+                let removed = rustix::fs::unlinkat(dir.as_fd(), name, AtFlags::empty());
+                removed.map(|()| None).map_err(|e| upper.layer.error("unlinkat", name, e))
+            }
+            Standing::Directory => match rustix::fs::unlinkat(dir.as_fd(), name, AtFlags::REMOVEDIR) {
+                Ok(()) => Ok(None),
+                // Only whiteouts are in it: it goes whole.
+                Err(Errno::NOTEMPTY | Errno::EXIST) => self.move_out(upper, parent, name).map(Some),
+                Err(errno) => Err(upper.layer.error("rmdir", name, errno)),
+            },
+        }
+    }
+
+    /// Moves the directory `name` of upper's `parent` to the workdir; returns its name there.
+    fn move_out(&self, upper: &Upper, parent: &Arc<Inode>, name: &OsStr) -> Result<OsString> {
+        let dir = self.upper_dir(parent)?;
+        let temporary = upper.work.temporary();
+        let moved = rustix::fs::renameat(dir.as_fd(), name, upper.work.fd(), &temporary);
+        moved.map(|()| temporary).map_err(|e| upper.layer.error("renameat", name, e))
+    }
+
+    /// Replaces a directory that shows as empty by one that is empty and opaque, so that it can be renamed over.
+    pub(super) fn clear_whiteouts(&self, parent: &Arc<Inode>, name: &OsStr) -> Result<()> {
+        let upper = self.writable()?;
+        let dir = self.upper_dir(parent)?;
+        upper.work.with_temporary(|temporary| {
+            upper.make(temporary, crate::layer::upper::Shape::Directory)?;
+            self.set_opaque(upper, crate::layer::upper::Place::at(upper.work.fd(), temporary))?;
+            let swapped = upper.publish(temporary, dir.as_fd(), name, Publish::Exchange);
+            swapped.map_err(|e| upper.layer.error("exchange", name, e))?;
+            upper.work.discard(temporary);
+            Ok(())
+        })
+    }
+
+    /// Records that the name of `inode` is gone; `pinned` keeps its object for those who use it.
+    pub(super) fn unname(&self, parent: &Arc<Inode>, inode: &Arc<Inode>, name: &OsStr, pinned: Option<OwnedFd>) {
+        if !inode.is_named(parent, name) {
+            return;
+        }
+        let old = inode.relocate(|place| {
+            place.unlinked = true;
+            match (&place.real, pinned) {
+                (Real::Upper, Some(fd)) => std::mem::replace(&mut place.real, Real::Detached(Arc::new(fd))),
+                _ => place.real.clone(),
+            }
+        });
+        drop(old);
+    }
+}

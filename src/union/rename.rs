@@ -1,0 +1,402 @@
+//! Rename: what is moved is brought to upper first, and what a lower layer shows under the old name is hidden.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use parking_lot::RwLockWriteGuard;
+use rustix::fs::{AtFlags, RenameFlags as SysFlags};
+use rustix::io::Errno;
+
+use super::copy_up::Data;
+use super::create::remove_mark;
+use super::inode::{DataPlace, Inode, NodeId};
+use super::lookup::Count;
+use super::search::{Hit, InUpper, Top};
+use super::{Union, UpperDir, dir_of};
+use crate::config::RedirectDir;
+use crate::error::{Error, Result};
+use crate::layer::attr::FileKind;
+use crate::layer::name::Name;
+use crate::layer::overlay::Mark;
+use crate::layer::redirect::Redirect;
+use crate::layer::upper::{Place, Publish, Upper};
+use crate::layer::whiteout::{Format, Standing};
+
+bitflags::bitflags! {
+    /// The flags of renameat2(2).
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct RenameFlags: u32 {
+        /// Nothing may have the new name.
+        const NOREPLACE = 1;
+        /// Both names exist and are exchanged.
+        const EXCHANGE = 2;
+        /// A whiteout takes the old name. It hides, and so does not show: the name is gone either way.
+        const WHITEOUT = 4;
+    }
+}
+
+/// One end of a rename: a name in a directory, and what is there.
+struct End<'a> {
+    parent: &'a Arc<Inode>,
+    name: Name<'a>,
+    dir: UpperDir<'a>,
+    hit: Option<Hit>,
+    inode: Option<Arc<Inode>>,
+}
+
+impl Union {
+    /// Gives what is `name` in `parent` the name `new_name` in `new_parent`, as renameat2(2) has it.
+    ///
+    /// Errors: ENOENT, EEXIST, EISDIR, ENOTDIR, ENOTEMPTY, EINVAL, EROFS; EXDEV for a directory with lower parts
+    /// where redirect_dir is not on.
+    pub fn rename(
+        &self,
+        parent: NodeId,
+        name: Name<'_>,
+        new_parent: NodeId,
+        new_name: Name<'_>,
+        flags: RenameFlags,
+    ) -> Result<()> {
+        if flags.contains(RenameFlags::EXCHANGE) && flags != RenameFlags::EXCHANGE {
+            return Err(Error::Refused(Errno::INVAL));
+        }
+        if new_name.is_reserved() {
+            return Err(Error::Refused(Errno::INVAL));
+        }
+        let (from, to) = (self.directory(parent)?, self.directory(new_parent)?);
+        loop {
+            self.prepare(&from, name, &to, new_name, flags)?;
+            let _tree = (!Arc::ptr_eq(&from, &to)).then(|| self.tree.lock());
+            let locks = lock_both(&from, &to)?;
+            let old = self.rename_end(&from, name)?;
+            let new = self.rename_end(&to, new_name)?;
+            let moved = old.hit.as_ref().ok_or(Error::Refused(Errno::NOENT))?;
+            let exchanged = flags.contains(RenameFlags::EXCHANGE);
+            let lower_left = |hit: &Hit| matches!(hit.top, Top::Lower(_));
+            if lower_left(moved) || exchanged && new.hit.as_ref().is_some_and(lower_left) {
+                // Somebody changed a name between the preparation and the locks.
+                drop(locks);
+                continue;
+            }
+            return self.rename_locked(&old, &new, flags);
+        }
+    }
+
+    /// Brings to upper what the rename needs there, before any directory is locked.
+    fn prepare(&self, from: &Arc<Inode>, name: Name<'_>, to: &Arc<Inode>, new_name: Name<'_>, flags: RenameFlags) -> Result<()> {
+        let moved = self.present(from, name)?;
+        self.check_movable(&moved)?;
+        self.ensure_upper(from)?;
+        self.ensure_upper(to)?;
+        let inode = self.intern(from, &name, &moved, Count::Transient)?;
+        self.copy_up_name(&inode, from, &name, Data::Metadata)?;
+        let exchanged = flags.contains(RenameFlags::EXCHANGE);
+        let Some(target) = self.search(to, &new_name)? else {
+            return if exchanged { Err(Error::Refused(Errno::NOENT)) } else { Ok(()) };
+        };
+        if exchanged {
+            self.check_movable(&target)?;
+        }
+        if exchanged || self.will_stay_linked(&target)? {
+            let inode = self.intern(to, &new_name, &target, Count::Transient)?;
+            self.copy_up_name(&inode, to, &new_name, Data::Metadata)?;
+        }
+        Ok(())
+    }
+
+    fn check_movable(&self, hit: &Hit) -> Result<()> {
+        if hit.attr.is_dir() && !hit.lower.is_empty() && self.redirect_dir != RedirectDir::On {
+            return Err(Error::Refused(Errno::XDEV));
+        }
+        Ok(())
+    }
+
+    fn rename_end<'a>(&'a self, parent: &'a Arc<Inode>, name: Name<'a>) -> Result<End<'a>> {
+        if parent.place().0.unlinked {
+            return Err(Error::Refused(Errno::NOENT));
+        }
+        let hit = if name.is_reserved() { None } else { self.search(parent, &name)? };
+        let inode = match &hit {
+            Some(hit) => Some(self.intern(parent, &name, hit, Count::Transient)?),
+            None => None,
+        };
+        Ok(End { parent, name, dir: self.upper_dir(parent)?, hit, inode })
+    }
+
+    fn rename_locked(&self, old: &End<'_>, new: &End<'_>, flags: RenameFlags) -> Result<()> {
+        let (Some(moved), Some(inode)) = (&old.hit, &old.inode) else { return Err(Error::Refused(Errno::NOENT)) };
+        let exchanged = flags.contains(RenameFlags::EXCHANGE);
+        if new.hit.is_some() && flags.contains(RenameFlags::NOREPLACE) {
+            return Err(Error::Refused(Errno::EXIST));
+        }
+        if moved.attr.is_dir() && is_at_or_above(inode, new.parent) {
+            return Err(Error::Refused(Errno::INVAL));
+        }
+        if let (Some(target), Some(target_inode)) = (&new.hit, &new.inode) {
+            if Arc::ptr_eq(inode, target_inode) {
+                // Two names of one file: rename(2) does nothing and succeeds.
+                return Ok(());
+            }
+            if exchanged && target.attr.is_dir() && is_at_or_above(target_inode, old.parent) {
+                return Err(Error::Refused(Errno::INVAL));
+            }
+            if !exchanged {
+                self.check_replaceable(old, moved, target, target_inode)?;
+            }
+        }
+        let inner = match &new.inode {
+            // Only to keep new entries out of a directory that is about to be replaced.
+            Some(target) if !exchanged && target.dir().is_some() => Some(dir_of(target)?.lock.write()),
+            _ => None,
+        };
+        if let Some(target) = new.inode.as_ref().filter(|_| inner.is_some()) {
+            if !self.is_empty(target)? {
+                return Err(Error::Refused(Errno::NOTEMPTY));
+            }
+        }
+        self.lead_below(old, moved, inode, new.parent)?;
+        if exchanged {
+            if let (Some(target), Some(target_inode)) = (&new.hit, &new.inode) {
+                self.lead_below(new, target, target_inode, old.parent)?;
+            }
+        }
+        let pinned = match (&new.hit, &new.inode) {
+            (Some(target), Some(target_inode)) if !exchanged => {
+                self.pin_if_known(new.parent, target_inode, &new.name, target)?
+            }
+            _ => None,
+        };
+        let directories = moved.attr.is_dir() || new.hit.as_ref().is_some_and(|hit| hit.attr.is_dir());
+        let marker = directories.then(|| Moving::start(&self.moves));
+        let result = if exchanged { self.exchange(old, new) } else { self.replace(old, new, flags) };
+        if result.is_ok() {
+            self.record(old, new, inode, exchanged, pinned);
+        }
+        drop(marker);
+        result?;
+        drop(inner);
+        self.finish_rename(old, new, inode, exchanged)
+    }
+
+    /// Refuses to replace one kind by another. Errors: EISDIR, ENOTDIR, ENOTEMPTY.
+    fn check_replaceable(&self, old: &End<'_>, moved: &Hit, target: &Hit, target_inode: &Arc<Inode>) -> Result<()> {
+        match (moved.attr.is_dir(), target.attr.is_dir()) {
+            (true, false) => Err(Error::Refused(Errno::NOTDIR)),
+            (false, true) => Err(Error::Refused(Errno::ISDIR)),
+            // What holds the moved directory is not empty.
+            (true, true) if is_at_or_above(target_inode, old.parent) => Err(Error::Refused(Errno::NOTEMPTY)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes what is moved lead to its lower parts, or to none, under its new name in `parent`.
+    fn lead_below(&self, end: &End<'_>, hit: &Hit, inode: &Arc<Inode>, parent: &Arc<Inode>) -> Result<()> {
+        let upper = self.writable()?;
+        let place = Place::at(end.dir.as_fd(), &end.name);
+        let Some(dir) = inode.dir() else {
+            return self.lead_metacopy_below(upper, end, hit, inode);
+        };
+        let Some(lower) = dir.lower.first() else {
+            if hit.marks.opaque || dir_of(parent)?.lower.is_empty() {
+                return Ok(());
+            }
+            return self.set_opaque(upper, place);
+        };
+        let same_parent = Arc::ptr_eq(end.parent, parent);
+        let redirect = match hit.marks.redirect.as_deref().map(Redirect::parse) {
+            Some(Ok(Redirect::Absolute(_))) => return Ok(()),
+            Some(Ok(Redirect::Sibling(_))) if same_parent => return Ok(()),
+            None if same_parent => Redirect::Sibling(end.name.as_os_str().to_owned()),
+            _ => Redirect::Absolute(lower.components()),
+        };
+        match self.namespace.set(place.dir, place.name, Mark::Redirect, &redirect.to_bytes()) {
+            Ok(()) => Ok(()),
+            // Too long a path for an xattr: the caller copies instead, as it does between file systems.
+            Err(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE) => Err(Error::Refused(Errno::XDEV)),
+            Err(errno) => Err(upper.layer.error("setxattr", &end.name, errno)),
+        }
+    }
+
+    /// Records where the data of a metacopy is, which its name will not say any more.
+    fn lead_metacopy_below(&self, upper: &Upper, end: &End<'_>, hit: &Hit, inode: &Arc<Inode>) -> Result<()> {
+        if hit.attr.kind != FileKind::Regular || inode.data_place() == DataPlace::Here || !self.metacopy {
+            return Ok(());
+        }
+        let Some((dir, name)) = self.data_below(inode)? else { return Ok(()) };
+        let mut path = dir.components();
+        path.push(name);
+        upper.set_mark(Place::at(end.dir.as_fd(), &end.name), Mark::Redirect, &Redirect::Absolute(path).to_bytes())
+    }
+
+    fn exchange(&self, old: &End<'_>, new: &End<'_>) -> Result<()> {
+        self.move_in_upper(old, new, SysFlags::EXCHANGE)
+    }
+
+    fn move_in_upper(&self, old: &End<'_>, new: &End<'_>, flags: SysFlags) -> Result<()> {
+        let upper = self.writable()?;
+        rustix::fs::renameat_with(&old.dir, &*old.name, &new.dir, &*new.name, flags)
+            .map_err(|e| upper.layer.error("renameat2", &old.name, e))
+    }
+
+    /// Moves the old name onto the new one in upper, leaving a whiteout where a lower layer shows the old one.
+    fn replace(&self, old: &End<'_>, new: &End<'_>, flags: RenameFlags) -> Result<()> {
+        let upper = self.writable()?;
+        let hide = flags.contains(RenameFlags::WHITEOUT) || self.shows_below(old.parent, &old.name)?;
+        let directory = old.hit.as_ref().is_some_and(|hit| hit.attr.is_dir());
+        if hide {
+            dir_of(old.parent)?.dotwh.listed(true);
+        }
+        match self.in_upper(new.parent, &new.name)? {
+            InUpper::Whiteout if hide && upper.whiteouts.format() != Format::DotWh => self.exchange(old, new),
+            InUpper::Whiteout if directory => {
+                self.exchange(old, new)?;
+                let removed = rustix::fs::unlinkat(&old.dir, &*old.name, AtFlags::empty());
+                removed.map_err(|e| upper.layer.error("unlinkat", &old.name, e))?;
+                if hide { self.hide(upper, old.dir.as_fd(), &old.name) } else { Ok(()) }
+            }
+            InUpper::Nothing if hide => self.move_and_hide(upper, old, new, Standing::Nothing),
+            InUpper::Nothing => self.move_in_upper(old, new, SysFlags::NOREPLACE),
+            InUpper::Dir(..) => {
+                self.clear_whiteouts(new.parent, &new.name)?;
+                if hide { self.move_and_hide(upper, old, new, Standing::Directory) } else { self.move_in_upper(old, new, SysFlags::empty()) }
+            }
+            InUpper::Whiteout | InUpper::File(_) if hide => self.move_and_hide(upper, old, new, Standing::File),
+            InUpper::Whiteout | InUpper::File(_) => self.move_in_upper(old, new, SysFlags::empty()),
+        }
+    }
+
+    fn hide(&self, upper: &Upper, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+        let hidden = upper.whiteouts.hide(&upper.work, dir, name, Standing::Nothing);
+        hidden.map(drop).map_err(|e| upper.layer.error("whiteout", name, e))
+    }
+
+    /// Moves and leaves a whiteout, in one call where the file system can.
+    fn move_and_hide(&self, upper: &Upper, old: &End<'_>, new: &End<'_>, standing: Standing) -> Result<()> {
+        match upper.whiteouts.format() {
+            Format::DotWh => {
+                // The mark comes first, so that what is below never shows.
+                self.hide(upper, old.dir.as_fd(), &old.name)?;
+                self.move_in_upper(old, new, SysFlags::empty())
+            }
+            Format::Char if upper.features.rename_whiteout => self.move_in_upper(old, new, SysFlags::WHITEOUT),
+            Format::Char | Format::Xattr => upper.work.with_temporary(|temporary| {
+                // The target gives way to a whiteout, which then changes places with what is moved. A crash between
+                // the two leaves the target removed and the rest as it was.
+                let hidden = upper.whiteouts.hide(&upper.work, upper.work.fd(), temporary, Standing::Nothing);
+                hidden.map_err(|e| upper.layer.error("whiteout", &old.name, e))?;
+                let how = if standing == Standing::Nothing { Publish::New } else { Publish::Exchange };
+                let placed = upper.publish(temporary, new.dir.as_fd(), &new.name, how);
+                placed.map_err(|e| upper.layer.error("publish", &new.name, e))?;
+                self.exchange(old, new)?;
+                if standing != Standing::Nothing {
+                    upper.work.discard(temporary);
+                }
+                Ok(())
+            }),
+        }
+    }
+
+    /// Gives the inodes their new names.
+    fn record(&self, old: &End<'_>, new: &End<'_>, inode: &Arc<Inode>, exchanged: bool, pinned: Option<std::os::fd::OwnedFd>) {
+        if let Some(target) = &new.inode {
+            if exchanged {
+                rename_inode(target, new, old);
+            } else {
+                self.unname(new.parent, target, &new.name, pinned);
+            }
+        }
+        rename_inode(inode, old, new);
+    }
+
+    /// Does what follows from a rename that has happened.
+    fn finish_rename(&self, old: &End<'_>, new: &End<'_>, inode: &Arc<Inode>, exchanged: bool) -> Result<()> {
+        let upper = self.writable()?;
+        dir_of(old.parent)?.changed();
+        dir_of(new.parent)?.changed();
+        if dir_of(new.parent)?.dotwh.possible() {
+            remove_mark(upper, new.dir.as_fd(), &new.name)?;
+        }
+        let came_from_below = |inode: &Inode| inode.origin.is_some() || inode.dir().is_some_and(|dir| !dir.lower.is_empty());
+        if came_from_below(inode) {
+            self.mark_impure(upper, new.parent)?;
+        }
+        let Some(target) = &new.inode else { return Ok(()) };
+        if exchanged {
+            if came_from_below(target) {
+                self.mark_impure(upper, old.parent)?;
+            }
+            return Ok(());
+        }
+        if let Some(dir) = target.dir() {
+            dir.changed();
+            self.dirs.remove(&target.serial);
+        }
+        self.drop_unused_index(target)
+    }
+}
+
+fn rename_inode(inode: &Arc<Inode>, old: &End<'_>, new: &End<'_>) {
+    if inode.is_named(old.parent, &old.name) {
+        let before = inode.relocate(|place| {
+            let name = std::mem::replace(&mut place.name, new.name.as_os_str().into());
+            (name, place.parent.replace(new.parent.clone()))
+        });
+        drop(before);
+    }
+}
+
+/// Marks the time in which a directory of upper is being moved, for those who reopen one by name.
+struct Moving<'a>(&'a std::sync::atomic::AtomicU64);
+
+impl<'a> Moving<'a> {
+    fn start(moves: &'a std::sync::atomic::AtomicU64) -> Self {
+        // One move at a time: even to odd only.
+        loop {
+            let now = moves.load(Ordering::Acquire);
+            if now % 2 == 0 && moves.compare_exchange(now, now + 1, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                return Self(moves);
+            }
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Moving<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// Locks two directories for writing, ancestors first, else by ascending serial.
+fn lock_both<'a>(
+    a: &'a Arc<Inode>,
+    b: &'a Arc<Inode>,
+) -> Result<(RwLockWriteGuard<'a, ()>, Option<RwLockWriteGuard<'a, ()>>)> {
+    if Arc::ptr_eq(a, b) {
+        return Ok((dir_of(a)?.lock.write(), None));
+    }
+    let a_first = if is_at_or_above(a, b) {
+        true
+    } else if is_at_or_above(b, a) {
+        false
+    } else {
+        a.serial < b.serial
+    };
+    let (first, second) = if a_first { (a, b) } else { (b, a) };
+    let first = dir_of(first)?.lock.write();
+    Ok((first, Some(dir_of(second)?.lock.write())))
+}
+
+/// Returns whether `above` is `inode` or one of the directories above it.
+fn is_at_or_above(above: &Arc<Inode>, inode: &Arc<Inode>) -> bool {
+    let mut at = Some(inode.clone());
+    while let Some(inode) = at {
+        if Arc::ptr_eq(above, &inode) {
+            return true;
+        }
+        at = inode.place().0.parent;
+    }
+    false
+}

@@ -1,0 +1,318 @@
+//! What the layers together say about a name: top down, ending at a whiteout, an opaque directory or a file.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::io::Errno;
+use smallvec::SmallVec;
+
+use super::inode::{Dir, Inode};
+use super::{Union, dir_of};
+use crate::config::RedirectDir;
+use crate::error::{Error, Location, Result};
+use crate::layer::attr::Attr;
+use crate::layer::dir::{Found, LayerDir, examine, hides_by_name};
+use crate::layer::overlay::Marks;
+use crate::layer::redirect::Redirect;
+
+/// The directories that a merged directory consists of.
+pub type Stack = SmallVec<[Arc<LayerDir>; 2]>;
+
+/// Where the topmost object of a name is.
+#[derive(Debug, Clone)]
+pub enum Top {
+    /// In upper.
+    Upper,
+    /// In this directory of a lower layer.
+    Lower(Arc<LayerDir>),
+}
+
+/// A name that exists.
+#[derive(Debug)]
+pub struct Hit {
+    /// The attributes of the topmost object.
+    pub attr: Attr,
+    /// Where that object is.
+    pub top: Top,
+    /// The lower parts of a directory.
+    pub lower: Stack,
+    /// What the overlay xattrs of upper's directory say.
+    pub marks: Marks,
+}
+
+/// What stands in upper under a name.
+#[derive(Debug)]
+pub enum InUpper {
+    /// Nothing, and the lower layers show.
+    Nothing,
+    /// A mark that the name is removed, under the name itself.
+    Whiteout,
+    /// Something other than a directory.
+    File(Attr),
+    /// A directory.
+    Dir(Attr, Marks),
+}
+
+/// Where the search goes on, below a directory that was renamed.
+enum Way {
+    /// Under this name in the same parent.
+    Sibling(OsString),
+    /// Along this path from the roots of the layers below this one.
+    Path(Vec<OsString>),
+}
+
+impl Union {
+    /// Returns what the layers say about `name` in `parent`; `None` when it is not there.
+    pub(super) fn search(&self, parent: &Arc<Inode>, name: &OsStr) -> Result<Option<Hit>> {
+        match self.in_upper(parent, name)? {
+            InUpper::Whiteout => Ok(None),
+            InUpper::File(attr) => {
+                Ok(Some(Hit { attr, top: Top::Upper, lower: Stack::new(), marks: Marks::default() }))
+            }
+            InUpper::Dir(attr, marks) => {
+                let location = || Location::new("upper", name);
+                let mut lower = Stack::new();
+                if !marks.opaque && !self.hidden_in_upper(parent, name)? {
+                    let way = self.way_below(&marks, name, &location)?;
+                    self.collect(dir_of(parent)?, way, &mut lower, None)?;
+                }
+                Ok(Some(Hit { attr, top: Top::Upper, lower, marks }))
+            }
+            InUpper::Nothing => {
+                let hit = self.search_lower(parent, name)?;
+                if hit.is_some() && self.hidden_in_upper(parent, name)? { Ok(None) } else { Ok(hit) }
+            }
+        }
+    }
+
+    /// Returns what stands in upper under `name` in `parent`; `.wh.` marks are not looked for.
+    pub(super) fn in_upper(&self, parent: &Arc<Inode>, name: &OsStr) -> Result<InUpper> {
+        let Some(upper) = self.upper.as_ref().filter(|_| parent.is_upper()) else { return Ok(InUpper::Nothing) };
+        let fd = self.upper_dir(parent)?;
+        let xwhiteouts = dir_of(parent)?.xwhiteouts.load(Ordering::Acquire);
+        Ok(match examine(&upper.layer, self.namespace, fd.as_fd(), name, xwhiteouts)? {
+            Found::Absent => InUpper::Nothing,
+            Found::Whiteout => InUpper::Whiteout,
+            Found::File(attr) => InUpper::File(attr),
+            Found::Dir(attr, marks) => InUpper::Dir(attr, marks),
+        })
+    }
+
+    /// Returns whether upper holds `.wh.NAME` in `parent`.
+    pub(super) fn hidden_in_upper(&self, parent: &Arc<Inode>, name: &OsStr) -> Result<bool> {
+        let Some(upper) = self.upper.as_ref().filter(|_| parent.is_upper()) else { return Ok(false) };
+        let dir = dir_of(parent)?;
+        if dir.lower.is_empty() || !dir.dotwh.possible() {
+            return Ok(false);
+        }
+        let fd = self.upper_dir(parent)?;
+        hides_by_name(&upper.layer, fd.as_fd(), name)
+    }
+
+    /// Returns what the lower layers say about `name` in `parent`; `None` when it does not show there.
+    pub(super) fn search_lower(&self, parent: &Arc<Inode>, name: &OsStr) -> Result<Option<Hit>> {
+        let mut lower = Stack::new();
+        let mut top = None;
+        self.collect(dir_of(parent)?, Way::Sibling(name.to_owned()), &mut lower, Some(&mut top))?;
+        Ok(top.map(|(attr, dir)| Hit { attr, top: Top::Lower(dir), lower, marks: Marks::default() }))
+    }
+
+    /// Returns whether a lower layer shows `name` in `parent`, so that removing it takes a whiteout.
+    pub(super) fn shows_below(&self, parent: &Arc<Inode>, name: &OsStr) -> Result<bool> {
+        if dir_of(parent)?.lower.is_empty() {
+            return Ok(false);
+        }
+        Ok(self.search_lower(parent, name)?.is_some())
+    }
+
+    /// Collects the lower directories that `way` leads to, in the layers of `parent` and below.
+    ///
+    /// With `top`, the first object may be a file, and is recorded with the directory it is in (a directory: itself).
+    fn collect(
+        &self,
+        parent: &Dir,
+        mut way: Way,
+        lower: &mut Stack,
+        mut top: Option<&mut Option<(Attr, Arc<LayerDir>)>>,
+    ) -> Result<()> {
+        // Directories passed, whose `.wh.` marks matter only once something is found below them.
+        let mut passed: SmallVec<[(Arc<LayerDir>, OsString); 4]> = SmallVec::new();
+        let mut next = 0;
+        while let Some(dir) = parent.lower.get(next) {
+            let Way::Sibling(name) = &way else { break };
+            let name = name.clone();
+            next += 1;
+            let found = self.lowers.examine(dir, &name)?;
+            if matches!(found, Found::Absent) {
+                passed.push((dir.clone(), name));
+                continue;
+            }
+            if self.hidden_by(&mut passed)? {
+                return Ok(());
+            }
+            match found {
+                Found::Absent | Found::Whiteout => return Ok(()),
+                Found::File(attr) => {
+                    if let Some(top) = top.filter(|_| lower.is_empty()) {
+                        *top = Some((attr, dir.clone()));
+                    }
+                    return Ok(());
+                }
+                Found::Dir(attr, marks) => {
+                    let child = dir.child(&name, &attr, &marks);
+                    if let Some(top) = top.take_if(|_| lower.is_empty()) {
+                        *top = Some((attr, child.clone()));
+                    }
+                    lower.push(child);
+                    if marks.opaque {
+                        return Ok(());
+                    }
+                    way = self.way_below(&marks, &name, &|| self.lowers.location(dir, &name))?;
+                    passed.push((dir.clone(), name));
+                }
+            }
+        }
+        let Way::Path(mut path) = way else { return Ok(()) };
+        if self.hidden_by(&mut passed)? {
+            return Ok(());
+        }
+        let from = lower.last().map_or(0, |dir| usize::from(dir.layer.0));
+        for root in self.lowers.roots().get(from..).unwrap_or_default() {
+            let (found, stop) = self.walk(root, &mut path)?;
+            lower.extend(found);
+            if stop {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns whether one of the directories that were passed holds a `.wh.` mark for the name that was sought.
+    fn hidden_by(&self, passed: &mut SmallVec<[(Arc<LayerDir>, OsString); 4]>) -> Result<bool> {
+        for (dir, name) in passed.drain(..) {
+            if self.lowers.hides_by_name(&dir, &name)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Follows `path` from the root of one layer; returns the directory there, and whether the search ends here.
+    ///
+    /// A redirect on the way changes `path` for the layers below.
+    fn walk(&self, root: &Arc<LayerDir>, path: &mut Vec<OsString>) -> Result<(Option<Arc<LayerDir>>, bool)> {
+        let mut at = root.clone();
+        let mut stop = false;
+        let mut below = None;
+        for (depth, name) in path.iter().enumerate() {
+            let found = self.lowers.examine(&at, name)?;
+            stop |= self.lowers.hides_by_name(&at, name)?;
+            match found {
+                Found::Absent => return Ok((None, stop)),
+                Found::Whiteout | Found::File(_) => return Ok((None, true)),
+                Found::Dir(attr, marks) => {
+                    stop |= marks.opaque;
+                    if !marks.opaque {
+                        let rest = path.get(depth + 1..).unwrap_or_default();
+                        match self.way_below(&marks, name, &|| self.lowers.location(&at, name))? {
+                            Way::Path(start) => below = Some([&start, rest].concat()),
+                            Way::Sibling(other) if other != *name => {
+                                let start = path.get(..depth).unwrap_or_default();
+                                below = Some([start, &[other], rest].concat());
+                            }
+                            Way::Sibling(_) => {}
+                        }
+                    }
+                    at = at.child(name, &attr, &marks);
+                }
+            }
+        }
+        if let Some(below) = below {
+            *path = below;
+        }
+        Ok((Some(at), stop))
+    }
+
+    /// Returns where the search goes on below a directory with `marks`.
+    ///
+    /// Errors: EIO for a redirect that this mount does not follow, or that is garbage.
+    fn way_below(&self, marks: &Marks, name: &OsStr, location: &dyn Fn() -> Location) -> Result<Way> {
+        if marks.foreign {
+            let option = "--xattr-namespace as it was written with";
+            return Err(Error::NotFollowed { file: location(), what: "a redirect", option });
+        }
+        let Some(value) = &marks.redirect else { return Ok(Way::Sibling(name.to_owned())) };
+        if matches!(self.redirect_dir, RedirectDir::NoFollow) {
+            return Err(Error::NotFollowed { file: location(), what: "a redirect", option: "--redirect-dir follow" });
+        }
+        match Redirect::parse(value) {
+            Ok(Redirect::Sibling(name)) => Ok(Way::Sibling(name)),
+            Ok(Redirect::Absolute(path)) => Ok(Way::Path(path)),
+            Err(reason) => Err(Error::Corrupt { file: location(), reason: reason.into() }),
+        }
+    }
+
+    /// Finds the regular file that holds the data of a metacopy: along `redirect`, or under its own name below.
+    ///
+    /// `layer` is the position of the metacopy, whose data is in a layer below. Errors: EIO when there is none.
+    pub(super) fn search_data(
+        &self,
+        parent: Option<&Arc<Inode>>,
+        name: &OsStr,
+        layer: usize,
+        redirect: Option<&[u8]>,
+    ) -> Result<(Arc<LayerDir>, OsString)> {
+        let location = || Location::new(if layer == 0 { "upper".into() } else { format!("lower{}", layer - 1) }, name);
+        let corrupt = |reason: &str| Error::Corrupt { file: location(), reason: reason.into() };
+        let lost = || corrupt("a metacopy whose data is in no layer below");
+        let path = match redirect.map(Redirect::parse) {
+            Some(Err(reason)) => return Err(corrupt(reason)),
+            Some(Ok(Redirect::Absolute(path))) => Some(path),
+            Some(Ok(Redirect::Sibling(_))) | None => None,
+        };
+        let sibling = match redirect.map(Redirect::parse) {
+            Some(Ok(Redirect::Sibling(other))) => other,
+            _ => name.to_owned(),
+        };
+        let candidates: Vec<(Arc<LayerDir>, OsString)> = match (path, parent) {
+            (Some(mut path), _) => {
+                let file = path.pop().ok_or_else(lost)?;
+                let mut dirs = Vec::new();
+                for root in self.lowers.roots().get(layer..).unwrap_or_default() {
+                    let (found, stop) = self.walk(root, &mut path)?;
+                    dirs.extend(found.map(|dir| (dir, file.clone())));
+                    if stop {
+                        break;
+                    }
+                }
+                dirs
+            }
+            (None, Some(parent)) => {
+                let below = dir_of(parent)?.lower.iter().filter(|dir| usize::from(dir.layer.0) > layer);
+                below.map(|dir| (dir.clone(), sibling.clone())).collect()
+            }
+            (None, None) => return Err(lost()),
+        };
+        for (dir, file) in candidates {
+            match self.lowers.examine(&dir, &file)? {
+                Found::Absent => {}
+                Found::File(attr) if attr.kind == crate::layer::attr::FileKind::Regular => {
+                    let marks = self.lowers.with_fd(&dir, |fd| {
+                        let failed = |e: Errno| self.lowers.layer(&dir).error("listxattr", &file, e);
+                        self.namespace.marks(fd, &file).map_err(failed)
+                    })?;
+                    if !marks.metacopy {
+                        return Ok((dir, file));
+                    }
+                    if let Some(redirect) = marks.redirect {
+                        return self.search_data(None, &file, usize::from(dir.layer.0), Some(&redirect));
+                    }
+                }
+                Found::File(_) | Found::Dir(..) | Found::Whiteout => return Err(lost()),
+            }
+        }
+        Err(lost())
+    }
+}

@@ -1,0 +1,153 @@
+//! The inodes that a caller refers to, by number.
+//!
+//! An inode is here while the caller holds lookups on it, and as long as anything else that is here has it
+//! as its parent: there is one object for one file at any time, and a parent's name is known while a child's is.
+
+use std::sync::Arc;
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+
+use super::inode::{Inode, NodeId};
+
+struct Node {
+    inode: Arc<Inode>,
+    lookups: u64,
+}
+
+/// Inodes by number. The map's shards are rank 5 (leaf): no syscall and no other lock but an inode's place while held.
+pub struct Table {
+    nodes: DashMap<u64, Node>,
+}
+
+/// What became of an attempt to give a number to an inode.
+pub enum Interned {
+    /// It has the number now, or the same file already had it.
+    Here(Arc<Inode>),
+    /// Another file has the number.
+    Taken,
+}
+
+impl Table {
+    /// Makes a table that holds the root for good.
+    pub fn new(root: Arc<Inode>) -> Self {
+        let nodes = DashMap::new();
+        nodes.insert(NodeId::ROOT.0, Node { inode: root, lookups: 1 });
+        Self { nodes }
+    }
+
+    /// Returns the inode known by `id`.
+    pub fn get(&self, id: NodeId) -> Option<Arc<Inode>> {
+        self.nodes.get(&id.0).map(|node| node.inode.clone())
+    }
+
+    /// Returns how many inodes are known.
+    #[allow(clippy::len_without_is_empty)] // The root is always there.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Gives `number` to the inode that `make` makes, unless the file is known, and adds `lookups` to its count.
+    ///
+    /// `same` says whether a known inode is the file that was found.
+    pub fn intern(
+        &self,
+        number: u64,
+        lookups: u64,
+        same: impl Fn(&Inode) -> bool,
+        make: impl FnOnce() -> Arc<Inode>,
+    ) -> Interned {
+        let renamed = match self.nodes.entry(number) {
+            Entry::Occupied(mut entry) => {
+                let node = entry.get_mut();
+                if !same(&node.inode) {
+                    return Interned::Taken;
+                }
+                let id = node.inode.id().0;
+                if id == number {
+                    node.lookups += lookups;
+                    return Interned::Here(node.inode.clone());
+                }
+                id
+            }
+            Entry::Vacant(entry) => {
+                let inode = make();
+                entry.insert(Node { inode: inode.clone(), lookups });
+                return Interned::Here(inode);
+            }
+        };
+        // The file goes by another number since it parted from its readers.
+        match self.nodes.get_mut(&renamed) {
+            Some(mut node) if same(&node.inode) => {
+                node.lookups += lookups;
+                Interned::Here(node.inode.clone())
+            }
+            _ => Interned::Taken,
+        }
+    }
+
+    /// Makes `inode` go by `id` from now on; whoever knows it by its present number goes on doing so.
+    pub fn part(&self, inode: &Arc<Inode>, id: NodeId) {
+        if let Entry::Vacant(entry) = self.nodes.entry(id.0) {
+            entry.insert(Node { inode: inode.clone(), lookups: 0 });
+            inode.set_id(id);
+        }
+    }
+
+    /// Returns how many entries lead to the inode that goes by `id`, if the others have no lookups left.
+    ///
+    /// A file that parted keeps its first number, by which it is found; numbers in between have readers alone.
+    fn entries(&self, id: u64, number: u64) -> Option<usize> {
+        if id == number || id == NodeId::ROOT.0 {
+            return Some(1);
+        }
+        match self.nodes.get(&number) {
+            Some(first) if first.inode.id().0 == id => (first.lookups == 0).then_some(2),
+            _ => Some(1),
+        }
+    }
+
+    /// Adds a lookup to the count of an inode that is known.
+    pub fn count(&self, inode: &Inode) {
+        if let Some(mut node) = self.nodes.get_mut(&inode.id().0) {
+            node.lookups += 1;
+        }
+    }
+
+    /// Takes `lookups` from the count of `id`, and calls `gone` for each inode that nothing refers to any more.
+    pub fn forget(&self, id: NodeId, lookups: u64, gone: impl Fn(&Inode)) {
+        let mut next = Some((id.0, lookups));
+        while let Some((id, lookups)) = next.take() {
+            let Some((current, number)) = self.nodes.get(&id).map(|node| (node.inode.id().0, node.inode.ino.0)) else {
+                return;
+            };
+            let entries = self.entries(id, number);
+            let Entry::Occupied(mut entry) = self.nodes.entry(id) else { return };
+            let node = entry.get_mut();
+            node.lookups = node.lookups.saturating_sub(lookups);
+            if node.lookups > 0 {
+                return;
+            }
+            if current != id {
+                // Readers of a file that parted are gone. Its first number stays with it, others go.
+                if id != number {
+                    let parted = entry.remove();
+                    drop(parted);
+                }
+                next = Some((current, 0));
+                continue;
+            }
+            // Under the shard's lock nobody can gain a reference that is not counted here.
+            if entries != Some(Arc::strong_count(&node.inode)) {
+                return;
+            }
+            let inode = entry.remove().inode;
+            if entries == Some(2) {
+                self.nodes.remove(&number);
+            }
+            gone(&inode);
+            // The parent stayed for this child; it goes too if nothing else needs it.
+            next = inode.orphan().map(|parent| (parent.id().0, 0));
+        }
+    }
+}

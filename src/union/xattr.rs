@@ -1,0 +1,92 @@
+//! Extended attributes and ACLs, the overlay's own hidden and escaped.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
+
+use super::copy_up::Data;
+use super::inode::NodeId;
+use super::{Caller, Union};
+use crate::error::{Error, Result};
+use crate::layer::acl;
+use crate::layer::overlay::{View, stored, view};
+use crate::sys::xattr;
+
+impl Union {
+    /// Reads the xattr `name` of `id`. Errors: ENODATA, EOPNOTSUPP.
+    pub fn getxattr(&self, id: NodeId, name: &OsStr) -> Result<Vec<u8>> {
+        let inode = self.inode(id)?;
+        let name = stored(name);
+        let value = self.with_object(&inode, |layer, dir, file| {
+            let mut small = [0u8; 256];
+            match xattr::get(dir, file, &name, &mut small) {
+                Ok(len) => Ok(small[..len].to_vec()),
+                Err(Errno::RANGE) => {
+                    let mut value = vec![0; xattr::XATTR_MAX];
+                    let len = xattr::get(dir, file, &name, &mut value).map_err(|e| layer.error("getxattr", &name, e))?;
+                    value.truncate(len);
+                    Ok(value)
+                }
+                Err(errno) => Err(layer.error("getxattr", &name, errno)),
+            }
+        })?;
+        Ok(value)
+    }
+
+    /// Lists the names of the xattrs of `id` that `caller` may know of.
+    pub fn listxattr(&self, id: NodeId, caller: Caller) -> Result<Vec<OsString>> {
+        let inode = self.inode(id)?;
+        let names = self.with_object(&inode, |layer, dir, file| {
+            xattr::list(dir, file).map_err(|e| layer.error("listxattr", file, e))
+        })?;
+        let shown = names.into_iter().filter_map(|name| match view(&name) {
+            View::Same => Some(name),
+            View::Unescaped(name) => Some(name),
+            View::Hidden => None,
+        });
+        // `trusted.` is for those with CAP_SYS_ADMIN; the server has it, the caller may not.
+        Ok(shown.filter(|name| caller.uid == 0 || !name.as_bytes().starts_with(b"trusted.")).collect())
+    }
+
+    /// Sets the xattr `name` of `id`. Errors: EEXIST, ENODATA, EOPNOTSUPP, ENOSPC, ERANGE, EROFS.
+    pub fn setxattr(&self, id: NodeId, name: &OsStr, value: &[u8], flags: XattrFlags) -> Result<()> {
+        let inode = self.inode(id)?;
+        self.copy_up(&inode, Data::Metadata)?;
+        let pinned = self.pin(&inode)?;
+        let done = xattr::set(pinned.as_fd(), OsStr::new(""), &stored(name), value, flags);
+        self.note_acl(&inode, name);
+        done.map_err(|e| self.upper_error("setxattr", &inode, e))
+    }
+
+    /// Removes the xattr `name` of `id`. Errors: ENODATA, EROFS.
+    pub fn removexattr(&self, id: NodeId, name: &OsStr) -> Result<()> {
+        let inode = self.inode(id)?;
+        self.writable()?;
+        let name = stored(name);
+        // Nothing is copied up for an xattr that is not there. The ACLs answer for themselves: they may be removed twice.
+        if !name.as_bytes().starts_with(b"system.") && !inode.is_upper() {
+            self.with_object(&inode, |layer, dir, file| {
+                xattr::get(dir, file, &name, &mut []).map_err(|e| layer.error("getxattr", &name, e))
+            })?;
+        }
+        self.copy_up(&inode, Data::Metadata)?;
+        let pinned = self.pin(&inode)?;
+        let done = xattr::remove(pinned.as_fd(), OsStr::new(""), &name);
+        self.note_acl(&inode, &name);
+        done.map_err(|e| self.upper_error("removexattr", &inode, e))
+    }
+
+    fn note_acl(&self, inode: &super::inode::Inode, name: &OsStr) {
+        if let Some(dir) = inode.dir().filter(|_| name == acl::DEFAULT) {
+            dir.set_default_acl(None);
+        }
+    }
+
+    /// Returns whether the length of `value` is one that an answer of `size` bytes has room for; 0 asks for the length.
+    pub fn check_size(len: usize, size: usize) -> Result<()> {
+        if size != 0 && len > size { Err(Error::Refused(Errno::RANGE)) } else { Ok(()) }
+    }
+}

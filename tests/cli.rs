@@ -1,0 +1,415 @@
+//! The command line as a person or a program meets it: what it prints, and what it exits with.
+//!
+//! How options are parsed is tested beside the parser. Here the binary itself runs; the mount is
+//! looked at through processes with a deadline, so that a mount that hangs fails its test and no more.
+
+mod support;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::mount::UnmountFlags;
+use rustix::process::{Pid, Signal, kill_process};
+use support::{Io, Layers, Placement, Privilege, binary, fuse_connections, privilege};
+
+/// Far longer than any command here takes.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// What a finished command printed and exited with.
+#[derive(Debug)]
+struct Ran {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+/// Runs a command to its end, and to the end of both of its streams.
+fn finish(command: &mut Command) -> Ran {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let out = read_all(child.stdout.take().expect("it is piped"));
+    let err = read_all(child.stderr.take().expect("it is piped"));
+    let code = wait(&mut child).code();
+    // A daemon that keeps a stream of the command that started it is found here.
+    let text = |stream: mpsc::Receiver<String>| {
+        stream.recv_timeout(DEADLINE).unwrap_or_else(|_| panic!("{command:?}: a stream is still open after the exit"))
+    };
+    Ran { code, out: text(out), err: text(err) }
+}
+
+fn read_all(mut stream: impl Read + Send + 'static) -> mpsc::Receiver<String> {
+    let (done, read) = mpsc::channel();
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).expect("a pipe can be read");
+        let _ = done.send(String::from_utf8_lossy(&bytes).into_owned()); // The test may have given up waiting.
+    });
+    read
+}
+
+/// Waits for a child to end, and kills it at the deadline.
+fn wait(child: &mut Child) -> ExitStatus {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(status) = child.try_wait().expect("it is our child") {
+            return status;
+        }
+        if Instant::now() > deadline {
+            child.kill().expect("it is our child");
+            panic!("process {} does not end", child.id());
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn unionfs<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Ran {
+    finish(Command::new(binary()).args(args))
+}
+
+/// Polls until `holds`, at most until the deadline.
+fn eventually(fact: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not in time: {fact}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Returns the type and the device's minor number of what is mounted on `at`.
+fn mounted(at: &Path) -> Option<(String, u32)> {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("/proc is mounted");
+    table.lines().rev().find_map(|line| {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let kind = fields.iter().position(|field| *field == "-")? + 1;
+        let minor = fields[2].split_once(':')?.1.parse().ok()?;
+        (Path::new(fields[4]) == at).then(|| (fields[kind].to_owned(), minor))
+    })
+}
+
+/// Returns the processes that have `word` as an argument and are not zombies.
+fn processes_with(word: &Path) -> Vec<Pid> {
+    let entries = fs::read_dir("/proc").expect("/proc is mounted");
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| {
+        // A zombie has no arguments left.
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|&byte| byte == 0).any(|argument| argument == word.as_os_str().as_encoded_bytes())
+    })
+    .filter_map(Pid::from_raw)
+    .collect()
+}
+
+/// Takes down what a failed test has left on its mount point.
+struct Cleared(PathBuf);
+
+impl Drop for Cleared {
+    fn drop(&mut self) {
+        if let Some((_, minor)) = mounted(&self.0) {
+            let abort = fuse_connections().join(minor.to_string()).join("abort");
+            let _ = fs::write(abort, "1"); // Only root may; killing the server below aborts as well.
+            let _ = rustix::mount::unmount(&self.0, UnmountFlags::DETACH); // As above.
+        }
+        for pid in processes_with(&self.0) {
+            let _ = kill_process(pid, Signal::KILL); // It may just have ended.
+        }
+    }
+}
+
+/// Says why nothing can be mounted here, where it cannot.
+fn no_mounts() -> Option<String> {
+    let doctor = unionfs(["doctor"]);
+    (doctor.code != Some(0)).then(|| format!("no FUSE mounts here:\n{}", doctor.out))
+}
+
+#[test]
+fn version_names_the_program_and_the_version() {
+    let ran = unionfs(["--version"]);
+    assert_eq!((ran.code, ran.out), (Some(0), format!("unionfs-rs {}\n", env!("CARGO_PKG_VERSION"))));
+}
+
+/// Every flag that `mount` promises.
+const FLAGS: &str = "--lower --upper --work --ro --rw --volatile --redirect-dir --index --metacopy --xino \
+    --xattr-namespace --whiteout --allow-other --allow-root --no-allow-other --default-permissions \
+    --no-default-permissions --suid --nosuid --dev --nodev --exec --noexec --atime --relatime --strictatime \
+    --noatime --io --entry-timeout --attr-timeout --negative-timeout --threads --foreground --fsname --log-file \
+    --log-level -o -f";
+
+#[test]
+fn help_of_mount_shows_every_option_and_the_exit_codes() {
+    let ran = unionfs(["mount", "--help"]);
+    assert_eq!(ran.code, Some(0));
+    let words: Vec<&str> = ran.out.split([' ', ',', '\n']).collect();
+    for flag in FLAGS.split_ascii_whitespace() {
+        assert!(words.contains(&flag), "{flag} is not in\n{}", ran.out);
+    }
+    assert!(ran.out.contains("Exit codes:") && ran.out.contains("Examples:"), "{}", ran.out);
+}
+
+#[test]
+fn help_names_every_command() {
+    let ran = unionfs(["--help"]);
+    assert_eq!(ran.code, Some(0));
+    for command in ["mount", "umount", "doctor", "completions", "man"] {
+        assert!(ran.out.contains(&format!("\n  {command} ")), "{command} is not in\n{}", ran.out);
+    }
+}
+
+#[test]
+fn man_page_holds_every_command_and_option() {
+    let ran = unionfs(["man"]);
+    assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""));
+    for heading in [".TH unionfs-rs 8", ".SH \"MOUNT\"", ".SH \"UMOUNT\"", ".SH \"DOCTOR\"", "Exit codes:"] {
+        assert!(ran.out.contains(heading), "{heading} is not in\n{}", ran.out);
+    }
+    // In roff a dash of a flag is escaped.
+    let plain = ran.out.replace('\\', "");
+    for flag in FLAGS.split_ascii_whitespace() {
+        assert!(plain.contains(&format!("fB{flag}fR")), "{flag} is not in\n{plain}");
+    }
+}
+
+#[test]
+fn completions_are_printed_for_each_shell_and_that_shell_reads_them() {
+    for shell in ["bash", "zsh", "fish"] {
+        let ran = unionfs(["completions", shell]);
+        assert_eq!(ran.code, Some(0), "{shell}");
+        assert!(ran.out.contains("redirect-dir") && ran.out.contains("passthrough"), "{shell}: {}", ran.out);
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let script = dir.path().join(shell);
+        fs::write(&script, &ran.out).expect("it is ours");
+        match Command::new(shell).arg("-n").arg(&script).output() {
+            Ok(output) => assert!(output.status.success(), "{shell}: {}", String::from_utf8_lossy(&output.stderr)),
+            Err(error) => {
+                support::record_skip(&support::test_name(), &format!("the syntax is not checked: {shell}: {error}"))
+            }
+        }
+    }
+    assert_eq!(unionfs(["completions", "csh"]).code, Some(2));
+}
+
+#[test]
+fn output_that_nobody_reads_is_no_failure() {
+    let pipeline = "\"$1\" man | head -c 1 >/dev/null; echo ${PIPESTATUS[0]}";
+    let ran = finish(Command::new("bash").args(["-c", pipeline, "bash"]).arg(binary()));
+    assert_eq!((ran.out.as_str(), ran.err.as_str()), ("0\n", ""));
+}
+
+#[test]
+fn doctor_exits_with_4_exactly_if_something_is_missing() {
+    let ran = unionfs(["doctor"]);
+    for name in ["/dev/fuse", "fusermount3", "user namespaces", "--io passthrough", "io_uring", "open files"] {
+        assert!(ran.out.contains(name), "{name} is not in\n{}", ran.out);
+    }
+    let expected = if ran.out.contains("MISSING") { 4 } else { 0 };
+    assert_eq!(ran.code, Some(expected), "{}", ran.out);
+}
+
+#[test]
+fn doctor_tells_a_plain_user_without_fusermount3_how_to_get_it() {
+    if privilege() != Privilege::Root {
+        skip!("needs root, to become another user");
+    }
+    let layers = Layers::new(0, Placement::OneFs);
+    let copy = copy_for_others(&layers);
+    let ran = finish(Command::new(copy).arg("doctor").env("PATH", "/nonexistent").uid(NOBODY).gid(NOBODY));
+    assert_eq!(ran.code, Some(4), "{}", ran.out);
+    assert!(ran.out.contains("MISSING  fusermount3"), "{}", ran.out);
+    assert!(ran.out.contains("install the package fuse3"), "{}", ran.out);
+}
+
+/// The user that owns nothing.
+const NOBODY: u32 = 65534;
+
+/// Copies the binary to where every user can run it.
+fn copy_for_others(layers: &Layers) -> PathBuf {
+    let copy = layers.path("unionfs-rs");
+    fs::copy(binary(), &copy).expect("the test directory can be written");
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    copy
+}
+
+#[test]
+fn usage_errors_exit_with_2_and_name_the_option() {
+    let table: &[(&[&str], &str)] = &[
+        (&["mount", "/mnt"], "--lower DIR"),
+        (&["mount", "--lower", "/"], "MOUNTPOINT"),
+        (&["mount", "--lower", "/", "--frobnicate", "/mnt"], "--frobnicate"),
+        (&["mount", "--lower", "/", "-o", "redirectdir=on", "/mnt"], "did you mean redirect_dir?"),
+        (&["mount", "--lower", "/", "--threads", "many", "/mnt"], "--threads many"),
+        (&["mount", "--lower", "/", "--attr-timeout", "-1", "/mnt"], "--attr-timeout -1"),
+        (&["mount", "--lower", "/", "-o", "io=fast", "/mnt"], "give one of cached, passthrough"),
+        (&["mount", "--lower", "/", "--io", "fast", "/mnt"], "cached, passthrough"),
+        (&["mount", "--lower", "/a::/b", "/mnt"], "--lower /a::/b: an element of the list is empty"),
+        (&["unmount", "/mnt"], "unmount"),
+        (&["umount"], "MOUNTPOINT"),
+    ];
+    for (args, named) in table {
+        let ran = unionfs(*args);
+        assert_eq!(ran.code, Some(2), "{args:?}: {ran:?}");
+        assert!(ran.err.starts_with("unionfs-rs: ") && ran.err.contains(named), "{args:?}: {}", ran.err);
+        assert_eq!(ran.out, "", "{args:?}");
+    }
+    assert_eq!(unionfs::<&str>([]).code, Some(2), "no command at all");
+}
+
+#[test]
+fn a_lower_that_cannot_be_used_exits_with_3_names_it_and_leaves_nothing() {
+    let layers = Layers::new(1, Placement::OneFs);
+    let mnt = layers.mnt();
+    let _cleared = Cleared(mnt.clone());
+    fs::write(layers.path("file"), "").expect("it is ours");
+    for lower in ["absent", "file"] {
+        for more in [&[] as &[&str], &["--foreground"]] {
+            let ran =
+                finish(Command::new(binary()).arg("mount").arg("--lower").arg(layers.path(lower)).args(more).arg(&mnt));
+            assert_eq!(ran.code, Some(3), "{ran:?}");
+            let begin = format!("unionfs-rs: {}: ", layers.path(lower).display());
+            assert!(ran.err.starts_with(&begin) && ran.err.contains("; "), "{}", ran.err);
+            assert_eq!(ran.err.lines().count(), 1, "said once: {}", ran.err);
+            assert_eq!(mounted(&mnt), None);
+            eventually("the daemon is gone", || processes_with(&mnt).is_empty());
+        }
+    }
+}
+
+#[test]
+fn umount_of_what_is_no_union_exits_with_3_and_leaves_it() {
+    let layers = Layers::new(0, Placement::OneFs);
+    let ran = finish(Command::new(binary()).arg("umount").arg(layers.mnt()));
+    let expected = format!("unionfs-rs: {}: nothing is mounted there; ", layers.mnt().display());
+    assert!(ran.code == Some(3) && ran.err.starts_with(&expected), "{ran:?}");
+    let ran = unionfs(["umount", "/proc"]);
+    assert!(ran.code == Some(3) && ran.err.contains("a mount of type proc"), "{ran:?}");
+    assert_eq!(mounted(Path::new("/proc")).map(|(kind, _)| kind).as_deref(), Some("proc"));
+}
+
+#[test]
+fn mount_returns_when_the_mount_answers_and_leaves_a_daemon_that_holds_nothing() {
+    if let Some(reason) = no_mounts() {
+        skip!("{reason}");
+    }
+    let layers = Layers::new(1, Placement::OneFs);
+    layers.lower(0).file("fact", "from below");
+    let mnt = layers.mnt();
+    let _cleared = Cleared(mnt.clone());
+    // Descriptor 9 is inherited, and the paths depend on the working directory.
+    let ran = finish(
+        Command::new("sh")
+            .args(["-c", "umask 077; exec 9>held; exec \"$0\" mount --lower lower0 --upper upper \"$1\""])
+            .arg(binary())
+            .arg(&mnt)
+            .current_dir(layers.path("")),
+    );
+    assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (Some(0), "", ""));
+    assert_eq!(mounted(&mnt).map(|(kind, _)| kind).as_deref(), Some("fuse.unionfs-rs"));
+    let read = finish(Command::new("cat").arg(mnt.join("fact")));
+    assert_eq!((read.code, read.out.as_str()), (Some(0), "from below"), "{}", read.err);
+
+    let daemons = processes_with(&mnt);
+    let [daemon] = daemons.as_slice() else { panic!("one daemon, not {daemons:?}") };
+    let proc = PathBuf::from(format!("/proc/{}", daemon.as_raw_pid()));
+    for standard in 0..=2 {
+        let link = fs::read_link(proc.join(format!("fd/{standard}"))).expect("the daemon runs");
+        assert_eq!(link, Path::new("/dev/null"), "descriptor {standard}");
+    }
+    let held = layers.path("held");
+    for entry in fs::read_dir(proc.join("fd")).expect("the daemon runs") {
+        let fd = entry.expect("a listing").path();
+        // A descriptor may be closed while we look.
+        assert_ne!(fs::read_link(&fd).ok().as_ref(), Some(&held), "{} was inherited", fd.display());
+    }
+    assert_eq!(fs::read_link(proc.join("cwd")).expect("the daemon runs"), Path::new("/"));
+    let status = fs::read_to_string(proc.join("status")).expect("the daemon runs");
+    assert!(status.contains("Umask:\t0000\n"), "{status}");
+    let stat = fs::read_to_string(proc.join("stat")).expect("the daemon runs");
+    // Fields after the name in parentheses: state, parent, group, session.
+    let session = stat.rsplit(')').next().and_then(|fields| fields.split_ascii_whitespace().nth(3));
+    assert_eq!(session, Some(daemon.as_raw_pid().to_string().as_str()), "{stat}");
+
+    let umount = finish(Command::new(binary()).arg("umount").arg(&mnt));
+    assert_eq!((umount.code, umount.err.as_str()), (Some(0), ""));
+    assert_eq!(mounted(&mnt), None);
+    eventually("the daemon ends", || processes_with(&mnt).is_empty());
+}
+
+#[test]
+fn umount_refuses_a_mount_in_use_and_detaches_it_with_lazy() {
+    if let Some(reason) = no_mounts() {
+        skip!("{reason}");
+    }
+    let layers = Layers::new(1, Placement::OneFs);
+    let mnt = layers.mnt();
+    let _cleared = Cleared(mnt.clone());
+    let ran = finish(Command::new(binary()).arg("mount").arg("--lower").arg(&layers.lowers()[0]).arg(&mnt));
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    let mut user = Command::new("sleep").arg("60").current_dir(&mnt).spawn().expect("sleep runs");
+
+    let refused = finish(Command::new(binary()).arg("umount").arg(&mnt));
+    let still = mounted(&mnt);
+    let detached = finish(Command::new(binary()).args(["umount", "--lazy"]).arg(&mnt));
+    user.kill().expect("it is our child");
+    wait(&mut user);
+    assert_eq!(refused.code, Some(1), "{}", refused.err);
+    assert!(refused.err.contains(&*mnt.to_string_lossy()) && refused.err.contains("--lazy"), "{}", refused.err);
+    assert!(still.is_some());
+    assert_eq!((detached.code, mounted(&mnt)), (Some(0), None), "{}", detached.err);
+    eventually("the daemon ends with the last user", || processes_with(&mnt).is_empty());
+}
+
+#[test]
+fn signals_end_a_mount_in_the_foreground_cleanly() {
+    if let Some(reason) = no_mounts() {
+        skip!("{reason}");
+    }
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        let layers = Layers::new(1, Placement::OneFs);
+        let mnt = layers.mnt();
+        let _cleared = Cleared(mnt.clone());
+        let mut child = layers.spec(Io::Cached).command().stderr(Stdio::piped()).spawn().expect("the binary runs");
+        let err = read_all(child.stderr.take().expect("it is piped"));
+        eventually("the mount is there", || mounted(&mnt).is_some() || matches!(child.try_wait(), Ok(Some(_))));
+        let pid = Pid::from_child(&child);
+        kill_process(pid, signal).expect("it is our child");
+        let status = wait(&mut child);
+        let err = err.recv_timeout(DEADLINE).expect("the stream ends with the process");
+        assert_eq!(status.code(), Some(0), "{signal:?}: {status}: {err}");
+        assert_eq!(mounted(&mnt), None, "{signal:?}");
+    }
+}
+
+#[test]
+fn log_file_holds_what_the_level_lets_through() {
+    if let Some(reason) = no_mounts() {
+        skip!("{reason}");
+    }
+    let layers = Layers::new(1, Placement::OneFs);
+    let mnt = layers.mnt();
+    let _cleared = Cleared(mnt.clone());
+    let log = layers.path("log");
+    let ran = finish(
+        Command::new(binary())
+            .args(["mount", "--log-level", "trace", "--log-file"])
+            .arg(&log)
+            .arg("--lower")
+            .arg(&layers.lowers()[0])
+            .arg(&mnt),
+    );
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert_eq!(finish(Command::new(binary()).arg("umount").arg(&mnt)).code, Some(0));
+    eventually("the daemon ends", || processes_with(&mnt).is_empty());
+    assert_ne!(fs::metadata(&log).expect("the log was made").size(), 0);
+    let ran = finish(Command::new(binary()).args(["mount", "--log-file", "/proc/no/log", "--lower", "/"]).arg(&mnt));
+    assert!(ran.code == Some(3) && ran.err.starts_with("unionfs-rs: /proc/no/log: "), "{ran:?}");
+}

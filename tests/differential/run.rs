@@ -1,0 +1,582 @@
+//! A run: the same steps on two mounts over the same lowers, compared as it goes.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use crate::support::{
+    Atime, Io, KernelMount, Layers, LowersUnchanged, Mounted, OurMount, Placement, Spec,
+};
+
+use super::actor::{Actors, Hung};
+use super::departures::explain;
+use super::generate::Step;
+use super::model::Model;
+use super::observe::errno;
+use super::op::Op;
+use super::plan::{Layer, build};
+use super::rng::Rng;
+use super::tree::{Holes, Tree, differences, faults, renumbered, walk};
+
+/// What is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// The kernel's overlayfs.
+    Kernel,
+    /// Our binary.
+    Ours(Io),
+    /// The fuse-overlayfs of the distribution, to show that a run finds differences.
+    FuseOverlayfs,
+}
+
+/// All that decides a run but its steps.
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub layers: Vec<Layer>,
+    /// What the kernel's overlayfs does to the topmost layer, over the others, before it is a lower
+    /// as well: layers are what unions leave.
+    pub prelude: Vec<Step>,
+    pub placement: Placement,
+    pub holes: Holes,
+    pub features: Vec<(&'static str, &'static str)>,
+    pub subjects: [Subject; 2],
+}
+
+/// Where the steps come from.
+pub enum Source<'a> {
+    Random(Rng, usize),
+    Script(&'a [Step]),
+}
+
+/// The first thing that was not the same, or not right.
+#[derive(Debug)]
+pub struct Failure {
+    /// The step; none where it was found before the first or after the last.
+    pub at: Option<usize>,
+    pub what: String,
+}
+
+/// What a run did, as far as it came.
+pub struct Played {
+    pub steps: Vec<Step>,
+    /// What the first side said to each step.
+    pub answers: Vec<String>,
+    pub failure: Option<Failure>,
+}
+
+/// Runs the steps of `source`, and compares: the results of each operation; the trees at every
+/// [`Step::Look`] and at the end; the trees with themselves after a remount and after each side has
+/// mounted the other's upper; and the lowers with what they were.
+pub fn play(case: &Case, source: Source<'_>) -> Played {
+    let layers = Layers::new(case.layers.len(), case.placement);
+    for (dir, layer) in layers.lowers().iter().zip(&case.layers) {
+        build(dir, layer);
+    }
+    if !case.prelude.is_empty() {
+        let source = Source::Script(&case.prelude);
+        prelude(case, &layers, source).expect("the kernel's overlayfs can be mounted");
+    }
+    let lowers = LowersUnchanged::with(layers.lowers(), Atime::Ignore);
+    let mut played = Played {
+        steps: Vec::new(),
+        answers: Vec::new(),
+        failure: None,
+    };
+    let mut at = None;
+    let result = Pair::start(case, &layers)
+        .and_then(|mut pair| {
+            pair.follow(source, &mut played, &mut at)?;
+            at = None;
+            pair.finish()
+        })
+        .and_then(|()| {
+            catch_unwind(AssertUnwindSafe(|| lowers.check())).map_err(|panic| {
+                let text = panic
+                    .downcast_ref::<String>()
+                    .map_or("the lowers changed", |s| s);
+                text.to_owned()
+            })
+        });
+    played.failure = result.err().map(|what| Failure { at, what });
+    played
+}
+
+/// Makes `count` steps of a prelude for `case`.
+pub fn draw_prelude(case: &Case, rng: Rng, count: usize) -> Vec<Step> {
+    let layers = Layers::new(case.layers.len(), case.placement);
+    for (dir, layer) in layers.lowers().iter().zip(&case.layers) {
+        build(dir, layer);
+    }
+    let source = Source::Random(rng, count);
+    prelude(case, &layers, source).expect("the kernel's overlayfs can be mounted")
+}
+
+/// Does the steps of `source` on a kernel overlay whose upper is the topmost of `layers`.
+fn prelude(case: &Case, layers: &Layers, source: Source<'_>) -> Result<Vec<Step>, String> {
+    let (upper, lowers) = layers.lowers().split_first().expect("there are layers");
+    // Beside the upper, which may have a file system of its own.
+    let work = upper.with_extension("work");
+    let at = layers.path("mnt-prelude");
+    for dir in [&work, &at] {
+        std::fs::create_dir(dir).map_err(|e| format!("mkdir {}: {e}", dir.display()))?;
+    }
+    let mut spec = spec(case, layers, &Subject::Kernel, upper, &work, &at);
+    spec.lowers = lowers.to_vec();
+    let specs = [spec.clone(), spec];
+    let mut side = Side {
+        subject: Subject::Kernel,
+        specs,
+        actors: None,
+        mount: None,
+    };
+    side.mount(0)?;
+    let mut model = Model::new(&side.tree(Holes::Ignore)?, case.holes);
+    let mut steps = Vec::new();
+    let (mut rng, script, count) = source.parts();
+    for index in 0..count {
+        let step = script
+            .get(index)
+            .cloned()
+            .unwrap_or_else(|| model.next(&mut rng));
+        if let Step::Do(_, op) = &step {
+            if side.act(&step)?.starts_with('E') {
+                model.failed(op);
+            } else {
+                model.did(op);
+            }
+            steps.push(step);
+        }
+    }
+    side.unmount()?;
+    Ok(steps)
+}
+
+impl<'a> Source<'a> {
+    fn parts(self) -> (Rng, &'a [Step], usize) {
+        match self {
+            Self::Random(rng, count) => (rng, &[], count),
+            Self::Script(script) => (Rng::new(0), script, script.len()),
+        }
+    }
+}
+
+enum Mount {
+    Kernel(KernelMount),
+    Ours(OurMount),
+}
+
+impl Mount {
+    fn unmount(&mut self) -> Result<(), String> {
+        match self {
+            Self::Kernel(mount) => mount.unmount(),
+            Self::Ours(mount) => mount.unmount(),
+        }
+    }
+
+    /// Gets blocked threads back.
+    fn abort(&mut self) {
+        if let Self::Ours(mount) = self {
+            mount.kill();
+        }
+    }
+}
+
+/// One of the two mounts.
+struct Side {
+    subject: Subject,
+    /// What is mounted here with either upper.
+    specs: [Spec; 2],
+    // The threads go before the mount that they stand in.
+    actors: Option<Actors>,
+    mount: Option<Mount>,
+}
+
+impl Side {
+    fn mount(&mut self, upper: usize) -> Result<(), String> {
+        let spec = self.specs[upper].clone();
+        let path = spec.at.clone();
+        let named =
+            |error: &dyn fmt::Display| format!("{:?} mounts upper {upper}: {error}", self.subject);
+        let mount = match self.subject {
+            Subject::Kernel => Mount::Kernel(KernelMount::start(spec).map_err(|e| named(&e))?),
+            _ => Mount::Ours(OurMount::start(spec).map_err(|e| named(&e))?),
+        };
+        self.mount = Some(mount);
+        self.actors = Some(Actors::start(&path));
+        Ok(())
+    }
+
+    fn unmount(&mut self) -> Result<(), String> {
+        if let Some(actors) = self.actors.take() {
+            actors.stop().map_err(|hung| self.hung(hung))?;
+        }
+        match self.mount.take() {
+            Some(mut mount) => mount
+                .unmount()
+                .map_err(|e| format!("{:?}: {e}", self.subject)),
+            None => Ok(()),
+        }
+    }
+
+    fn actors(&self) -> &Actors {
+        self.actors.as_ref().expect("the side is mounted")
+    }
+
+    fn hung(&mut self, Hung: Hung) -> String {
+        if let Some(mount) = &mut self.mount {
+            mount.abort();
+        }
+        format!("{:?} hangs", self.subject)
+    }
+
+    fn tree(&mut self, holes: Holes) -> Result<Tree, String> {
+        self.actors()
+            .look(move || walk(holes))
+            .map_err(|hung| self.hung(hung))
+    }
+
+    fn act(&mut self, step: &Step) -> Result<String, String> {
+        let Step::Do(who, op) = step else {
+            unreachable!("only operations are done by one side")
+        };
+        match self.actors().act(*who, op) {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Ok(errno(error)),
+            Err(hung) => Err(self.hung(hung)),
+        }
+    }
+}
+
+impl Drop for Side {
+    fn drop(&mut self) {
+        // A failed run ends here. The daemon goes first: what still hangs in it comes back.
+        if let Some(mount) = &mut self.mount {
+            mount.abort();
+        }
+        if let Some(actors) = self.actors.take()
+            && actors.stop().is_err()
+        {
+            eprintln!("a thread still hangs in {:?}", self.subject);
+        }
+    }
+}
+
+struct Pair {
+    sides: [Side; 2],
+    /// Whether each side has the other's upper.
+    swapped: bool,
+    placement: Placement,
+    holes: Holes,
+    lower_inos: BTreeSet<u64>,
+}
+
+impl Pair {
+    fn start(case: &Case, layers: &Layers) -> Result<Self, String> {
+        let uppers = ["upper-0", "upper-1"].map(|name| layers.path(name));
+        let works = ["work-0", "work-1"].map(|name| layers.path(name));
+        let mounts = ["mnt-0", "mnt-1"].map(|name| layers.path(name));
+        for dir in uppers.iter().chain(&works).chain(&mounts) {
+            std::fs::create_dir(dir).map_err(|e| format!("mkdir {}: {e}", dir.display()))?;
+        }
+        for upper in &uppers {
+            // The upper's root is the root of the tree; both sides start with the same.
+            build_root(upper);
+        }
+        let side = |index: usize| {
+            let subject = case.subjects[index].clone();
+            let specs = [0, 1].map(|upper| {
+                spec(
+                    case,
+                    layers,
+                    &subject,
+                    &uppers[upper],
+                    &works[upper],
+                    &mounts[index],
+                )
+            });
+            Side {
+                subject,
+                specs,
+                actors: None,
+                mount: None,
+            }
+        };
+        let mut pair = Self {
+            sides: [side(0), side(1)],
+            swapped: false,
+            placement: case.placement,
+            holes: case.holes,
+            lower_inos: lower_inos(layers),
+        };
+        pair.mount()?;
+        Ok(pair)
+    }
+
+    fn mount(&mut self) -> Result<(), String> {
+        let swapped = usize::from(self.swapped);
+        self.sides[0].mount(swapped)?;
+        self.sides[1].mount(1 - swapped)
+    }
+
+    fn unmount(&mut self) -> Result<(), String> {
+        self.sides[0].unmount()?;
+        self.sides[1].unmount()
+    }
+
+    fn trees(&mut self) -> Result<[Tree; 2], String> {
+        Ok([
+            self.sides[0].tree(self.holes)?,
+            self.sides[1].tree(self.holes)?,
+        ])
+    }
+
+    /// Compares the trees of both sides and returns them.
+    fn look(&mut self, when: &str) -> Result<[Tree; 2], String> {
+        let trees = self.trees()?;
+        let names = [&self.sides[0].subject, &self.sides[1].subject];
+        let mut found = differences(&trees[0], &trees[1]);
+        if self.placement == Placement::OneFs {
+            // What a lower has keeps the lower's number on one file system, so that the number is
+            // the same under both; what is new has a new one, and which is chance.
+            let is_lower = |line: &PathBuf, tree: &Tree| {
+                tree.get(line)
+                    .is_some_and(|entry| self.lower_inos.contains(&entry.ino))
+            };
+            for line in renumbered(&trees[0], &trees[1]).iter().take(5) {
+                let path = trees[0]
+                    .keys()
+                    .find(|p| line.starts_with(&format!("{p:?}: ")));
+                if path.is_some_and(|p| is_lower(p, &trees[0]) || is_lower(p, &trees[1])) {
+                    found.push(format!("st_ino of a lower: {line}"));
+                }
+            }
+        }
+        for (side, tree) in self.sides.iter().zip(&trees) {
+            if matches!(side.subject, Subject::Ours(_)) {
+                found.extend(faults(tree));
+            }
+        }
+        if found.is_empty() {
+            return Ok(trees);
+        }
+        Err(format!(
+            "{when}: the trees differ; first is {:?}, second {:?}\n{}",
+            names[0],
+            names[1],
+            found.join("\n")
+        ))
+    }
+
+    /// Unmounts, mounts again (each side with the other's upper where asked) and compares each tree
+    /// with what it was.
+    fn remount(&mut self, swap: Swap) -> Result<[Tree; 2], String> {
+        let [first, second] = self.trees()?;
+        self.unmount()?;
+        let (when, before, numbers) = match swap {
+            Swap::No => ("after a remount", [first, second], true),
+            Swap::Yes => {
+                self.swapped = !self.swapped;
+                // Numbers of two file systems are composed in a way that each keeps to itself.
+                let numbers = self.placement == Placement::OneFs;
+                (
+                    "after the other side has mounted the upper",
+                    [second, first],
+                    numbers,
+                )
+            }
+        };
+        self.mount()?;
+        let after = self.look(when)?;
+        for (index, before) in before.iter().enumerate() {
+            let mut found = differences(before, &after[index]);
+            if numbers && found.is_empty() {
+                found = renumbered(before, &after[index]);
+                found.truncate(5);
+            }
+            if !found.is_empty() {
+                let subject = &self.sides[index].subject;
+                return Err(format!(
+                    "{when}: the tree that {subject:?} shows is not what it was; first is before, second after\n{}",
+                    found.join("\n")
+                ));
+            }
+        }
+        Ok(after)
+    }
+
+    fn follow(
+        &mut self,
+        source: Source<'_>,
+        played: &mut Played,
+        at: &mut Option<usize>,
+    ) -> Result<(), String> {
+        let [tree, _] = self.look("at the start")?;
+        let mut model = Model::new(&tree, self.holes);
+        let (mut rng, script, count) = source.parts();
+        for index in 0..count {
+            let step = script
+                .get(index)
+                .cloned()
+                .unwrap_or_else(|| model.next(&mut rng));
+            *at = Some(index);
+            played.steps.push(step.clone());
+            let answer = self.step(&step, &mut model)?;
+            played.answers.push(answer);
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, step: &Step, model: &mut Model) -> Result<String, String> {
+        match step {
+            Step::Do(_, op) => {
+                let answers = [self.sides[0].act(step)?, self.sides[1].act(step)?];
+                let departure = self.compare(step, op, &answers)?;
+                if answers[0].starts_with('E') {
+                    model.failed(op);
+                } else {
+                    model.did(op);
+                }
+                let [answer, other] = answers;
+                return Ok(match departure {
+                    None => answer,
+                    Some(why) => format!("{answer} (and {}: {why})", shown(&other)),
+                });
+            }
+            Step::Look => {
+                let [tree, _] = self.look("in the middle")?;
+                model.learn(&tree);
+            }
+            Step::Remount | Step::Swap => {
+                let swap = if matches!(step, Step::Swap) {
+                    Swap::Yes
+                } else {
+                    Swap::No
+                };
+                let [tree, _] = self.remount(swap)?;
+                model.learn(&tree);
+                model.closed();
+            }
+            Step::Forget => std::fs::write("/proc/sys/vm/drop_caches", "2")
+                .map_err(|error| format!("/proc/sys/vm/drop_caches: {error}"))?,
+        }
+        Ok(String::new())
+    }
+
+    /// Returns why two different answers are accepted; none where they are the same.
+    fn compare(
+        &mut self,
+        step: &Step,
+        op: &Op,
+        answers: &[String; 2],
+    ) -> Result<Option<&'static str>, String> {
+        if answers[0] == answers[1] {
+            return Ok(None);
+        }
+        if let Some(departure) = explain(step, &answers[0], &answers[1]) {
+            if let Some(slot) = op.slot() {
+                let close = Step::Do(super::actor::Who::Root, Op::Close { slot });
+                // EBADF where the operation has closed it itself.
+                for side in &mut self.sides {
+                    side.act(&close)?;
+                }
+            }
+            return Ok(Some(departure.why));
+        }
+        Err(format!(
+            "the results differ:\n  {:?} {}\n  {:?} {}",
+            self.sides[0].subject,
+            shown(&answers[0]),
+            self.sides[1].subject,
+            shown(&answers[1])
+        ))
+    }
+
+    fn finish(&mut self) -> Result<(), String> {
+        self.look("at the end")?;
+        self.remount(Swap::No)?;
+        if self
+            .sides
+            .iter()
+            .all(|side| side.subject != Subject::FuseOverlayfs)
+        {
+            self.remount(Swap::Yes)?;
+        }
+        self.unmount()
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Swap {
+    Yes,
+    No,
+}
+
+/// Returns an answer as a report shows it.
+pub fn shown(answer: &str) -> &str {
+    if answer.is_empty() { "ok" } else { answer }
+}
+
+fn build_root(dir: &Path) {
+    build(dir, &[]);
+    let mode = rustix::fs::Mode::from_raw_mode(0o777);
+    rustix::fs::chmod(dir, mode).expect("a directory of our own");
+}
+
+fn spec(
+    case: &Case,
+    layers: &Layers,
+    subject: &Subject,
+    upper: &Path,
+    work: &Path,
+    at: &Path,
+) -> Spec {
+    let io = match subject {
+        Subject::Ours(io) => *io,
+        Subject::Kernel | Subject::FuseOverlayfs => Io::Cached,
+    };
+    let mut spec = layers.spec(io).at(at);
+    spec.upper = Some(upper.to_owned());
+    spec.work = Some(work.to_owned());
+    for (name, value) in &case.features {
+        spec = spec.feature(name, value);
+    }
+    spec = spec.feature("xino", "on");
+    if *subject == Subject::FuseOverlayfs {
+        spec.wrapper = ["sh", "-c", FUSE_OVERLAYFS, "sh"].map(Into::into).to_vec();
+    }
+    spec
+}
+
+/// Turns the arguments of our binary into those of fuse-overlayfs.
+const FUSE_OVERLAYFS: &str = r#"
+    shift 2
+    while [ $# -gt 1 ]; do
+        case $1 in
+        --lower) lower=$lower${lower:+:}$2; shift 2 ;;
+        --upper) upper=$2; shift 2 ;;
+        --work) work=$2; shift 2 ;;
+        --foreground) shift ;;
+        *) shift 2 ;;
+        esac
+    done
+    exec fuse-overlayfs -f -o "lowerdir=$lower,upperdir=$upper,workdir=$work,allow_other" "$1"
+"#;
+
+fn lower_inos(layers: &Layers) -> BTreeSet<u64> {
+    fn visit(path: &Path, inos: &mut BTreeSet<u64>) {
+        use std::os::unix::fs::MetadataExt;
+        let meta = std::fs::symlink_metadata(path).expect("a layer of our own");
+        inos.insert(meta.ino());
+        if meta.is_dir() {
+            for entry in std::fs::read_dir(path).expect("a layer of our own") {
+                visit(&entry.expect("a layer of our own").path(), inos);
+            }
+        }
+    }
+    let mut inos = BTreeSet::new();
+    for lower in layers.lowers() {
+        visit(lower, &mut inos);
+    }
+    inos
+}

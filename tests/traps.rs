@@ -1,0 +1,21 @@
+//! The traps that union filesystems fall into, a test for each fact.
+//!
+//! Every fact is stated in both I/O modes, with the layers on one and on two file systems, and about
+//! the merged view, the upper and the lowers. What concerns setups that are refused is in
+//! `bad_input.rs`. The whole suite runs once more as a plain user and as root of a user namespace:
+//! `traps/unprivileged.rs`.
+
+mod support;
+
+mod traps {
+    pub mod acl;
+    pub mod union;
+
+    pub mod attributes;
+    pub mod copy_up;
+    pub mod links;
+    pub mod names;
+    pub mod removal;
+    pub mod renames;
+    pub mod xattrs;
+}
