@@ -219,8 +219,8 @@ fn open_root(
         }
     }
     let top = parts.first().cloned();
-    // As in the kernel's overlayfs, a merged directory has the number of its topmost lower part.
-    if let Some(top) = &top {
+    // As in the kernel's overlayfs: the root alone has upper's number where there is an upper.
+    if let Some(top) = top.as_ref().filter(|_| number.is_none()) {
         number = Some(numbers.number(top.dev, top.ino));
     }
     let real = match (upper, top) {
