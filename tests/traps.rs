@@ -14,6 +14,7 @@ mod traps {
     pub mod attributes;
     pub mod copy_up;
     pub mod io;
+    pub mod layers;
     pub mod links;
     pub mod names;
     pub mod removal;

@@ -629,7 +629,7 @@ impl Filesystem for Dev {
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -637,8 +637,9 @@ impl Filesystem for Dev {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let (caller, range) = (caller(req), offset..offset.saturating_add(length));
         self.at_pace(self.copies(ino), move |server| {
-            finish(reply, server.union.fallocate(id(ino), handle(fh), mode as u32, offset, length));
+            finish(reply, server.union.fallocate(id(ino), handle(fh), mode as u32, range, caller));
         });
     }
 
@@ -659,7 +660,7 @@ impl Filesystem for Dev {
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
@@ -670,10 +671,11 @@ impl Filesystem for Dev {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        let caller = caller(req);
         self.at_pace(true, move |server| {
             let from = (id(ino_in), handle(fh_in), offset_in);
             let to = (id(ino_out), handle(fh_out), offset_out);
-            match server.union.copy_range(from, to, len) {
+            match server.union.copy_range(from, to, len, caller) {
                 Ok(copied) => reply.written(copied as u32),
                 Err(error) => reply.error(errno(&error)),
             }

@@ -56,6 +56,8 @@ impl Mount {
             let reason = format!("the mountpoint is inside the layer {}, which cannot be cloned privately here", layer.display());
             return Err(Error::setup(&mountpoint, reason, "mount elsewhere, or as root or in a user namespace (unshare -Urm)"));
         }
+        // Files are opened without asking, so the kernel itself must know that nothing can be written.
+        let config = &MountConfig { read_only: config.read_only || union.is_read_only(), ..config.clone() };
         let (fd, way) = device::mount(&mountpoint, config)?;
         let unmounter = Unmounter { mountpoint: mountpoint.clone(), way };
         let server = Arc::new(Server::new(union, config));

@@ -25,6 +25,7 @@ use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 
 use crate::error::{Error, Result};
+use crate::sys::mount::Limit;
 use attr::Attr;
 
 /// The position of a layer in the union: 0 is upper, the lowers follow from the topmost down.
@@ -59,7 +60,10 @@ pub struct Root {
 
 impl Root {
     /// Opens the directory `path` as a private clone of its mount, or as it is where that is not allowed.
-    pub fn open(path: &Path) -> Result<Self> {
+    ///
+    /// The clone is limited to `limit` where the kernel can, as overlayfs limits its own: then even a mistake of ours,
+    /// or a read through the kernel's passthrough, leaves a lower layer as it is.
+    pub fn open(path: &Path, limit: Option<Limit>) -> Result<Self> {
         let fd = open_directory(path)?;
         let clone = rustix::mount::open_tree(
             &fd,
@@ -67,7 +71,12 @@ impl Root {
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH,
         );
         Ok(match clone {
-            Ok(fd) => Self { fd, private: true },
+            Ok(fd) => {
+                if let Some(Err(errno)) = limit.map(|limit| crate::sys::mount::limit(fd.as_fd(), limit)) {
+                    log::info!("{}: its private mount cannot be limited: {errno}", path.display());
+                }
+                Self { fd, private: true }
+            }
             // EPERM without CAP_SYS_ADMIN over the mount namespace, EINVAL where another namespace has locked
             // mounts below, ENOSYS before Linux 5.2: then resolution stops at mounts instead.
             Err(_) => Self { fd, private: false },

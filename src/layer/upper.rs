@@ -14,6 +14,7 @@ use super::workdir::{self, Workdir};
 use super::{Layer, LayerId, Root, open_directory};
 use crate::config::{UnionConfig, WhiteoutFormat};
 use crate::error::{Error, Result};
+use crate::sys::mount::Limit;
 use crate::sys::{proc_path, xattr};
 
 /// What upper's file system can do, found out by trying.
@@ -145,7 +146,7 @@ impl Upper {
         let upper_fd = open_directory(path)?;
         let work_fd = open_directory(work_path)?;
         check_separate(path, &upper_fd, work_path, &work_fd)?;
-        let (upper_root, work_root) = clone_together(path, upper_fd, work_path, work_fd);
+        let (upper_root, work_root) = clone_together(path, upper_fd, work_path, work_fd, config.atime);
         let layer = Layer::new(LayerId::UPPER, path, upper_root)?;
         let lock = workdir::lock(layer.root(), path)?;
         check_writable(&layer, path)?;
@@ -293,11 +294,12 @@ pub fn is_inside(inner: &Path, outer: &Path) -> bool {
 /// Clones upper and workdir out of one mount, because a rename between two mounts is EXDEV.
 ///
 /// Where that is not allowed, or they are not below one directory of one mount, they are used as they are.
-fn clone_together(upper: &Path, upper_fd: OwnedFd, work: &Path, work_fd: OwnedFd) -> (Root, OwnedFd) {
+fn clone_together(upper: &Path, upper_fd: OwnedFd, work: &Path, work_fd: OwnedFd, atime: bool) -> (Root, OwnedFd) {
     let cloned = || -> Option<(OwnedFd, OwnedFd)> {
         let (upper, work) = (std::fs::canonicalize(upper).ok()?, std::fs::canonicalize(work).ok()?);
         let common: PathBuf = upper.components().zip(work.components()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect();
-        let root = Root::open(&common).ok().filter(|root| root.private)?;
+        let limit = (!atime).then_some(Limit::NoAccessTimes);
+        let root = Root::open(&common, limit).ok().filter(|root| root.private)?;
         let below = |path: &Path, original: &OwnedFd| -> Option<OwnedFd> {
             let relative = path.strip_prefix(&common).ok()?;
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

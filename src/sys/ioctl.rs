@@ -19,13 +19,18 @@ pub const FSSETXATTR: u32 = 0x401c_5820;
 /// The size of the largest argument, `struct fsxattr`.
 const ARG_MAX: usize = 28;
 
-/// Runs one of the ioctls above on `fd`: `input` is copied in, the argument as the kernel left it comes back.
+/// Runs one of the ioctls above on `fd`: `input` is copied in, what the kernel has written comes back.
+///
+/// Flags and version are an `int`, though their numbers say `long`: programs have room for four bytes.
 ///
 /// Errors: ENOTTY for any other request, EINVAL for an input that is too long.
-pub fn file_attributes(fd: BorrowedFd<'_>, request: u32, input: &[u8]) -> Result<[u8; ARG_MAX]> {
-    if !matches!(request, GETFLAGS | SETFLAGS | GETVERSION | FSGETXATTR | FSSETXATTR) {
-        return Err(Errno::NOTTY);
-    }
+pub fn file_attributes(fd: BorrowedFd<'_>, request: u32, input: &[u8]) -> Result<Vec<u8>> {
+    let written = match request {
+        GETFLAGS | GETVERSION => size_of::<libc::c_int>(),
+        FSGETXATTR => ARG_MAX,
+        SETFLAGS | FSSETXATTR => 0,
+        _ => return Err(Errno::NOTTY),
+    };
     let mut arg = [0u8; ARG_MAX];
     arg.get_mut(..input.len()).ok_or(Errno::INVAL)?.copy_from_slice(input);
     // SAFETY: each of these requests reads or writes at most ARG_MAX bytes at its argument.
@@ -33,5 +38,5 @@ pub fn file_attributes(fd: BorrowedFd<'_>, request: u32, input: &[u8]) -> Result
     if ret < 0 {
         return Err(std::io::Error::last_os_error().raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error));
     }
-    Ok(arg)
+    Ok(arg[..written].to_vec())
 }

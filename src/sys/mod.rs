@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod dents;
 pub mod fhandle;
 pub mod ioctl;
+pub mod mount;
 pub mod xattr;
 
 use std::os::fd::{AsFd, AsRawFd};

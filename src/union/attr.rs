@@ -112,10 +112,12 @@ impl Union {
     /// Sets the size through a descriptor that is open for writing.
     pub(super) fn set_size(&self, inode: &Inode, file: impl AsFd, size: u64, caller: Caller) -> Result<()> {
         rustix::fs::ftruncate(&file, size).map_err(|e| self.upper_error("ftruncate", inode, e))?;
-        if caller.uid != 0 {
-            self.drop_privileges(file.as_fd())?;
-        }
-        Ok(())
+        self.drop_privileges_of(caller, file.as_fd())
+    }
+
+    /// Clears the privileges of a file that `caller` has changed, unless it is root, whom the kernel lets keep them.
+    pub(super) fn drop_privileges_of(&self, caller: Caller, fd: BorrowedFd<'_>) -> Result<()> {
+        if caller.uid == 0 { Ok(()) } else { self.drop_privileges(fd) }
     }
 
     /// Clears set-user-id, and set-group-id of a file that its group may execute; the kernel has cleared the

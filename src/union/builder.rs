@@ -21,6 +21,7 @@ use crate::layer::fds::FdCache;
 use crate::layer::overlay::{Marks, Namespace};
 use crate::layer::upper::{Upper, is_inside};
 use crate::layer::{Layer, LayerId, Root};
+use crate::sys::mount::Limit;
 use crate::sys::{caps, dents};
 
 /// The most layers that a union can have.
@@ -162,7 +163,7 @@ fn same(a: &Path, b: &Path) -> bool {
 
 fn open_lowers(config: &UnionConfig) -> Result<Vec<Layer>> {
     let numbered = config.lowers.iter().zip(1u16..);
-    numbered.map(|(path, id)| Layer::new(LayerId(id), path, Root::open(path)?)).collect()
+    numbered.map(|(path, id)| Layer::new(LayerId(id), path, Root::open(path, Some(Limit::ReadOnly))?)).collect()
 }
 
 /// Settles whether redirects are written, which needs xattrs.

@@ -1,6 +1,7 @@
 //! The data of files: found by inode through a bounded cache of descriptors, no handle needed.
 
 use std::ffi::{OsStr, OsString};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use rustix::io::Errno;
 
 use super::copy_up::Data;
 use super::inode::{DataPlace, Inode, NodeId, Real};
-use super::{Fh, FileKind, Union};
+use super::{Caller, Fh, FileKind, Union};
 use crate::error::{Error, Result};
 use crate::layer::dir::{LayerDir, Serial};
 use crate::layer::fds::FdCache;
@@ -52,7 +53,7 @@ impl Union {
     /// Writes `data` to `id` at `offset`; returns how many bytes were written.
     ///
     /// `unprivileged` is the caller whose write takes the set-user-id and set-group-id bits, if it does.
-    pub fn write(&self, id: NodeId, offset: u64, data: &[u8], unprivileged: Option<super::Caller>) -> Result<usize> {
+    pub fn write(&self, id: NodeId, offset: u64, data: &[u8], unprivileged: Option<Caller>) -> Result<usize> {
         let inode = self.inode(id)?;
         self.copy_up(&inode, Data::Copy)?;
         let file = self.data_file(&inode, Access::Write)?;
@@ -90,13 +91,15 @@ impl Union {
         synced.map_err(|e| self.upper_error("fsync", &inode, e))
     }
 
-    /// Allocates or frees space of `id`, as fallocate(2) does with the flags `mode`.
-    pub fn fallocate(&self, id: NodeId, fh: Option<Fh>, mode: u32, offset: u64, len: u64) -> Result<()> {
+    /// Allocates or frees space of `id` for `caller`, as fallocate(2) does with the flags `mode`.
+    pub fn fallocate(&self, id: NodeId, fh: Option<Fh>, mode: u32, range: Range<u64>, caller: Caller) -> Result<()> {
         let inode = self.inode(id)?;
         self.copy_up(&inode, Data::Copy)?;
         let file = self.file_of(&inode, fh, Access::Write)?;
-        let done = rustix::fs::fallocate(&*file, FallocateFlags::from_bits_retain(mode), offset, len);
-        done.map_err(|e| self.upper_error("fallocate", &inode, e))
+        let len = range.end.saturating_sub(range.start);
+        let done = rustix::fs::fallocate(&*file, FallocateFlags::from_bits_retain(mode), range.start, len);
+        done.map_err(|e| self.upper_error("fallocate", &inode, e))?;
+        self.drop_privileges_of(caller, file.as_fd())
     }
 
     /// Finds data or a hole in `id`. Errors: ENXIO past the end.
@@ -110,17 +113,20 @@ impl Union {
         rustix::fs::seek(&*file, from).map_err(Error::Refused)
     }
 
-    /// Copies `len` bytes from one file to another; returns how many were copied.
+    /// Copies `len` bytes from one file to another for `caller`; returns how many were copied.
     ///
     /// Errors: EXDEV where the kernel copies between these files only through memory, which the caller then does.
-    pub fn copy_range(&self, from: (NodeId, Option<Fh>, u64), to: (NodeId, Option<Fh>, u64), len: u64) -> Result<usize> {
+    pub fn copy_range(&self, from: (NodeId, Option<Fh>, u64), to: (NodeId, Option<Fh>, u64), len: u64, caller: Caller) -> Result<usize> {
         let (source, target) = (self.inode(from.0)?, self.inode(to.0)?);
         self.copy_up(&target, Data::Copy)?;
         let input = self.file_of(&source, from.1, Access::Read)?;
         let output = self.file_of(&target, to.1, Access::Write)?;
         let (mut read, mut write) = (from.2, to.2);
         let len = usize::try_from(len).unwrap_or(usize::MAX);
-        rustix::fs::copy_file_range(&*input, Some(&mut read), &*output, Some(&mut write), len).map_err(Error::Refused)
+        let copied = rustix::fs::copy_file_range(&*input, Some(&mut read), &*output, Some(&mut write), len);
+        let copied = copied.map_err(Error::Refused)?;
+        self.drop_privileges_of(caller, output.as_fd())?;
+        Ok(copied)
     }
 
     /// Runs an ioctl that reads or sets the flags or version of `id`; `input` is its argument.
@@ -134,8 +140,7 @@ impl Union {
         }
         let flags = if inode.dir().is_some() { OFlags::RDONLY | OFlags::DIRECTORY } else { OFlags::RDONLY };
         let file = self.open_object(&inode, flags | OFlags::NONBLOCK)?;
-        let answer = ioctl::file_attributes(file.as_fd(), request, input).map_err(Error::Refused)?;
-        Ok(answer.to_vec())
+        ioctl::file_attributes(file.as_fd(), request, input).map_err(Error::Refused)
     }
 
     /// Returns the descriptor of a handle, or one for the data of `inode` where there is no handle.

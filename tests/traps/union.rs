@@ -159,6 +159,7 @@ pub fn as_user<T: Send>(uid: u32, act: impl FnOnce() -> T + Send) -> T {
 }
 
 /// Returns the errno of a call that must fail.
+#[track_caller]
 pub fn errno<T>(result: io::Result<T>) -> Errno {
     match result {
         Ok(_) => panic!("the call succeeds"),
