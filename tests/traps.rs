@@ -13,6 +13,7 @@ mod traps {
 
     pub mod attributes;
     pub mod copy_up;
+    pub mod formats;
     pub mod io;
     pub mod layers;
     pub mod links;

@@ -2,13 +2,14 @@
 
 use std::ffi::OsStr;
 use std::num::NonZeroUsize;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
     ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
@@ -124,9 +125,7 @@ impl Server {
             Ok(fh) => fh,
             Err(error) => return reply.error(errno(&error)),
         };
-        let answer = passthrough.map_or(Ok(Answer::Served), |passthrough| {
-            self.union.with_handle(fh, |fd, upper| passthrough.open(id, upper, || reply.open_backing(fd)))
-        });
+        let answer = self.answer(id, fh, |fd| reply.open_backing(fd));
         match answer {
             Ok(Answer::Backed(backing)) => reply.opened_passthrough(FileHandle(fh.0), FopenFlags::empty(), &backing),
             Ok(Answer::Served) => reply.opened(FileHandle(fh.0), FopenFlags::FOPEN_KEEP_CACHE),
@@ -142,6 +141,18 @@ impl Server {
         }
     }
 
+    /// Settles how the handle `fh` of `id` is served.
+    fn answer(
+        &self,
+        id: NodeId,
+        fh: Fh,
+        register: impl FnOnce(BorrowedFd<'_>) -> std::io::Result<BackingId>,
+    ) -> Result<Answer> {
+        let Some(passthrough) = self.passthrough() else { return Ok(Answer::Served) };
+        let privileged = self.union.getattr(id)?.mode & 0o6000 != 0;
+        self.union.with_handle(fh, |fd, upper| passthrough.open(id, upper, privileged, || register(fd)))
+    }
+
     fn created(&self, entry: &Entry, reply: ReplyCreate) {
         let attr = entry_attributes(entry.id, &entry.attr);
         let ttl = self.entry_timeout.min(self.attr_ttl(entry));
@@ -152,9 +163,7 @@ impl Server {
             Ok(fh) => fh,
             Err(error) => return reply.error(errno(&error)),
         };
-        let answer = self.passthrough().map_or(Ok(Answer::Served), |passthrough| {
-            self.union.with_handle(fh, |fd, upper| passthrough.open(entry.id, upper, || reply.open_backing(fd)))
-        });
+        let answer = self.answer(entry.id, fh, |fd| reply.open_backing(fd));
         match answer {
             Ok(Answer::Backed(backing)) => {
                 reply.created_passthrough(&ttl, &attr, GENERATION, FileHandle(fh.0), FopenFlags::empty(), &backing);
@@ -480,7 +489,7 @@ impl Filesystem for Dev {
         guard(|| {
             if let Some(fh) = handle(fh) {
                 if let Some(passthrough) = self.server.passthrough() {
-                    passthrough.close(id(ino), fh);
+                    passthrough.close(id(ino));
                 }
                 self.server.union.close(fh);
             }

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::copy_up::Data;
 use super::inode::{Inode, NodeId};
-use super::{Attr, Caller, Fh, FileKind, Timestamp, Union};
+use super::{Attr, Caller, Fh, Timestamp, Union};
 use crate::error::{Error, Result};
 use crate::sys::proc_path;
 
@@ -65,9 +65,7 @@ impl Union {
     pub fn getattr(&self, id: NodeId) -> Result<Attr> {
         let inode = self.inode(id)?;
         let mut attr = self.stat(&inode)?;
-        if attr.kind == FileKind::Regular && attr.blocks == 0 && attr.size > 0 {
-            attr.blocks = self.blocks_below(&inode)?.unwrap_or(attr.blocks);
-        }
+        self.count_blocks(&inode, &mut attr)?;
         Ok(attr)
     }
 

@@ -131,6 +131,7 @@ fn check_layers(config: &UnionConfig) -> Result<()> {
         let reason = format!("{} lower layers, more than {LAYERS_MAX}", config.lowers.len());
         return Err(Error::setup("", reason, "merge some of them"));
     }
+    check_lowers_apart(&config.lowers)?;
     let Some(upper) = &config.upper else {
         if let Some(work) = &config.work {
             return Err(Error::setup(work, "a workdir without an upper", "name an upper, or leave the workdir out"));
@@ -152,6 +153,23 @@ fn check_layers(config: &UnionConfig) -> Result<()> {
         if let Some(work) = config.work.as_ref().filter(|work| is_inside(work, lower)) {
             let reason = format!("is inside the lower layer {}, which must not change", lower.display());
             return Err(Error::setup(work, reason, "keep the workdir outside the lower layers"));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a lower layer that is another one or inside it: one file would show under two names and not be linked.
+fn check_lowers_apart(lowers: &[PathBuf]) -> Result<()> {
+    // What cannot be resolved cannot be opened either; that error is the clearer one.
+    let mut real: Vec<_> = lowers.iter().filter_map(|path| Some((std::fs::canonicalize(path).ok()?, path))).collect();
+    // In path order whatever is inside a directory follows it.
+    real.sort();
+    for pair in real.windows(2) {
+        if let [(outer, outer_given), (inner, inner_given)] = pair {
+            if inner.starts_with(outer) {
+                let reason = format!("is {} or inside it, which is a lower layer too", outer_given.display());
+                return Err(Error::setup(inner_given, reason, "name each layer once, and none that is inside another"));
+            }
         }
     }
     Ok(())

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::copy_up::Data;
 use super::inode::{DataPlace, Inode, NodeId, Real};
-use super::{Caller, Fh, FileKind, Union};
+use super::{Attr, Caller, Fh, FileKind, Union};
 use crate::error::{Error, Result};
 use crate::layer::dir::{LayerDir, Serial};
 use crate::layer::fds::FdCache;
@@ -277,17 +277,18 @@ impl Union {
         self.search_data(place.parent.as_ref(), &place.name, layer, marks.redirect.as_deref()).map(Some)
     }
 
-    /// Returns the blocks of the data of a file that shows none of its own, if it is a metacopy.
-    pub(super) fn blocks_below(&self, inode: &Arc<Inode>) -> Result<Option<u64>> {
-        match self.data_below(inode) {
-            Ok(Some((dir, name))) => self.lowers.stat(&dir, &name).map(|attr| Some(attr.blocks)),
-            Ok(None) => Ok(None),
-            Err(error) => {
-                // Reading answers the same error; until then the metadata can be seen.
-                log::warn!("{error}");
-                Ok(None)
-            }
+    /// Puts the blocks of the data below into the attributes of a metacopy.
+    pub(super) fn count_blocks(&self, inode: &Arc<Inode>, attr: &mut Attr) -> Result<()> {
+        if !self.metacopy || attr.kind != FileKind::Regular || attr.blocks.saturating_mul(512) >= attr.size {
+            return Ok(());
         }
+        match self.data_below(inode) {
+            Ok(Some((dir, name))) => attr.blocks = self.lowers.stat(&dir, &name)?.blocks,
+            Ok(None) => {}
+            // Reading answers the same error; until then the metadata can be seen.
+            Err(error) => log::warn!("{error}"),
+        }
+        Ok(())
     }
 
 }

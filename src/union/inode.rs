@@ -252,6 +252,11 @@ impl Inode {
         !place.unlinked && *place.name == *name && place.parent.as_ref().is_some_and(|p| Arc::ptr_eq(p, parent))
     }
 
+    /// Returns whether the name that the inode was known by is gone.
+    pub fn is_unlinked(&self) -> bool {
+        self.place.lock().unlinked
+    }
+
     /// Takes the lock that a copy-up of the inode holds.
     pub fn lock_copy_up(&self) -> MutexGuard<'_, ()> {
         self.copy_up.lock()

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
 
-use super::inode::{DataPlace, Dir, Ino, Inode, NodeId, Parts, Place, Real};
+use super::inode::{Dir, Ino, Inode, NodeId, Parts, Place, Real};
 use super::search::{Hit, Top};
 use super::table::Interned;
 use super::{Union, dir_of};
@@ -89,9 +89,7 @@ impl Union {
             // Another name of this lower file was copied up: its object is the one in the index.
             return Ok(Some((inode.clone(), self.stat(&inode)?)));
         }
-        if attr.kind == crate::layer::attr::FileKind::Regular && attr.blocks == 0 && attr.size > 0 {
-            attr.blocks = self.blocks_below(&inode)?.unwrap_or(attr.blocks);
-        }
+        self.count_blocks(&inode, &mut attr)?;
         Ok(Some((inode.clone(), inode.finish(attr))))
     }
 
@@ -234,7 +232,7 @@ impl Union {
         let dir = hit.attr.is_dir().then(|| {
             Dir::new(hit.lower.iter().cloned().collect(), hit.marks.xwhiteouts, hit.marks.impure)
         });
-        let inode = Inode::new(
+        Inode::new(
             NodeId(number),
             Parts {
                 ino: Ino(number),
@@ -245,12 +243,7 @@ impl Union {
                 nlink_delta: identity.nlink_delta,
                 dir,
             },
-        );
-        if hit.attr.size > 0 && hit.attr.blocks * 512 >= hit.attr.size && hit.attr.size > 4096 {
-            // All of its data is there; a metacopy is a hole. (Up to 4096 bytes a block of xattrs may be what is counted.)
-            inode.set_data_place(DataPlace::Here);
-        }
-        inode
+        )
     }
 }
 
@@ -262,6 +255,10 @@ fn is_same(known: &Inode, parent: &Arc<Inode>, name: &OsStr, hit: &Hit, identity
     if known.is_named(parent, name) {
         // Perhaps it was copied up between the search and now.
         return known.upper_ino() == identity.upper_ino || identity.upper_ino == 0 || known.upper_ino() == 0;
+    }
+    // Only a file with several names, or one that lost the name it was known by, is found under another.
+    if hit.attr.is_dir() || hit.attr.nlink < 2 && !known.is_unlinked() {
+        return false;
     }
     match identity.upper_ino {
         0 => known.origin.is_some() && known.origin == identity.origin,

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::union::{is_ours, trap};
 use crate::support::{
-    Io, Layers, LowersUnchanged, OurMount, Placement, Privilege, Tmpfs, Watchdog, modes, on_kernel, privilege, record_skip,
-    test_name,
+    Layers, LowersUnchanged, Mode, OurMount, Privilege, Tmpfs, Watchdog, modes, privilege, record_skip, test_name,
 };
 
 /// Far more than any tree of these tests holds: a union that enters itself has no end.
@@ -124,29 +123,6 @@ fn what_is_mounted_inside_a_layer_before_or_after_is_not_seen() {
 }
 
 #[test]
-fn one_lower_may_lie_inside_another() {
-    for mode in modes() {
-        eprintln!("--- {mode:?}");
-        let _watchdog = Watchdog::start();
-        let layers = Layers::new(1, mode.placement);
-        layers.lower(0).file("sub/f", "lower").file("g", "lower");
-        let lowers = LowersUnchanged::new(layers.lowers());
-        let mut spec = layers.spec(mode.io);
-        spec.lowers.insert(0, layers.lower(0).path("sub"));
-        if on_kernel() {
-            // The kernel's overlayfs refuses overlapping layers with ELOOP: an index could confuse them.
-            return;
-        }
-        let mut mount = spec.mount();
-        assert_eq!(everything_below(mount.path()), ["f", "g", "sub", "sub/f"]);
-        mount.tree().file("f", "changed");
-        assert_eq!(mount.tree().read("sub/f"), b"lower");
-        mount.unmount().expect("the union can be unmounted");
-        lowers.check();
-    }
-}
-
-#[test]
 fn a_union_of_128_layers_shows_each_and_removes_what_several_have() {
     if !is_ours("mount(2) has not the space for the options of so many layers") {
         return;
@@ -182,7 +158,7 @@ fn a_volatile_mount_that_was_killed_refuses_the_next_one_until_its_mark_is_remov
     if !is_ours("the daemon that is killed") {
         return;
     }
-    for (io, placement) in [(Io::Cached, Placement::OneFs)] {
+    for Mode { io, placement } in modes() {
         let _watchdog = Watchdog::start();
         let layers = Layers::new(1, placement);
         layers.lower(0).file("f", "lower");
