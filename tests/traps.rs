@@ -20,5 +20,6 @@ mod traps {
     pub mod names;
     pub mod removal;
     pub mod renames;
+    pub mod unprivileged;
     pub mod xattrs;
 }

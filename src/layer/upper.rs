@@ -77,7 +77,7 @@ impl<'a> Place<'a> {
         Self { dir, name }
     }
 
-    /// Names the file behind `fd`, which is open (not with O_PATH).
+    /// Names the file behind `fd`; only xattrs can be set through one that was opened with O_PATH.
     pub fn file(fd: BorrowedFd<'a>) -> Self {
         Self { dir: fd, name: OsStr::new("") }
     }

@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::LayerDir;
 use crate::layer::overlay::{Mark, View, view};
+use crate::layer::redirect::Redirect;
 use crate::layer::upper::{Place, Publish, Shape, Upper};
 use crate::sys::xattr;
 
@@ -339,6 +340,17 @@ impl Union {
             self.close_files(inode.serial);
         }
         Ok(())
+    }
+
+    /// Records where the data of a metacopy is, before it has a name that does not say so; `place` is the metacopy.
+    pub(super) fn lead_metacopy_below(&self, upper: &Upper, place: Place<'_>, inode: &Arc<Inode>) -> Result<()> {
+        if !self.metacopy {
+            return Ok(());
+        }
+        let Some((dir, name)) = self.data_below(inode)? else { return Ok(()) };
+        let mut path = dir.components();
+        path.push(name);
+        upper.set_mark(place, Mark::Redirect, &Redirect::Absolute(path).to_bytes())
     }
 
     /// Marks a copy as one of metadata alone, and says where its data is when that is not under its own name.

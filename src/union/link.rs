@@ -14,7 +14,7 @@ use super::lookup::Entry;
 use super::{Union, dir_of};
 use crate::error::{Error, Result};
 use crate::layer::name::Name;
-use crate::layer::upper::Publish;
+use crate::layer::upper::{Place, Publish};
 use crate::sys::proc_path;
 
 impl Union {
@@ -37,6 +37,7 @@ impl Union {
         let upper = self.writable()?;
         let dir = self.upper_dir(&parent)?;
         let source = self.pin(&inode)?;
+        self.lead_metacopy_below(upper, Place::file(source.as_fd()), &inode)?;
         let to = |dir: BorrowedFd<'_>, name: &OsStr| {
             let linked = rustix::fs::linkat(CWD, proc_path(&source), dir, name, AtFlags::SYMLINK_FOLLOW);
             linked.map_err(|e| upper.layer.error("linkat", name, e))

@@ -11,13 +11,12 @@ use rustix::io::Errno;
 
 use super::copy_up::Data;
 use super::create::remove_mark;
-use super::inode::{DataPlace, Inode, NodeId};
+use super::inode::{Inode, NodeId};
 use super::lookup::Count;
 use super::search::{Hit, InUpper, Top};
 use super::{Union, UpperDir, dir_of};
 use crate::config::RedirectDir;
 use crate::error::{Error, Result};
-use crate::layer::attr::FileKind;
 use crate::layer::name::Name;
 use crate::layer::overlay::Mark;
 use crate::layer::redirect::Redirect;
@@ -196,7 +195,7 @@ impl Union {
         let upper = self.writable()?;
         let place = Place::at(end.dir.as_fd(), &end.name);
         let Some(dir) = inode.dir() else {
-            return self.lead_metacopy_below(upper, end, hit, inode);
+            return self.lead_metacopy_below(upper, place, inode);
         };
         let Some(lower) = dir.lower.first() else {
             if hit.marks.opaque || dir_of(parent)?.lower.is_empty() {
@@ -219,16 +218,6 @@ impl Union {
         }
     }
 
-    /// Records where the data of a metacopy is, which its name will not say any more.
-    fn lead_metacopy_below(&self, upper: &Upper, end: &End<'_>, hit: &Hit, inode: &Arc<Inode>) -> Result<()> {
-        if hit.attr.kind != FileKind::Regular || inode.data_place() == DataPlace::Here || !self.metacopy {
-            return Ok(());
-        }
-        let Some((dir, name)) = self.data_below(inode)? else { return Ok(()) };
-        let mut path = dir.components();
-        path.push(name);
-        upper.set_mark(Place::at(end.dir.as_fd(), &end.name), Mark::Redirect, &Redirect::Absolute(path).to_bytes())
-    }
 
     fn exchange(&self, old: &End<'_>, new: &End<'_>) -> Result<()> {
         self.move_in_upper(old, new, SysFlags::EXCHANGE)

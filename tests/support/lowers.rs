@@ -20,12 +20,23 @@ pub enum Atime {
     Compare,
 }
 
+/// Which times are part of the record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Times {
+    /// None: what was made and removed again has left nothing.
+    None,
+    /// When content and attributes changed.
+    Changes,
+    /// Those, and when it was read.
+    All,
+}
+
 /// What the lowers were; compared with what they are by [`LowersUnchanged::check`].
 #[derive(Debug)]
 #[must_use = "the lowers are compared only by check()"]
 pub struct LowersUnchanged {
     lowers: Vec<PathBuf>,
-    atime: Atime,
+    times: Times,
     before: BTreeMap<PathBuf, String>,
 }
 
@@ -38,16 +49,29 @@ impl LowersUnchanged {
 
     /// Records the lowers, access times included where asked.
     pub fn with(lowers: &[PathBuf], atime: Atime) -> Self {
+        let times = match atime {
+            Atime::Ignore => Times::Changes,
+            Atime::Compare => Times::All,
+        };
+        Self::record(lowers, times)
+    }
+
+    /// Records names, contents and attributes of any directories, but no times.
+    pub fn but_for_times(directories: &[PathBuf]) -> Self {
+        Self::record(directories, Times::None)
+    }
+
+    fn record(lowers: &[PathBuf], times: Times) -> Self {
         Self {
             lowers: lowers.to_vec(),
-            atime,
-            before: walk_all(lowers, atime),
+            times,
+            before: walk_all(lowers, times),
         }
     }
 
     /// Panics with every difference where a lower is not what it was.
     pub fn check(&self) {
-        let after = walk_all(&self.lowers, self.atime);
+        let after = walk_all(&self.lowers, self.times);
         let mut report = String::new();
         for (path, was) in &self.before {
             match after.get(path) {
@@ -70,34 +94,39 @@ impl LowersUnchanged {
     }
 }
 
-fn walk_all(lowers: &[PathBuf], atime: Atime) -> BTreeMap<PathBuf, String> {
+fn walk_all(lowers: &[PathBuf], times: Times) -> BTreeMap<PathBuf, String> {
     let mut seen = BTreeMap::new();
     for lower in lowers {
-        walk(lower, atime, &mut seen);
+        walk(lower, times, &mut seen);
     }
     seen
 }
 
-fn walk(path: &Path, atime: Atime, seen: &mut BTreeMap<PathBuf, String>) {
+fn walk(path: &Path, times: Times, seen: &mut BTreeMap<PathBuf, String>) {
     let meta = std::fs::symlink_metadata(path)
         .unwrap_or_else(|error| panic!("lstat {}: {error}", path.display()));
     let kind = meta.file_type();
     // The size of a directory is the file system's affair.
     let size = if kind.is_dir() { 0 } else { meta.size() };
     let mut record = format!(
-        "mode {:o} owner {}:{} size {size} nlink {} rdev {:#x} mtime {}.{:09} ctime {}.{:09}",
+        "mode {:o} owner {}:{} size {size} nlink {} rdev {:#x}",
         meta.mode(),
         meta.uid(),
         meta.gid(),
         meta.nlink(),
         meta.rdev(),
-        meta.mtime(),
-        meta.mtime_nsec(),
-        meta.ctime(),
-        meta.ctime_nsec(),
     );
+    if times != Times::None {
+        record.push_str(&format!(
+            " mtime {}.{:09} ctime {}.{:09}",
+            meta.mtime(),
+            meta.mtime_nsec(),
+            meta.ctime(),
+            meta.ctime_nsec(),
+        ));
+    }
     // A symlink's access time moves when this walk reads it.
-    if atime == Atime::Compare && !kind.is_symlink() {
+    if times == Times::All && !kind.is_symlink() {
         record.push_str(&format!(" atime {}.{:09}", meta.atime(), meta.atime_nsec()));
     }
     record.push_str(&xattrs(path));
@@ -110,7 +139,7 @@ fn walk(path: &Path, atime: Atime, seen: &mut BTreeMap<PathBuf, String>) {
     seen.insert(path.to_owned(), record);
     if kind.is_dir() {
         for name in list(path) {
-            walk(&path.join(name), atime, seen);
+            walk(&path.join(name), times, seen);
         }
     }
 }

@@ -19,6 +19,7 @@ mod lowers;
 mod mount;
 mod privilege;
 mod skip;
+mod unprivileged;
 mod watchdog;
 
 pub use layers::{Layers, Placement, Tmpfs, Tree};
@@ -26,6 +27,7 @@ pub use lowers::{Atime, LowersUnchanged};
 pub use mount::{Io, KernelMount, Mounted, OurMount, Spec, StartError, fuse_connections};
 pub use privilege::{Privilege, privilege, require_root};
 pub use skip::record as record_skip;
+pub use unprivileged::{Home, Who};
 pub use watchdog::Watchdog;
 
 use std::path::PathBuf;

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::acl::{ACCESS, DEFAULT, acl};
 use super::union::{STRANGER, USER, Union, as_user, errno, shell, trap, xfs_io};
-use crate::support::{Atime, Layers, LowersUnchanged, Tree, require_root};
+use crate::support::{Atime, Layers, LowersUnchanged, Privilege, Tree, on_kernel, privilege, require_root};
 
 fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("an own file's mode can be set");
@@ -43,9 +43,14 @@ fn the_umask_of_the_caller_applies_whatever_that_of_the_server() {
     }
 }
 
+/// Returns a user whom an ACL may name: in a user namespace there is root alone.
+fn named() -> u32 {
+    if privilege() == Privilege::UserNamespace { 0 } else { USER }
+}
+
 /// The default ACL of the tests: a named user may write, others may look.
 fn default_acl() -> Vec<u8> {
-    acl(7, (USER, 7), 5, 7, 5)
+    acl(7, (named(), 7), 5, 7, 5)
 }
 
 #[test]
@@ -53,7 +58,7 @@ fn a_default_acl_is_inherited_and_takes_the_place_of_the_umask() {
     trap(2, |layers| {
         layers.lower(1).dir("lower").xattr("lower", DEFAULT, default_acl());
         layers.lower(0).dir("merged");
-        layers.lower(1).dir("merged").xattr("merged", DEFAULT, acl(7, (USER, 0), 0, 0, 0));
+        layers.lower(1).dir("merged").xattr("merged", DEFAULT, acl(7, (named(), 0), 0, 0, 0));
         layers.lower(0).xattr("merged", DEFAULT, default_acl());
     })
     .run(|union| {
@@ -69,7 +74,7 @@ fn a_default_acl_is_inherited_and_takes_the_place_of_the_umask() {
                     // The mask is the group's class, cut down to what was asked for.
                     assert_eq!(tree.mode(at("file")), 0o664);
                     assert_eq!(tree.mode(at("fifo")), 0o664);
-                    assert_eq!(tree.get_xattr(at("file"), ACCESS), Some(acl(6, (USER, 7), 5, 6, 4)));
+                    assert_eq!(tree.get_xattr(at("file"), ACCESS), Some(acl(6, (named(), 7), 5, 6, 4)));
                     assert_eq!(tree.get_xattr(at("dir"), ACCESS), Some(default_acl()));
                     assert_eq!(tree.get_xattr(at("dir"), DEFAULT), Some(default_acl()));
                     assert_eq!(tree.get_xattr(at("file"), DEFAULT), None);
@@ -315,7 +320,7 @@ fn running_and_reading_a_lower_file_leaves_its_access_time_alone() {
         let status = Command::new(union.at("true")).status().expect("a program in the union can be run");
         assert!(status.success());
         assert_eq!(union.merged().read("data"), b"data");
-        if !crate::support::on_kernel() {
+        if !on_kernel() {
             lowers.check();
             union.live_and_after_remount(|union| {
                 for name in ["true", "data"] {
@@ -334,7 +339,7 @@ fn running_an_upper_file_leaves_its_access_time_alone() {
         union.remount();
         let status = Command::new(union.at("true")).status().expect("a program in the union can be run");
         assert!(status.success());
-        if !crate::support::on_kernel() {
+        if !on_kernel() {
             assert_eq!(union.merged().stat("true").atime(), 1_000_000_000);
             assert_eq!(union.upper().stat("true").atime(), 1_000_000_000);
         }

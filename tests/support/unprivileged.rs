@@ -1,0 +1,84 @@
+//! Processes without root's privileges, for tests that root runs.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use super::binary;
+
+/// The uid and gid of the plain user.
+const USER: u32 = 1000;
+
+/// Who a process runs as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// A plain user, who mounts through fusermount3.
+    PlainUser,
+    /// Uid 0 of a user namespace that the plain user has made.
+    NamespaceRoot,
+}
+
+/// A directory that belongs to the plain user, with a copy of the binary that they can run.
+#[derive(Debug)]
+pub struct Home {
+    dir: tempfile::TempDir,
+}
+
+impl Home {
+    /// Makes the directory.
+    pub fn new() -> Self {
+        let dir = tempfile::TempDir::with_prefix("unionfs-rs-user-").expect("the temporary directory can be written");
+        let home = Self { dir };
+        let mode = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(home.path(), mode).expect("an own directory");
+        chown(home.path(), Some(USER), Some(USER)).expect("root may chown");
+        home.take(&binary(), "unionfs-rs");
+        home
+    }
+
+    /// Returns the directory.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Returns the copy of the binary.
+    pub fn binary(&self) -> PathBuf {
+        self.path().join("unionfs-rs")
+    }
+
+    /// Copies a program into the directory, since its own place may be closed to the user.
+    pub fn take(&self, program: &Path, name: &str) -> PathBuf {
+        let copy = self.path().join(name);
+        fs::copy(program, &copy).unwrap_or_else(|error| panic!("copy {}: {error}", program.display()));
+        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("an own file");
+        copy
+    }
+
+    /// Returns the words that run what follows them as `who`, in namespaces of its own: no mount and no
+    /// process outlives the first one, and /dev/fuse is open to everybody as udev has it.
+    pub fn wrapper(&self, who: Who) -> Vec<OsString> {
+        let script = format!(
+            "d={}/dev; mkdir -p $d; mount -t tmpfs none $d; mknod -m 666 $d/fuse c 10 229; \
+             mount --bind $d/fuse /dev/fuse; umount -l $d; exec \"$@\"",
+            self.path().display()
+        );
+        let namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-euc"];
+        let user = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"];
+        let own_namespace = ["unshare", "--user", "--map-root-user", "--mount"];
+        let words = namespaces.into_iter().chain([script.as_str(), "sh"]).chain(user);
+        let words = words.chain(own_namespace.into_iter().filter(|_| who == Who::NamespaceRoot));
+        words.map(OsString::from).collect()
+    }
+
+    /// Says why such processes cannot mount here, where they cannot.
+    pub fn obstacle(who: Who) -> Option<String> {
+        if who == Who::NamespaceRoot
+            && let Ok(limit) = fs::read_to_string("/proc/sys/user/max_user_namespaces")
+            && limit.trim() == "0"
+        {
+            return Some("user namespaces are switched off (user.max_user_namespaces)".to_owned());
+        }
+        None
+    }
+}
