@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags};
 use support::{
-    Io, Layers, LowersUnchanged, Mounted, Placement, Privilege, Tmpfs, binary, on_kernel, privilege, record_skip, require_root,
-    test_name,
+    Io, Layers, LowersUnchanged, Mounted, Placement, Privilege, Tmpfs, binary, on_kernel, privilege, record_skip,
+    require_root, test_name,
 };
 
 /// Far longer than a refusal takes.
@@ -231,7 +231,12 @@ fn a_lower_that_can_not_be_read_is_refused() {
         return;
     }
     close(0o000);
-    mount_over(&layers, &lower).by_a_user(&layers).is_refused_when(&layers, &[&text(&lower), "denied"], || close(0o755), || close(0));
+    mount_over(&layers, &lower).by_a_user(&layers).is_refused_when(
+        &layers,
+        &[&text(&lower), "denied"],
+        || close(0o755),
+        || close(0),
+    );
     close(0o755);
 }
 
@@ -283,7 +288,8 @@ fn an_upper_inside_a_lower_and_the_other_way_round_is_refused() {
     let (lower, inside) = (layers.lowers()[0].clone(), layers.lower(0).path("sub"));
     let (work, at) = (layers.path("work"), layers.mnt());
     let attempt = |lower: &Path, upper: &Path, work: &Path| {
-        let words = ["--lower".into(), text(lower), "--upper".into(), text(upper), "--work".into(), text(work), text(&at)];
+        let words =
+            ["--lower".into(), text(lower), "--upper".into(), text(upper), "--work".into(), text(work), text(&at)];
         mount(words)
     };
     attempt(&lower, &inside, &work).is_refused(&layers, &[&text(&inside), &text(&lower), "inside"]);
@@ -294,6 +300,18 @@ fn an_upper_inside_a_lower_and_the_other_way_round_is_refused() {
     let link = layers.path("link");
     symlink(&lower, &link).expect("a link can be made");
     attempt(&lower, &link.join("sub"), &work).is_refused(&layers, &["inside"]);
+}
+
+#[test]
+fn a_lower_inside_another_lower_is_refused_as_the_kernel_does() {
+    if !is_ours() {
+        return;
+    }
+    let layers = layers();
+    let (lower, inside) = (text(&layers.lowers()[0]), text(&layers.lower(0).path("sub")));
+    for both in [format!("{lower}:{inside}"), format!("{inside}:{lower}")] {
+        mount_over(&layers, Path::new(&both)).is_refused(&layers, &[&inside, &lower]);
+    }
 }
 
 #[test]
@@ -366,7 +384,8 @@ fn a_mountpoint_inside_a_layer_is_refused_where_layers_can_not_be_cloned_private
         }
     }
     for at in [lower.clone(), lower.join("sub"), layers.path("upper"), layers.path("upper/sub")] {
-        let words = ["--lower", &text(&lower), "--upper", &text(&layers.path("upper")), "--work", &text(&layers.path("work"))];
+        let words =
+            ["--lower", &text(&lower), "--upper", &text(&layers.path("upper")), "--work", &text(&layers.path("work"))];
         mount(words).and([&at]).by_a_user(&layers).is_refused(&layers, &[&text(&at)]);
     }
 }
@@ -384,7 +403,8 @@ fn an_upper_or_a_workdir_in_use_is_refused_and_the_mount_that_uses_it_goes_on() 
     let lower = text(&layers.lowers()[0]);
     let attempt = |upper: &str, work: &str| {
         let (upper, work) = (text(&layers.path(upper)), text(&layers.path(work)));
-        let (status, said) = mount(["--lower", &lower, "--upper", &upper, "--work", &work, &text(&layers.path("mnt2"))]).run();
+        let (status, said) =
+            mount(["--lower", &lower, "--upper", &upper, "--work", &work, &text(&layers.path("mnt2"))]).run();
         assert!(status.code().is_some_and(|code| code != 0), "{status}: {said}");
         assert!(said.contains("in use"), "{said}");
         said
@@ -579,6 +599,9 @@ fn a_machine_without_dev_fuse_is_told_how_to_get_it() {
     attempt.is_refused(&layers, &["/dev/fuse", "modprobe fuse"]);
     let attempt = mount_over(&layers, &layers.lowers()[0]).and(["--foreground"]).through(hide);
     attempt.is_refused(&layers, &["/dev/fuse", "modprobe fuse"]);
+    // With the workdir that is made beside upper where none is named.
+    let words = ["--lower", &text(&layers.lowers()[0]), "--upper", &text(&layers.path("upper")), &text(&layers.mnt())];
+    mount(words).through(hide).is_refused(&layers, &["/dev/fuse", "modprobe fuse"]);
 }
 
 #[test]

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
     ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
@@ -117,7 +117,8 @@ impl Server {
     fn open(&self, id: NodeId, flags: OpenFlags, caller: Caller, reply: ReplyOpen) {
         let how = open_how(flags, caller);
         let passthrough = self.passthrough();
-        if passthrough.is_some_and(|p| p.has_lower_readers(id)) && (how != OpenFile::Read || self.union.is_in_upper(id)) {
+        if passthrough.is_some_and(|p| p.has_lower_readers(id)) && (how != OpenFile::Read || self.union.is_in_upper(id))
+        {
             self.union.part(id);
             return reply.error(Errno::ESTALE);
         }
@@ -332,16 +333,7 @@ impl Filesystem for Dev {
         });
     }
 
-    fn mknod(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        rdev: u32,
-        reply: ReplyEntry,
-    ) {
+    fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
         let new = match FileKind::from_mode(mode) {
             FileKind::Regular => New::Regular,
             kind => New::Node(kind, decode_device(rdev)),
@@ -785,4 +777,3 @@ fn with_buffer<T>(size: usize, call: impl FnOnce(&mut [u8]) -> T) -> T {
         call(buffer.get_mut(..size).unwrap_or_default())
     })
 }
-

@@ -61,9 +61,15 @@ fn mount_by_system(mountpoint: &Path, config: &MountConfig) -> Result<Option<Own
         // The helper may open it where this user may not.
         Err(Errno::ACCESS | Errno::PERM) => return Ok(None),
         Err(Errno::NOENT | Errno::NODEV | Errno::NXIO) => {
-            return Err(failed(mountpoint, "there is no /dev/fuse", "load the fuse module (modprobe fuse), or give the container the device"));
+            return Err(failed(
+                mountpoint,
+                "there is no /dev/fuse",
+                "load the fuse module (modprobe fuse), or give the container the device",
+            ));
         }
-        Err(errno) => return Err(failed(mountpoint, format!("/dev/fuse cannot be opened: {errno}"), "check the device")),
+        Err(errno) => {
+            return Err(failed(mountpoint, format!("/dev/fuse cannot be opened: {errno}"), "check the device"));
+        }
     };
     let mut flags = MountFlags::empty();
     for (set, flag) in [
@@ -100,7 +106,8 @@ fn mount_by_helper(mountpoint: &Path, config: &MountConfig) -> Result<OwnedFd> {
     let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
     let (ours, theirs) = pair.map_err(|e| failed(mountpoint, format!("socketpair: {e}"), "free some descriptors"))?;
     // The helper inherits a copy that is not closed when it starts, from this process and no other that it may start.
-    let passed = rustix::io::dup(&theirs).map_err(|e| failed(mountpoint, format!("dup: {e}"), "free some descriptors"))?;
+    let passed =
+        rustix::io::dup(&theirs).map_err(|e| failed(mountpoint, format!("dup: {e}"), "free some descriptors"))?;
     drop(theirs);
     let child = Command::new(FUSERMOUNT)
         .arg("-o")
@@ -115,7 +122,8 @@ fn mount_by_helper(mountpoint: &Path, config: &MountConfig) -> Result<OwnedFd> {
     drop(passed);
     let mut child = child.map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => {
-            let remedy = "install it (Debian: apt-get install fuse3), or mount as root or in a user namespace (unshare -Urm)";
+            let remedy =
+                "install it (Debian: apt-get install fuse3), or mount as root or in a user namespace (unshare -Urm)";
             failed(mountpoint, "a plain user mounts through fusermount3, which is not installed", remedy)
         }
         _ => failed(mountpoint, format!("fusermount3 cannot be started: {e}"), "check that it may be executed"),
@@ -150,7 +158,8 @@ fn helper_options(config: &MountConfig) -> String {
     options.push(format!("fsname={}", config.fsname));
     options.push(format!("subtype={}", config.subtype));
     // nosuid and nodev are what it does for a plain user anyhow; it refuses the opposite.
-    for (set, word) in [(config.read_only, "ro"), (!config.exec, "noexec"), (config.suid, "suid"), (config.dev, "dev")] {
+    for (set, word) in [(config.read_only, "ro"), (!config.exec, "noexec"), (config.suid, "suid"), (config.dev, "dev")]
+    {
         if set {
             options.push(word.into());
         }
@@ -200,7 +209,9 @@ fn is_mounted(mountpoint: &Path) -> bool {
     // An unreadable table counts as no mount: there is nothing left to do about it.
     let _ = file.read_to_end(&mut mounts);
     let escaped = |path: &[u8]| {
-        path.iter().flat_map(|&b| if b" \t\n\\".contains(&b) { format!("\\{b:03o}").into_bytes() } else { vec![b] }).collect()
+        path.iter()
+            .flat_map(|&b| if b" \t\n\\".contains(&b) { format!("\\{b:03o}").into_bytes() } else { vec![b] })
+            .collect()
     };
     let wanted: Vec<u8> = escaped(mountpoint.as_os_str().as_bytes());
     mounts.split(|&b| b == b'\n').any(|line| line.split(|&b| b == b' ').nth(4) == Some(&wanted))

@@ -53,8 +53,15 @@ impl Mount {
     pub fn new(union: Union, config: &MountConfig) -> Result<Self> {
         let mountpoint = device::mountpoint(config)?;
         if let Some(layer) = union.unprotected_layer_above(&mountpoint) {
-            let reason = format!("the mountpoint is inside the layer {}, which cannot be cloned privately here", layer.display());
-            return Err(Error::setup(&mountpoint, reason, "mount elsewhere, or as root or in a user namespace (unshare -Urm)"));
+            let reason = format!(
+                "the mountpoint is inside the layer {}, which cannot be cloned privately here",
+                layer.display()
+            );
+            return Err(Error::setup(
+                &mountpoint,
+                reason,
+                "mount elsewhere, or as root or in a user namespace (unshare -Urm)",
+            ));
         }
         // Files are opened without asking, so the kernel itself must know that nothing can be written.
         let config = &MountConfig { read_only: config.read_only || union.is_read_only(), ..config.clone() };

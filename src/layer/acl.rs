@@ -105,10 +105,20 @@ mod tests {
 
     #[test]
     fn a_mask_takes_the_group_bits() {
-        let value =
-            acl(&[(USER_OBJ, 7, u32::MAX), (USER, 7, 1000), (GROUP_OBJ, 7, u32::MAX), (MASK, 7, u32::MAX), (OTHER, 0, u32::MAX)]);
-        let expected =
-            acl(&[(USER_OBJ, 6, u32::MAX), (USER, 7, 1000), (GROUP_OBJ, 7, u32::MAX), (MASK, 4, u32::MAX), (OTHER, 0, u32::MAX)]);
+        let value = acl(&[
+            (USER_OBJ, 7, u32::MAX),
+            (USER, 7, 1000),
+            (GROUP_OBJ, 7, u32::MAX),
+            (MASK, 7, u32::MAX),
+            (OTHER, 0, u32::MAX),
+        ]);
+        let expected = acl(&[
+            (USER_OBJ, 6, u32::MAX),
+            (USER, 7, 1000),
+            (GROUP_OBJ, 7, u32::MAX),
+            (MASK, 4, u32::MAX),
+            (OTHER, 0, u32::MAX),
+        ]);
         assert_eq!(inherit(&value, 0o644), Ok(Inherited { mode: 0o640, access: Some(expected) }));
     }
 

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use rustix::io::Errno;
 
@@ -58,13 +58,16 @@ pub struct LayerDir {
     /// Whether it holds `.wh.` names.
     pub dotwh: DotWh,
     serial: Serial,
+    /// Where its descriptor is while it is open.
+    fds: Arc<FdCache<Serial>>,
+    opened: AtomicBool,
     parent: Option<Arc<LayerDir>>,
     name: Box<OsStr>,
 }
 
 impl LayerDir {
     /// Makes the directory at the root of a layer.
-    pub fn root(layer: LayerId, attr: &Attr, marks: &Marks) -> Arc<Self> {
+    pub fn root(layer: LayerId, attr: &Attr, marks: &Marks, fds: Arc<FdCache<Serial>>) -> Arc<Self> {
         Arc::new(Self {
             layer,
             ino: attr.ino,
@@ -72,6 +75,8 @@ impl LayerDir {
             xwhiteouts: marks.xwhiteouts,
             dotwh: DotWh::default(),
             serial: Serial::next(),
+            fds,
+            opened: AtomicBool::new(false),
             parent: None,
             name: Box::from(OsStr::new("")),
         })
@@ -86,6 +91,8 @@ impl LayerDir {
             xwhiteouts: marks.xwhiteouts,
             dotwh: DotWh::default(),
             serial: Serial::next(),
+            fds: self.fds.clone(),
+            opened: AtomicBool::new(false),
             parent: Some(self.clone()),
             name: name.into(),
         })
@@ -111,6 +118,9 @@ impl LayerDir {
 
 impl Drop for LayerDir {
     fn drop(&mut self) {
+        if *self.opened.get_mut() {
+            self.fds.remove(&self.serial);
+        }
         // A chain of the last references is as deep as the tree; dropping it by recursion would overflow the stack.
         let mut parent = self.parent.take();
         while let Some(dir) = parent {
@@ -136,7 +146,7 @@ pub enum Found {
 pub struct Lowers {
     layers: Vec<Layer>,
     roots: Vec<Arc<LayerDir>>,
-    fds: FdCache<Serial>,
+    fds: Arc<FdCache<Serial>>,
     namespace: Namespace,
 }
 
@@ -144,13 +154,15 @@ impl Lowers {
     /// Collects the layers, topmost first, and keeps about `capacity` directories open.
     pub fn new(layers: Vec<Layer>, namespace: Namespace, capacity: usize) -> Result<Self> {
         let mut roots = Vec::with_capacity(layers.len());
+        let fds = Arc::new(FdCache::new(capacity));
         for layer in &layers {
-            let failed = |errno: Errno| Error::setup(&layer.path, format!("cannot be read: {errno}"), "check its permissions");
+            let failed =
+                |errno: Errno| Error::setup(&layer.path, format!("cannot be read: {errno}"), "check its permissions");
             let attr = layer.stat(layer.root(), OsStr::new("")).map_err(failed)?;
             let marks = namespace.marks(layer.root(), OsStr::new("")).map_err(failed)?;
-            roots.push(LayerDir::root(layer.id, &attr, &marks));
+            roots.push(LayerDir::root(layer.id, &attr, &marks, fds.clone()));
         }
-        Ok(Self { layers, roots, fds: FdCache::new(capacity), namespace })
+        Ok(Self { layers, roots, fds, namespace })
     }
 
     /// Returns the layers, topmost first.
@@ -207,6 +219,8 @@ impl Lowers {
             let from = opened.as_ref().map_or(layer.root(), |fd| fd.as_fd());
             let fd = layer.open_dir(from, &step.name).map_err(|e| layer.error("openat", &step.name, e))?;
             let fd = Arc::new(fd);
+            // Relaxed: read again only when nobody else has the directory any more.
+            step.opened.store(true, Ordering::Relaxed);
             self.fds.insert(step.serial, fd.clone());
             opened = Some(fd);
         }

@@ -13,11 +13,19 @@ use parking_lot::Mutex;
 
 const SHARDS: usize = 16;
 
+type Shard<K> = Mutex<LruCache<K, Arc<OwnedFd>>>;
+
 /// Descriptors by key, the least recently used of a shard closed first.
 pub struct FdCache<K> {
     hasher: RandomState,
     /// Rank 5 (leaf). Guards one shard. No syscall while held: what falls out is closed after.
-    shards: Box<[Mutex<LruCache<K, Arc<OwnedFd>>>]>,
+    shards: Box<[Shard<K>]>,
+}
+
+impl<K> std::fmt::Debug for FdCache<K> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FdCache").finish_non_exhaustive()
+    }
 }
 
 impl<K: Hash + Eq> FdCache<K> {
@@ -28,7 +36,7 @@ impl<K: Hash + Eq> FdCache<K> {
         Self { hasher: RandomState::new(), shards }
     }
 
-    fn shard(&self, key: &K) -> &Mutex<LruCache<K, Arc<OwnedFd>>> {
+    fn shard(&self, key: &K) -> &Shard<K> {
         &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
     }
 

@@ -98,10 +98,11 @@ pub fn open_directory(path: &Path) -> Result<OwnedFd> {
 impl Layer {
     /// Makes a layer of an opened root.
     pub fn new(id: LayerId, path: &Path, root: Root) -> Result<Self> {
-        let readable = rustix::fs::openat(&root.fd, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|errno| {
-                Error::setup(path, format!("cannot be read: {errno}"), "make it readable for the user that mounts")
-            })?;
+        let readable =
+            rustix::fs::openat(&root.fd, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|errno| {
+                    Error::setup(path, format!("cannot be read: {errno}"), "make it readable for the user that mounts")
+                })?;
         // overlayfs writes zeros for a file system without a uuid, and so do we.
         let uuid = crate::sys::fhandle::filesystem_uuid(readable.as_fd()).unwrap_or_default();
         Ok(Self { id, path: path.to_owned(), uuid, root: root.fd, private: root.private })

@@ -60,8 +60,10 @@ impl Origin {
     /// Reading it needs no privilege, unlike opening the handle; that the number still is this file's is for the
     /// caller to check against what it finds.
     pub fn inode_number(&self) -> Option<u64> {
-        let word = |at: usize| -> Option<u32> { Some(u32::from_ne_bytes(*self.handle.bytes.get(at * 4..)?.first_chunk()?)) };
-        let long = |at: usize| -> Option<u64> { Some(u64::from_ne_bytes(*self.handle.bytes.get(at * 4..)?.first_chunk()?)) };
+        let word =
+            |at: usize| -> Option<u32> { Some(u32::from_ne_bytes(*self.handle.bytes.get(at * 4..)?.first_chunk()?)) };
+        let long =
+            |at: usize| -> Option<u64> { Some(u64::from_ne_bytes(*self.handle.bytes.get(at * 4..)?.first_chunk()?)) };
         match (self.handle.kind, self.handle.bytes.len()) {
             // FILEID_INO32_GEN
             (1, 8) => word(0).map(u64::from),

@@ -142,7 +142,13 @@ impl Upper {
         })
     }
 
-    fn open_with(config: &UnionConfig, path: &Path, work_path: &Path, namespace: Namespace, index: Option<bool>) -> Result<Self> {
+    fn open_with(
+        config: &UnionConfig,
+        path: &Path,
+        work_path: &Path,
+        namespace: Namespace,
+        index: Option<bool>,
+    ) -> Result<Self> {
         let upper_fd = open_directory(path)?;
         let work_fd = open_directory(work_path)?;
         check_separate(path, &upper_fd, work_path, &work_fd)?;
@@ -153,7 +159,11 @@ impl Upper {
         let mut work = Workdir::open(work_root.as_fd(), work_path, index != Some(false))?;
         let features = probe(&layer, &work, namespace)?;
         if index == Some(true) && !features.xattrs {
-            return Err(Error::setup(path, "cannot hold the xattrs that index=on needs", "use index=off or another file system"));
+            return Err(Error::setup(
+                path,
+                "cannot hold the xattrs that index=on needs",
+                "use index=off or another file system",
+            ));
         }
         if !features.xattrs {
             work.without_index();
@@ -204,7 +214,13 @@ impl Upper {
     }
 
     /// Moves `temporary` of the workdir to `name` in `dir`.
-    pub fn publish(&self, temporary: &OsStr, dir: BorrowedFd<'_>, name: &OsStr, how: Publish) -> rustix::io::Result<()> {
+    pub fn publish(
+        &self,
+        temporary: &OsStr,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        how: Publish,
+    ) -> rustix::io::Result<()> {
         let flags = match how {
             Publish::New => RenameFlags::NOREPLACE,
             Publish::Replace => RenameFlags::empty(),
@@ -276,7 +292,11 @@ fn check_separate(path: &Path, upper: &OwnedFd, work_path: &Path, work: &OwnedFd
     }
     for (inner, outer) in [(path, work_path), (work_path, path)] {
         if is_inside(inner, outer) {
-            return Err(Error::setup(inner, format!("is inside {}", outer.display()), "keep upper and workdir beside each other"));
+            return Err(Error::setup(
+                inner,
+                format!("is inside {}", outer.display()),
+                "keep upper and workdir beside each other",
+            ));
         }
     }
     Ok(())
@@ -297,7 +317,8 @@ pub fn is_inside(inner: &Path, outer: &Path) -> bool {
 fn clone_together(upper: &Path, upper_fd: OwnedFd, work: &Path, work_fd: OwnedFd, atime: bool) -> (Root, OwnedFd) {
     let cloned = || -> Option<(OwnedFd, OwnedFd)> {
         let (upper, work) = (std::fs::canonicalize(upper).ok()?, std::fs::canonicalize(work).ok()?);
-        let common: PathBuf = upper.components().zip(work.components()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect();
+        let common: PathBuf =
+            upper.components().zip(work.components()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect();
         let limit = (!atime).then_some(Limit::NoAccessTimes);
         let root = Root::open(&common, limit).ok().filter(|root| root.private)?;
         let below = |path: &Path, original: &OwnedFd| -> Option<OwnedFd> {
@@ -320,7 +341,9 @@ fn check_writable(layer: &Layer, path: &Path) -> Result<()> {
     use rustix::fs::Access;
     match rustix::fs::accessat(layer.root(), ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS) {
         Ok(()) => Ok(()),
-        Err(Errno::ROFS) => Err(Error::setup(path, "is on a read-only file system", "name an upper that can be written")),
+        Err(Errno::ROFS) => {
+            Err(Error::setup(path, "is on a read-only file system", "name an upper that can be written"))
+        }
         Err(errno) => {
             Err(Error::setup(path, format!("cannot be written: {errno}"), "make it writable for the user that mounts"))
         }
@@ -346,7 +369,8 @@ fn probe(layer: &Layer, work: &Workdir, namespace: Namespace) -> Result<Features
         // A file without a name is of use only where it can be given one, which goes through /proc.
         let tmpfile = rustix::fs::openat(dir, ".", flags, Mode::RUSR).is_ok_and(|fd| {
             let name = work.temporary();
-            let linked = rustix::fs::linkat(rustix::fs::CWD, proc_path(&fd), dir, &name, AtFlags::SYMLINK_FOLLOW).is_ok();
+            let linked =
+                rustix::fs::linkat(rustix::fs::CWD, proc_path(&fd), dir, &name, AtFlags::SYMLINK_FOLLOW).is_ok();
             if linked {
                 work.discard(&name);
             }

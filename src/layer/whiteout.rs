@@ -112,7 +112,13 @@ impl Whiteouts {
     ///
     /// Returns the name in the workdir of a directory that stood there. Errors: EEXIST where `standing` is
     /// [`Standing::Nothing`] and something is there.
-    pub fn hide(&self, work: &Workdir, dir: BorrowedFd<'_>, name: &OsStr, standing: Standing) -> Result<Option<OsString>> {
+    pub fn hide(
+        &self,
+        work: &Workdir,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        standing: Standing,
+    ) -> Result<Option<OsString>> {
         self.prepare(dir)?;
         if self.format == Format::DotWh {
             return self.hide_beside(work, dir, name, standing);
@@ -135,7 +141,13 @@ impl Whiteouts {
     }
 
     /// Hides `name` by a mark beside it; the mark comes first, so that what is below never shines through.
-    fn hide_beside(&self, work: &Workdir, dir: BorrowedFd<'_>, name: &OsStr, standing: Standing) -> Result<Option<OsString>> {
+    fn hide_beside(
+        &self,
+        work: &Workdir,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        standing: Standing,
+    ) -> Result<Option<OsString>> {
         let mark = dotwh_name(name).ok_or(Errno::NAMETOOLONG)?;
         match self.link(work, dir, &mark) {
             Ok(()) | Err(Errno::EXIST) => {}

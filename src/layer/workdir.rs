@@ -42,7 +42,8 @@ fn readable(dir: BorrowedFd<'_>, name: &str) -> rustix::io::Result<OwnedFd> {
 
 /// Takes the lock that says that a mount uses the directory at `path`; `None` on file systems without locks.
 pub fn lock(dir: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
-    let failed = |e: Errno| Error::setup(path, format!("cannot be read: {e}"), "make it readable for the user that mounts");
+    let failed =
+        |e: Errno| Error::setup(path, format!("cannot be read: {e}"), "make it readable for the user that mounts");
     let fd = readable(dir, ".").map_err(failed)?;
     match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(fd),
@@ -64,7 +65,9 @@ impl Workdir {
     /// Nothing on the disk changes before every check has passed.
     pub fn open(dir: BorrowedFd<'_>, path: &Path, index: bool) -> Result<Self> {
         let lock = lock(dir, path)?;
-        let io = |what: &str, e: Errno| Error::setup(path, format!("{what}: {e}"), "make it writable for the user that mounts");
+        let io = |what: &str, e: Errno| {
+            Error::setup(path, format!("{what}: {e}"), "make it writable for the user that mounts")
+        };
         let mut foreign = None;
         dents::each(lock.as_fd(), |name, _, _| {
             if name != WORK.as_bytes() && name != INDEX.as_bytes() {

@@ -89,7 +89,8 @@ impl Union {
         };
         let redirect_dir = redirect_dir(config, upper.as_ref())?;
         if let Some(upper) = upper.as_ref().filter(|upper| !upper.durable) {
-            let failed = |e| Error::setup(upper.work.path(), format!("cannot be marked volatile: {e}"), "check free space");
+            let failed =
+                |e| Error::setup(upper.work.path(), format!("cannot be marked volatile: {e}"), "check free space");
             upper.work.mark_volatile().map_err(failed)?;
         }
 
@@ -165,12 +166,11 @@ fn check_lowers_apart(lowers: &[PathBuf]) -> Result<()> {
     // In path order whatever is inside a directory follows it.
     real.sort();
     for pair in real.windows(2) {
-        if let [(outer, outer_given), (inner, inner_given)] = pair {
-            if inner.starts_with(outer) {
+        if let [(outer, outer_given), (inner, inner_given)] = pair
+            && inner.starts_with(outer) {
                 let reason = format!("is {} or inside it, which is a lower layer too", outer_given.display());
                 return Err(Error::setup(inner_given, reason, "name each layer once, and none that is inside another"));
             }
-        }
     }
     Ok(())
 }
@@ -224,14 +224,16 @@ fn open_root(
         let attr = upper.stat(upper.layer.root(), own)?;
         upper_ino = attr.ino;
         number = Some(numbers.number(attr.dev, attr.ino));
-        let failed = |e| Error::setup(&upper.layer.path, format!("its xattrs cannot be read: {e}"), "check the file system");
+        let failed =
+            |e| Error::setup(&upper.layer.path, format!("its xattrs cannot be read: {e}"), "check the file system");
         marks = namespace.marks(upper.layer.root(), own).map_err(failed)?;
     }
     let mut parts = Vec::new();
     if !marks.opaque {
         for (root, layer) in lowers.roots().iter().zip(lowers.layers()) {
             parts.push(root.clone());
-            let failed = |e| Error::setup(&layer.path, format!("its xattrs cannot be read: {e}"), "check the file system");
+            let failed =
+                |e| Error::setup(&layer.path, format!("its xattrs cannot be read: {e}"), "check the file system");
             if namespace.marks(layer.root(), own).map_err(failed)?.opaque {
                 break;
             }
@@ -246,7 +248,7 @@ fn open_root(
         (None, Some(top)) => Real::Lower(top),
         _ => Real::Upper,
     };
-    let place = Place { parent: None, name: own.into(), real, unlinked: false };
+    let place = Place { parent: None, name: own.into(), real, unlinked: false, resident: false };
     Ok(Inode::new(
         NodeId::ROOT,
         Parts {

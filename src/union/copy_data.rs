@@ -74,9 +74,8 @@ fn copy_through_buffer(source: BorrowedFd<'_>, target: BorrowedFd<'_>, mut at: u
         }
         let mut written = 0;
         while written < got {
-            written += rustix::io::retry_on_intr(|| {
-                rustix::io::pwrite(target, &buffer[written..got], at + written as u64)
-            })?;
+            written +=
+                rustix::io::retry_on_intr(|| rustix::io::pwrite(target, &buffer[written..got], at + written as u64))?;
         }
         at += got as u64;
     }

@@ -180,7 +180,8 @@ impl Union {
             let layer = self.lowers.layer(&source.dir);
             let names = xattr::list(fd, &source.name).map_err(|e| layer.error("listxattr", &source.name, e))?;
             for name in names.iter().filter(|name| view(name) != View::Hidden) {
-                let value = xattr::read(fd, &source.name, name).map_err(|e| layer.error("getxattr", &source.name, e))?;
+                let value =
+                    xattr::read(fd, &source.name, name).map_err(|e| layer.error("getxattr", &source.name, e))?;
                 let Some(value) = value else { continue };
                 match target.set_xattr(name, &value) {
                     Ok(()) => {}
@@ -251,7 +252,8 @@ impl Union {
             Ok(()) => Ok(Some(entry)),
             // Left by a mount that ended between two steps, with no name in upper: it never was a part of the union.
             Err(Errno::EXIST) if upper.stat(index, &entry)?.nlink == 1 => {
-                rustix::fs::unlinkat(index, &entry, AtFlags::empty()).map_err(|e| upper.layer.error("unlinkat", &entry, e))?;
+                rustix::fs::unlinkat(index, &entry, AtFlags::empty())
+                    .map_err(|e| upper.layer.error("unlinkat", &entry, e))?;
                 self.publish_indexed(upper, source, made)
             }
             Err(errno) => Err(upper.layer.error("publish in index", &entry, errno)),
@@ -275,8 +277,7 @@ impl Union {
     /// Makes upper's object the inode's; descriptors of the lower one are not used any more.
     fn switch(&self, inode: &Arc<Inode>, real: Real, upper_ino: u64) {
         inode.set_upper_ino(upper_ino);
-        let old = inode.relocate(|place| std::mem::replace(&mut place.real, real));
-        drop(old);
+        self.drop_place(Some(inode.relocate(|place| place.real = real)));
         inode.set_data_place(DataPlace::Unknown);
         if inode.note_descriptor(false) {
             self.close_files(inode.serial);
@@ -328,7 +329,10 @@ impl Union {
             layer.open_noatime(fd, &name, OFlags::RDONLY).map_err(|e| layer.error("openat", &name, e))
         })?;
         let target = self.open_object(inode, OFlags::RDWR)?;
-        let failed = |call: &'static str| { let name = name.clone(); move |e: Errno| upper.layer.error(call, &name, e) };
+        let failed = |call: &'static str| {
+            let name = name.clone();
+            move |e: Errno| upper.layer.error(call, &name, e)
+        };
         copy_data::copy(source.as_fd(), target.as_fd(), len).map_err(failed("copy"))?;
         if upper.durable {
             rustix::fs::fsync(&target).map_err(failed("fsync"))?;

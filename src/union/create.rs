@@ -118,7 +118,11 @@ impl Union {
             let masked = if inherits { mode } else { mode & !umask };
             let fd = make_in_place(upper, dir.as_fd(), name, new, masked)?;
             let mut attr = upper.stat(dir.as_fd(), name)?;
-            let exact = if inherits || matches!(new, New::Symlink(_)) { attr.mode } else { masked | attr.mode & inherited_bits(new) };
+            let exact = if inherits || matches!(new, New::Symlink(_)) {
+                attr.mode
+            } else {
+                masked | attr.mode & inherited_bits(new)
+            };
             if attr.mode != exact {
                 // The umask of this process took some; it is not ours to change.
                 Place::at(dir.as_fd(), name).chmod(exact).map_err(|e| upper.layer.error("chmod", name, e))?;
@@ -189,8 +193,8 @@ impl Union {
         wanted: &Wanted,
         vacancy: Vacancy,
     ) -> Result<Option<OwnedFd>> {
-        if matches!(new, New::Regular) {
-            if let Some(fd) = upper.tmpfile()? {
+        if matches!(new, New::Regular)
+            && let Some(fd) = upper.tmpfile()? {
                 self.dress(upper, Place::file(fd.as_fd()), new, wanted)?;
                 if vacancy == Vacancy::Whiteout {
                     upper.work.with_temporary(|temporary| {
@@ -203,7 +207,6 @@ impl Union {
                 }
                 return Ok(Some(fd));
             }
-        }
         upper.work.with_temporary(|temporary| {
             upper.make(temporary, shape(new))?;
             let place = Place::at(upper.work.fd(), temporary);

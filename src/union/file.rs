@@ -116,7 +116,13 @@ impl Union {
     /// Copies `len` bytes from one file to another for `caller`; returns how many were copied.
     ///
     /// Errors: EXDEV where the kernel copies between these files only through memory, which the caller then does.
-    pub fn copy_range(&self, from: (NodeId, Option<Fh>, u64), to: (NodeId, Option<Fh>, u64), len: u64, caller: Caller) -> Result<usize> {
+    pub fn copy_range(
+        &self,
+        from: (NodeId, Option<Fh>, u64),
+        to: (NodeId, Option<Fh>, u64),
+        len: u64,
+        caller: Caller,
+    ) -> Result<usize> {
         let (source, target) = (self.inode(from.0)?, self.inode(to.0)?);
         self.copy_up(&target, Data::Copy)?;
         let input = self.file_of(&source, from.1, Access::Read)?;
@@ -164,11 +170,10 @@ impl Union {
         if let Some(fd) = self.files.get(&(inode.serial, Access::Write)) {
             return Ok(fd);
         }
-        if access == Access::Read {
-            if let Some(fd) = self.files.get(&(inode.serial, Access::Read)) {
+        if access == Access::Read
+            && let Some(fd) = self.files.get(&(inode.serial, Access::Read)) {
                 return Ok(fd);
             }
-        }
         loop {
             let (_, version) = inode.place();
             let fd = Arc::new(self.open_data(inode, access)?);
@@ -215,9 +220,8 @@ impl Union {
 
     fn open_below(&self, dir: &Arc<LayerDir>, name: &OsStr) -> Result<OwnedFd> {
         let layer = self.lowers.layer(dir);
-        self.lowers.with_fd(dir, |fd| {
-            layer.open_noatime(fd, name, OFlags::RDONLY).map_err(|e| layer.error("openat", name, e))
-        })
+        self.lowers
+            .with_fd(dir, |fd| layer.open_noatime(fd, name, OFlags::RDONLY).map_err(|e| layer.error("openat", name, e)))
     }
 
     /// Opens the data of the lower file that is copied up.
@@ -255,7 +259,8 @@ impl Union {
             self.namespace.marks(dir, name).map_err(|e| layer.error("listxattr", name, e))
         })?;
         let option = "--metacopy on";
-        let location = || crate::error::Location::new(if place.real.is_upper() { "upper" } else { "lower" }, &*place.name);
+        let location =
+            || crate::error::Location::new(if place.real.is_upper() { "upper" } else { "lower" }, &*place.name);
         if marks.foreign {
             let option = "--xattr-namespace as it was written with";
             return Err(Error::NotFollowed { file: location(), what: "a metacopy or its redirect", option });
@@ -290,7 +295,6 @@ impl Union {
         }
         Ok(())
     }
-
 }
 
 /// Fills `buffer` from `file` at `offset`, short only at the end of the file.

@@ -40,7 +40,13 @@ impl Union {
     /// Reads how far the union's link count of an indexed file is from that of its upper inode.
     ///
     /// `None` when nothing is stored; garbage counts as no difference, as in the kernel.
-    pub(super) fn read_nlink(&self, dir: BorrowedFd<'_>, name: &OsStr, attr: &Attr, marks: &Marks) -> Result<Option<i32>> {
+    pub(super) fn read_nlink(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        attr: &Attr,
+        marks: &Marks,
+    ) -> Result<Option<i32>> {
         if !marks.nlink {
             return Ok(None);
         }
@@ -69,7 +75,13 @@ impl Union {
     }
 
     /// Returns the name in the index for a lower file that has several names; `None` where there is no index.
-    pub(super) fn index_entry(&self, upper: &Upper, dir: &Arc<LayerDir>, name: &OsStr, lower: &Attr) -> Result<Option<OsString>> {
+    pub(super) fn index_entry(
+        &self,
+        upper: &Upper,
+        dir: &Arc<LayerDir>,
+        name: &OsStr,
+        lower: &Attr,
+    ) -> Result<Option<OsString>> {
         if lower.nlink < 2 || lower.is_dir() || upper.work.index().is_none() {
             return Ok(None);
         }
@@ -121,10 +133,10 @@ impl Union {
         let pinned = upper.layer.open(index, entry, rustix::fs::OFlags::PATH);
         let pinned = pinned.map_err(|e| upper.layer.error("openat", entry, e))?;
         rustix::fs::unlinkat(index, &**entry, AtFlags::empty()).map_err(|e| upper.layer.error("unlinkat", entry, e))?;
-        inode.relocate(|place| {
+        self.drop_place(Some(inode.relocate(|place| {
             place.real = Real::Detached(Arc::new(pinned));
             place.unlinked = true;
-        });
+        })));
         inode.set_nlink_delta(0);
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
@@ -56,6 +56,8 @@ pub struct Place {
     pub real: Real,
     /// Whether the name is gone.
     pub unlinked: bool,
+    /// Whether the inode is in the table, and so counts as a child of its parent.
+    pub resident: bool,
 }
 
 /// Whether a regular file's data is where its metadata is.
@@ -150,6 +152,8 @@ pub struct Inode {
     nlink_delta: AtomicI32,
     data: AtomicU8,
     has_descriptor: AtomicBool,
+    /// Inodes in the table that have this one as their parent.
+    children: AtomicUsize,
     dir: Option<Box<Dir>>,
 }
 
@@ -188,6 +192,7 @@ impl Inode {
             nlink_delta: AtomicI32::new(parts.nlink_delta.unwrap_or(0)),
             data: AtomicU8::new(0),
             has_descriptor: AtomicBool::new(false),
+            children: AtomicUsize::new(0),
             dir: parts.dir.map(Box::new),
         })
     }
@@ -214,31 +219,57 @@ impl Inode {
         self.version.load(Ordering::Acquire) == version
     }
 
-    /// Changes name or object.
-    pub fn relocate<T>(&self, change: impl FnOnce(&mut Place) -> T) -> T {
+    /// Changes name or object; returns what was there before.
+    ///
+    /// The caller drops that with no lock held, as it may close a descriptor, and gives a parent that was left to
+    /// [`super::Union::forget`], as this may have been its last child.
+    #[must_use]
+    pub fn relocate(&self, change: impl FnOnce(&mut Place)) -> Place {
         let mut place = self.place.lock();
-        let result = change(&mut place);
+        let before = place.clone();
+        change(&mut place);
+        if place.resident {
+            count(&before.parent, -1);
+            count(&place.parent, 1);
+        }
         self.version.fetch_add(1, Ordering::Release);
-        result
+        before
     }
 
-    /// Gives an inode that is known by a descriptor alone the name that it was found under.
-    pub fn relocate_if_detached(&self, parent: &Arc<Inode>, name: &OsStr) {
-        let mut place = self.place.lock();
-        if matches!(place.real, Real::Detached(_)) || place.unlinked {
-            let real = match &place.real {
-                Real::Index(index) => Real::Index(index.clone()),
-                _ => Real::Upper,
-            };
-            let old = std::mem::replace(
-                &mut *place,
-                Place { parent: Some(parent.clone()), name: name.into(), real, unlinked: false },
-            );
-            self.version.fetch_add(1, Ordering::Release);
-            drop(place);
-            // Closes the descriptor, which is a system call.
-            drop(old);
+    /// Gives an inode whose name was removed the name that it was found under; returns what was there before.
+    #[must_use]
+    pub fn relocate_if_unlinked(&self, parent: &Arc<Inode>, name: &OsStr) -> Option<Place> {
+        if !self.is_unlinked() {
+            return None;
         }
+        Some(self.relocate(|place| {
+            place.parent = Some(parent.clone());
+            place.name = name.into();
+            place.unlinked = false;
+            if matches!(place.real, Real::Detached(_)) {
+                place.real = Real::Upper;
+            }
+        }))
+    }
+
+    /// Records that the inode is in the table now.
+    pub fn enter(&self) {
+        let mut place = self.place.lock();
+        place.resident = true;
+        count(&place.parent, 1);
+    }
+
+    /// Records that the inode is not in the table any more; returns the parent that had it as a child.
+    pub fn leave(&self) -> Option<Arc<Inode>> {
+        let mut place = self.place.lock();
+        place.resident = false;
+        count(&place.parent, -1);
+        place.parent.take()
+    }
+
+    /// Returns whether an inode in the table has this one as its parent.
+    pub fn has_children(&self) -> bool {
+        self.children.load(Ordering::Acquire) > 0
     }
 
     /// Returns whether the object is in upper.
@@ -312,11 +343,6 @@ impl Inode {
         self.has_descriptor.swap(kept, Ordering::AcqRel)
     }
 
-    /// Takes the parent away from an inode that nobody refers to any more.
-    pub fn orphan(&self) -> Option<Arc<Inode>> {
-        self.place.lock().parent.take()
-    }
-
     /// Makes the layer's attributes those of the union.
     pub fn finish(&self, mut attr: Attr) -> Attr {
         attr.ino = self.ino.0;
@@ -335,6 +361,14 @@ impl Inode {
             attr.nlink = attr.nlink.saturating_add_signed(delta);
         }
         attr
+    }
+}
+
+/// Counts a child that `parent` gained or lost.
+fn count(parent: &Option<Arc<Inode>>, change: isize) {
+    if let Some(parent) = parent {
+        // Wraps around for -1, as it is meant to.
+        parent.children.fetch_add(change as usize, Ordering::AcqRel);
     }
 }
 

@@ -58,7 +58,7 @@ impl Union {
             self.mark_impure(upper, &parent)?;
         }
         dir_of(&parent)?.changed();
-        inode.relocate_if_detached(&parent, &name);
+        self.drop_place(inode.relocate_if_unlinked(&parent, &name));
         let attr = self.stat(&inode)?;
         self.table.count(&inode);
         Ok(Entry { id: inode.id(), attr })

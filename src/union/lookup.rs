@@ -124,7 +124,7 @@ impl Union {
     /// Gives an inode whose name was removed the name that it was found under now.
     fn anchor(&self, inode: Arc<Inode>, parent: &Arc<Inode>, name: &OsStr, hit: &Hit) -> Arc<Inode> {
         if matches!(hit.top, Top::Upper) && hit.attr.kind != crate::layer::attr::FileKind::Directory {
-            inode.relocate_if_detached(parent, name);
+            self.drop_place(inode.relocate_if_unlinked(parent, name));
         }
         inode
     }
@@ -153,7 +153,13 @@ impl Union {
                         }
                     } else {
                         let number = self.numbers.of_name(hit.attr.dev, hit.attr.ino, parent.ino.0, name);
-                        return Ok(Identity { number, origin, upper_ino: 0, nlink_delta: None, real: Real::Lower(dir.clone()) });
+                        return Ok(Identity {
+                            number,
+                            origin,
+                            upper_ino: 0,
+                            nlink_delta: None,
+                            real: Real::Lower(dir.clone()),
+                        });
                     }
                 }
                 Ok(Identity { number: own, origin, upper_ino: 0, nlink_delta: None, real: Real::Lower(dir.clone()) })
@@ -183,12 +189,11 @@ impl Union {
             identity.number = self.numbers.number(dev, ino);
             identity.origin = Some((dev, ino));
         }
-        if marks.nlink && upper.work.index().is_some() {
-            if let Some(index) = origin.index_name() {
+        if marks.nlink && upper.work.index().is_some()
+            && let Some(index) = origin.index_name() {
                 identity.nlink_delta = self.read_nlink(fd.as_fd(), name, &hit.attr, &marks)?;
                 identity.real = Real::Index(index.as_os_str().into());
             }
-        }
         Ok(identity)
     }
 
@@ -228,10 +233,17 @@ impl Union {
     }
 
     fn make_inode(&self, parent: &Arc<Inode>, name: &OsStr, hit: &Hit, identity: &Identity, number: u64) -> Arc<Inode> {
-        let place = Place { parent: Some(parent.clone()), name: name.into(), real: identity.real.clone(), unlinked: false };
-        let dir = hit.attr.is_dir().then(|| {
-            Dir::new(hit.lower.iter().cloned().collect(), hit.marks.xwhiteouts, hit.marks.impure)
-        });
+        let place = Place {
+            parent: Some(parent.clone()),
+            name: name.into(),
+            real: identity.real.clone(),
+            unlinked: false,
+            resident: false,
+        };
+        let dir = hit
+            .attr
+            .is_dir()
+            .then(|| Dir::new(hit.lower.iter().cloned().collect(), hit.marks.xwhiteouts, hit.marks.impure));
         Inode::new(
             NodeId(number),
             Parts {

@@ -64,7 +64,7 @@ use crate::layer::overlay::Namespace;
 use crate::layer::upper::Upper;
 use file::FileKey;
 use handle::Handles;
-use inode::{Dir, Inode, Real};
+use inode::{Dir, Inode, Place, Real};
 use listing::Listings;
 use numbers::Numbers;
 use table::Table;
@@ -201,6 +201,20 @@ impl Union {
         self.upper.as_ref().ok_or(Error::Refused(Errno::ROFS))
     }
 
+    /// Drops what an inode left, and its old parent from the table where this was the last child that kept it there.
+    fn drop_place(&self, left: Option<Place>) {
+        if let Some(parent) = left.and_then(|place| place.parent) {
+            self.forget(parent.id(), 0);
+        }
+    }
+
+    /// Gives up what was kept for an inode that an operation needed for itself alone.
+    fn release_transient(&self, inode: &Arc<Inode>) {
+        if self.known(inode.ino.0).is_none_or(|known| !Arc::ptr_eq(&known, inode)) {
+            self.release(inode);
+        }
+    }
+
     /// Gives up what was kept for an inode that is gone.
     fn release(&self, inode: &Inode) {
         if inode.note_descriptor(false) {
@@ -235,7 +249,7 @@ impl Union {
         loop {
             let before = self.moves.load(Ordering::Acquire);
             let opened = self.reopen_by_name(upper, inode);
-            if before % 2 == 0 && self.moves.load(Ordering::Acquire) == before {
+            if before.is_multiple_of(2) && self.moves.load(Ordering::Acquire) == before {
                 let (fd, steps) = opened?;
                 for (serial, fd) in steps {
                     self.dirs.insert(serial, fd);
@@ -247,8 +261,7 @@ impl Union {
         }
     }
 
-    #[allow(clippy::type_complexity)]
-    fn reopen_by_name(&self, upper: &Upper, inode: &Arc<Inode>) -> Result<(Arc<OwnedFd>, Vec<(Serial, Arc<OwnedFd>)>)> {
+    fn reopen_by_name(&self, upper: &Upper, inode: &Arc<Inode>) -> Result<(Arc<OwnedFd>, Vec<Step>)> {
         let mut way = Vec::new();
         let mut at = inode.clone();
         let mut base = loop {
@@ -320,12 +333,14 @@ impl Union {
 
     /// Reads the attributes of the object of `inode`, as the union shows them.
     fn stat(&self, inode: &Arc<Inode>) -> Result<Attr> {
-        let attr = self.with_object(inode, |layer, dir, name| {
-            layer.stat(dir, name).map_err(|e| layer.error("statx", name, e))
-        })?;
+        let attr = self
+            .with_object(inode, |layer, dir, name| layer.stat(dir, name).map_err(|e| layer.error("statx", name, e)))?;
         Ok(inode.finish(attr))
     }
 }
+
+/// A directory that was opened on the way to another.
+type Step = (Serial, Arc<OwnedFd>);
 
 /// Upper's part of a directory, open.
 enum UpperDir<'a> {

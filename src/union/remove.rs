@@ -95,6 +95,7 @@ impl Union {
         let inode = self.intern(&parent, &name, &hit, Count::Transient)?;
         let inner = dir_of(&inode)?.lock.write();
         if !self.is_empty(&inode)? {
+            self.release_transient(&inode);
             return Err(Error::Refused(Errno::NOTEMPTY));
         }
         let pinned = self.pin_if_known(&parent, &inode, &name, &hit)?;
@@ -103,7 +104,7 @@ impl Union {
         dir_of(&parent)?.changed();
         dir_of(&inode)?.changed();
         self.unname(&parent, &inode, &name, pinned);
-        self.dirs.remove(&inode.serial);
+        self.release(&inode);
         drop(inner);
         drop(names);
         if let Some(leftover) = leftover {
@@ -127,7 +128,13 @@ impl Union {
     }
 
     /// Opens the object in upper that is about to lose its name, if somebody may be using it.
-    pub(super) fn pin_if_known(&self, parent: &Arc<Inode>, inode: &Arc<Inode>, name: &OsStr, hit: &Hit) -> Result<Option<OwnedFd>> {
+    pub(super) fn pin_if_known(
+        &self,
+        parent: &Arc<Inode>,
+        inode: &Arc<Inode>,
+        name: &OsStr,
+        hit: &Hit,
+    ) -> Result<Option<OwnedFd>> {
         let used = self.known(inode.ino.0).is_some_and(|known| Arc::ptr_eq(&known, inode));
         if !used || !matches!(hit.top, Top::Upper) {
             return Ok(None);
@@ -193,13 +200,11 @@ impl Union {
         if !inode.is_named(parent, name) {
             return;
         }
-        let old = inode.relocate(|place| {
+        self.drop_place(Some(inode.relocate(|place| {
             place.unlinked = true;
-            match (&place.real, pinned) {
-                (Real::Upper, Some(fd)) => std::mem::replace(&mut place.real, Real::Detached(Arc::new(fd))),
-                _ => place.real.clone(),
+            if let (Real::Upper, Some(fd)) = (&place.real, pinned) {
+                place.real = Real::Detached(Arc::new(fd));
             }
-        });
-        drop(old);
+        })));
     }
 }

@@ -84,7 +84,14 @@ impl Union {
     }
 
     /// Brings to upper what the rename needs there, before any directory is locked.
-    fn prepare(&self, from: &Arc<Inode>, name: Name<'_>, to: &Arc<Inode>, new_name: Name<'_>, flags: RenameFlags) -> Result<()> {
+    fn prepare(
+        &self,
+        from: &Arc<Inode>,
+        name: Name<'_>,
+        to: &Arc<Inode>,
+        new_name: Name<'_>,
+        flags: RenameFlags,
+    ) -> Result<()> {
         let moved = self.present(from, name)?;
         self.check_movable(&moved)?;
         self.ensure_upper(from)?;
@@ -150,17 +157,16 @@ impl Union {
             Some(target) if !exchanged && target.dir().is_some() => Some(dir_of(target)?.lock.write()),
             _ => None,
         };
-        if let Some(target) = new.inode.as_ref().filter(|_| inner.is_some()) {
-            if !self.is_empty(target)? {
+        if let Some(target) = new.inode.as_ref().filter(|_| inner.is_some())
+            && !self.is_empty(target)? {
+                self.release_transient(target);
                 return Err(Error::Refused(Errno::NOTEMPTY));
             }
-        }
         self.lead_below(old, moved, inode, new.parent)?;
-        if exchanged {
-            if let (Some(target), Some(target_inode)) = (&new.hit, &new.inode) {
+        if exchanged
+            && let (Some(target), Some(target_inode)) = (&new.hit, &new.inode) {
                 self.lead_below(new, target, target_inode, old.parent)?;
             }
-        }
         let pinned = match (&new.hit, &new.inode) {
             (Some(target), Some(target_inode)) if !exchanged => {
                 self.pin_if_known(new.parent, target_inode, &new.name, target)?
@@ -218,7 +224,6 @@ impl Union {
         }
     }
 
-
     fn exchange(&self, old: &End<'_>, new: &End<'_>) -> Result<()> {
         self.move_in_upper(old, new, SysFlags::EXCHANGE)
     }
@@ -249,7 +254,11 @@ impl Union {
             InUpper::Nothing => self.move_in_upper(old, new, SysFlags::NOREPLACE),
             InUpper::Dir(..) => {
                 self.clear_whiteouts(new.parent, &new.name)?;
-                if hide { self.move_and_hide(upper, old, new, Standing::Directory) } else { self.move_in_upper(old, new, SysFlags::empty()) }
+                if hide {
+                    self.move_and_hide(upper, old, new, Standing::Directory)
+                } else {
+                    self.move_in_upper(old, new, SysFlags::empty())
+                }
             }
             InUpper::Whiteout | InUpper::File(_) if hide => self.move_and_hide(upper, old, new, Standing::File),
             InUpper::Whiteout | InUpper::File(_) => self.move_in_upper(old, new, SysFlags::empty()),
@@ -288,15 +297,31 @@ impl Union {
     }
 
     /// Gives the inodes their new names.
-    fn record(&self, old: &End<'_>, new: &End<'_>, inode: &Arc<Inode>, exchanged: bool, pinned: Option<std::os::fd::OwnedFd>) {
+    fn record(
+        &self,
+        old: &End<'_>,
+        new: &End<'_>,
+        inode: &Arc<Inode>,
+        exchanged: bool,
+        pinned: Option<std::os::fd::OwnedFd>,
+    ) {
         if let Some(target) = &new.inode {
             if exchanged {
-                rename_inode(target, new, old);
+                self.rename_inode(target, new, old);
             } else {
                 self.unname(new.parent, target, &new.name, pinned);
             }
         }
-        rename_inode(inode, old, new);
+        self.rename_inode(inode, old, new);
+    }
+
+    fn rename_inode(&self, inode: &Arc<Inode>, old: &End<'_>, new: &End<'_>) {
+        if inode.is_named(old.parent, &old.name) {
+            self.drop_place(Some(inode.relocate(|place| {
+                place.name = new.name.as_os_str().into();
+                place.parent = Some(new.parent.clone());
+            })));
+        }
     }
 
     /// Does what follows from a rename that has happened.
@@ -307,7 +332,8 @@ impl Union {
         if dir_of(new.parent)?.dotwh.possible() {
             remove_mark(upper, new.dir.as_fd(), &new.name)?;
         }
-        let came_from_below = |inode: &Inode| inode.origin.is_some() || inode.dir().is_some_and(|dir| !dir.lower.is_empty());
+        let came_from_below =
+            |inode: &Inode| inode.origin.is_some() || inode.dir().is_some_and(|dir| !dir.lower.is_empty());
         if came_from_below(inode) {
             self.mark_impure(upper, new.parent)?;
         }
@@ -320,19 +346,9 @@ impl Union {
         }
         if let Some(dir) = target.dir() {
             dir.changed();
-            self.dirs.remove(&target.serial);
+            self.release(target);
         }
         self.drop_unused_index(target)
-    }
-}
-
-fn rename_inode(inode: &Arc<Inode>, old: &End<'_>, new: &End<'_>) {
-    if inode.is_named(old.parent, &old.name) {
-        let before = inode.relocate(|place| {
-            let name = std::mem::replace(&mut place.name, new.name.as_os_str().into());
-            (name, place.parent.replace(new.parent.clone()))
-        });
-        drop(before);
     }
 }
 
@@ -344,7 +360,7 @@ impl<'a> Moving<'a> {
         // One move at a time: even to odd only.
         loop {
             let now = moves.load(Ordering::Acquire);
-            if now % 2 == 0 && moves.compare_exchange(now, now + 1, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            if now.is_multiple_of(2) && moves.compare_exchange(now, now + 1, Ordering::AcqRel, Ordering::Acquire).is_ok() {
                 return Self(moves);
             }
             std::thread::yield_now();

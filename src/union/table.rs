@@ -32,6 +32,7 @@ impl Table {
     /// Makes a table that holds the root for good.
     pub fn new(root: Arc<Inode>) -> Self {
         let nodes = DashMap::new();
+        root.enter();
         nodes.insert(NodeId::ROOT.0, Node { inode: root, lookups: 1 });
         Self { nodes }
     }
@@ -72,6 +73,7 @@ impl Table {
             }
             Entry::Vacant(entry) => {
                 let inode = make();
+                inode.enter();
                 entry.insert(Node { inode: inode.clone(), lookups });
                 return Interned::Here(inode);
             }
@@ -94,17 +96,9 @@ impl Table {
         }
     }
 
-    /// Returns how many entries lead to the inode that goes by `id`, if the others have no lookups left.
-    ///
-    /// A file that parted keeps its first number, by which it is found; numbers in between have readers alone.
-    fn entries(&self, id: u64, number: u64) -> Option<usize> {
-        if id == number || id == NodeId::ROOT.0 {
-            return Some(1);
-        }
-        match self.nodes.get(&number) {
-            Some(first) if first.inode.id().0 == id => (first.lookups == 0).then_some(2),
-            _ => Some(1),
-        }
+    /// Returns whether readers hold lookups on the first number of a file that goes by `id` since it parted.
+    fn has_old_readers(&self, id: u64, number: u64) -> bool {
+        id != number && self.nodes.get(&number).is_some_and(|first| first.inode.id().0 == id && first.lookups > 0)
     }
 
     /// Adds a lookup to the count of an inode that is known.
@@ -118,10 +112,13 @@ impl Table {
     pub fn forget(&self, id: NodeId, lookups: u64, gone: impl Fn(&Inode)) {
         let mut next = Some((id.0, lookups));
         while let Some((id, lookups)) = next.take() {
+            if id == NodeId::ROOT.0 {
+                return;
+            }
             let Some((current, number)) = self.nodes.get(&id).map(|node| (node.inode.id().0, node.inode.ino.0)) else {
                 return;
             };
-            let entries = self.entries(id, number);
+            let old_readers = self.has_old_readers(id, number);
             let Entry::Occupied(mut entry) = self.nodes.entry(id) else { return };
             let node = entry.get_mut();
             node.lookups = node.lookups.saturating_sub(lookups);
@@ -137,17 +134,16 @@ impl Table {
                 next = Some((current, 0));
                 continue;
             }
-            // Under the shard's lock nobody can gain a reference that is not counted here.
-            if entries != Some(Arc::strong_count(&node.inode)) {
+            if old_readers || node.inode.has_children() {
                 return;
             }
             let inode = entry.remove().inode;
-            if entries == Some(2) {
-                self.nodes.remove(&number);
+            if id != number {
+                self.nodes.remove_if(&number, |_, first| Arc::ptr_eq(&first.inode, &inode));
             }
             gone(&inode);
             // The parent stayed for this child; it goes too if nothing else needs it.
-            next = inode.orphan().map(|parent| (parent.id().0, 0));
+            next = inode.leave().map(|parent| (parent.id().0, 0));
         }
     }
 }

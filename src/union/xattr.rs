@@ -26,7 +26,8 @@ impl Union {
                 Ok(len) => Ok(small[..len].to_vec()),
                 Err(Errno::RANGE) => {
                     let mut value = vec![0; xattr::XATTR_MAX];
-                    let len = xattr::get(dir, file, &name, &mut value).map_err(|e| layer.error("getxattr", &name, e))?;
+                    let len =
+                        xattr::get(dir, file, &name, &mut value).map_err(|e| layer.error("getxattr", &name, e))?;
                     value.truncate(len);
                     Ok(value)
                 }

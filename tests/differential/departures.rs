@@ -41,7 +41,5 @@ fn without(kernel: &str, ours: &str, ending: &str) -> bool {
 /// Returns the departure that explains these two results (kernel's, ours) of `step`.
 pub fn explain(step: &Step, kernel: &str, ours: &str) -> Option<&'static Departure> {
     let Step::Do(_, op) = step else { return None };
-    DEPARTURES
-        .iter()
-        .find(|departure| (departure.is_it)(op, kernel, ours))
+    DEPARTURES.iter().find(|departure| (departure.is_it)(op, kernel, ours))
 }

@@ -21,10 +21,7 @@ pub fn minimise(mut case: Case, failed: Played, deadline: Instant) -> (Case, Pla
             fails
         });
         drop_parts(case.prelude.clone(), deadline, |prelude| {
-            let smaller = Case {
-                prelude: prelude.to_vec(),
-                ..case.clone()
-            };
+            let smaller = Case { prelude: prelude.to_vec(), ..case.clone() };
             let played = play(&smaller, Source::Script(&best.steps));
             let fails = played.failure.is_some();
             if fails {
@@ -42,11 +39,7 @@ pub fn minimise(mut case: Case, failed: Played, deadline: Instant) -> (Case, Pla
         drop_parts(numbered, deadline, |items| {
             let mut smaller = case.clone();
             for (index, layer) in smaller.layers.iter_mut().enumerate() {
-                *layer = items
-                    .iter()
-                    .filter(|(of, _)| *of == index)
-                    .map(|(_, item)| item.clone())
-                    .collect();
+                *layer = items.iter().filter(|(of, _)| *of == index).map(|(_, item)| item.clone()).collect();
             }
             let played = play(&smaller, Source::Script(&best.steps));
             let fails = played.failure.is_some();
@@ -90,10 +83,7 @@ fn drop_parts<T: Clone>(mut all: Vec<T>, deadline: Instant, mut fails: impl FnMu
 
 /// Returns what a person needs to see the failure.
 pub fn report(case: &Case, played: &Played) -> String {
-    let mut text = format!(
-        "features {:?}, layers {:?}, holes {:?}\n",
-        case.features, case.placement, case.holes
-    );
+    let mut text = format!("features {:?}, layers {:?}, holes {:?}\n", case.features, case.placement, case.holes);
     let mut line = |line: String| {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{line}");
@@ -105,23 +95,14 @@ pub fn report(case: &Case, played: &Played) -> String {
         }
     }
     for step in &case.prelude {
-        line(format!(
-            "made with the kernel's overlayfs in lower 0: {step:?}"
-        ));
+        line(format!("made with the kernel's overlayfs in lower 0: {step:?}"));
     }
     for (index, step) in played.steps.iter().enumerate() {
-        let answer = played
-            .answers
-            .get(index)
-            .map_or("<- here", |answer| shown(answer));
+        let answer = played.answers.get(index).map_or("<- here", |answer| shown(answer));
         line(format!("{index:4} {step:?} = {answer}"));
     }
     if let Some(failure) = &played.failure {
-        let at = failure
-            .at
-            .map_or("before or after the steps".to_owned(), |at| {
-                format!("at step {at}")
-            });
+        let at = failure.at.map_or("before or after the steps".to_owned(), |at| format!("at step {at}"));
         line(format!("{at}: {}", failure.what));
     }
     text

@@ -33,13 +33,7 @@ impl Tmpfs {
     pub fn mount(at: &Path, options: &str) -> io::Result<Self> {
         fs::create_dir_all(at)?;
         let options = CString::new(options)?;
-        rustix::mount::mount(
-            "tmpfs",
-            at,
-            "tmpfs",
-            MountFlags::empty(),
-            Some(options.as_c_str()),
-        )?;
+        rustix::mount::mount("tmpfs", at, "tmpfs", MountFlags::empty(), Some(options.as_c_str()))?;
         Ok(Self { at: at.to_owned() })
     }
 }
@@ -74,20 +68,15 @@ impl Layers {
         .expect("the test directory can be written");
         // Other users reach the mount, as the tests of permissions need.
         chmod(root.path(), 0o755);
-        let second_fs = (placement == Placement::TwoFs).then(|| {
-            Tmpfs::mount(&root.path().join("fs2"), "mode=755").expect("a tmpfs can be mounted")
-        });
+        let second_fs = (placement == Placement::TwoFs)
+            .then(|| Tmpfs::mount(&root.path().join("fs2"), "mode=755").expect("a tmpfs can be mounted"));
         let lowers: Vec<PathBuf> = (0..lowers)
             .map(|index| match &second_fs {
                 Some(tmpfs) if index % 2 == 0 => tmpfs.at.join(format!("lower{index}")),
                 _ => root.path().join(format!("lower{index}")),
             })
             .collect();
-        let layers = Self {
-            second_fs,
-            lowers,
-            root,
-        };
+        let layers = Self { second_fs, lowers, root };
         for dir in layers.lowers.iter().map(PathBuf::as_path).chain([
             layers.path("upper").as_path(),
             &layers.path("work"),
@@ -197,10 +186,7 @@ impl Tree {
     /// Makes a file of `size` bytes that is one hole.
     pub fn sparse(&self, name: impl AsRef<Path>, size: u64) -> &Self {
         self.file(&name, "");
-        let file = fs::OpenOptions::new()
-            .write(true)
-            .open(self.path(name))
-            .expect("just made");
+        let file = fs::OpenOptions::new().write(true).open(self.path(name)).expect("just made");
         file.set_len(size).expect("a file can be extended");
         self
     }
@@ -260,12 +246,7 @@ impl Tree {
     }
 
     /// Sets an overlay xattr, `trusted.overlay.KEY` as root and `user.overlay.KEY` else.
-    pub fn overlay_xattr(
-        &self,
-        name: impl AsRef<Path>,
-        key: &str,
-        value: impl AsRef<[u8]>,
-    ) -> &Self {
+    pub fn overlay_xattr(&self, name: impl AsRef<Path>, key: &str, value: impl AsRef<[u8]>) -> &Self {
         self.xattr(name, &overlay_key(key), value)
     }
 
@@ -277,17 +258,11 @@ impl Tree {
 
     /// Sets access and modification time, in seconds, of a symlink itself.
     pub fn times(&self, name: impl AsRef<Path>, seconds: i64) -> &Self {
-        let time = rustix::fs::Timespec {
-            tv_sec: seconds,
-            tv_nsec: 123_456_789,
-        };
+        let time = rustix::fs::Timespec { tv_sec: seconds, tv_nsec: 123_456_789 };
         rustix::fs::utimensat(
             CWD,
             self.path(name),
-            &rustix::fs::Timestamps {
-                last_access: time,
-                last_modification: time,
-            },
+            &rustix::fs::Timestamps { last_access: time, last_modification: time },
             rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
         )
         .expect("an own file's times can be set");
@@ -303,8 +278,7 @@ impl Tree {
     /// Returns the attributes of `name` itself.
     pub fn stat(&self, name: impl AsRef<Path>) -> fs::Metadata {
         let path = self.path(name);
-        fs::symlink_metadata(&path)
-            .unwrap_or_else(|error| panic!("lstat {}: {error}", path.display()))
+        fs::symlink_metadata(&path).unwrap_or_else(|error| panic!("lstat {}: {error}", path.display()))
     }
 
     /// Returns the permission bits, suid, sgid and sticky included.
@@ -317,14 +291,7 @@ impl Tree {
         let path = self.path(name);
         match fs::symlink_metadata(&path) {
             Ok(_) => true,
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::ENOENT) | Some(libc::ENOTDIR)
-                ) =>
-            {
-                false
-            }
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT) | Some(libc::ENOTDIR)) => false,
             Err(error) => panic!("lstat {}: {error}", path.display()),
         }
     }
@@ -335,8 +302,7 @@ impl Tree {
         let mut names: Vec<String> = fs::read_dir(&path)
             .unwrap_or_else(|error| panic!("readdir {}: {error}", path.display()))
             .map(|entry| {
-                let entry =
-                    entry.unwrap_or_else(|error| panic!("readdir {}: {error}", path.display()));
+                let entry = entry.unwrap_or_else(|error| panic!("readdir {}: {error}", path.display()));
                 entry.file_name().to_string_lossy().into_owned()
             })
             .collect();
@@ -409,13 +375,9 @@ impl Tree {
     /// Whether the directory is marked opaque, in any namespace.
     pub fn is_opaque(&self, name: impl AsRef<Path>) -> bool {
         let name = name.as_ref();
-        [
-            "trusted.overlay.opaque",
-            "user.overlay.opaque",
-            "user.fuseoverlayfs.opaque",
-        ]
-        .iter()
-        .any(|key| self.get_xattr(name, key).as_deref() == Some(b"y"))
+        ["trusted.overlay.opaque", "user.overlay.opaque", "user.fuseoverlayfs.opaque"]
+            .iter()
+            .any(|key| self.get_xattr(name, key).as_deref() == Some(b"y"))
             || self.exists(name.join(".wh..wh..opq"))
     }
 }

@@ -62,11 +62,7 @@ impl LowersUnchanged {
     }
 
     fn record(lowers: &[PathBuf], times: Times) -> Self {
-        Self {
-            lowers: lowers.to_vec(),
-            times,
-            before: walk_all(lowers, times),
-        }
+        Self { lowers: lowers.to_vec(), times, before: walk_all(lowers, times) }
     }
 
     /// Panics with every difference where a lower is not what it was.
@@ -77,11 +73,7 @@ impl LowersUnchanged {
             match after.get(path) {
                 None => writeln!(report, "gone:    {}", path.display()),
                 Some(is) if is != was => {
-                    writeln!(
-                        report,
-                        "changed: {}\n  was {was}\n  is  {is}",
-                        path.display()
-                    )
+                    writeln!(report, "changed: {}\n  was {was}\n  is  {is}", path.display())
                 }
                 Some(_) => Ok(()),
             }
@@ -103,8 +95,7 @@ fn walk_all(lowers: &[PathBuf], times: Times) -> BTreeMap<PathBuf, String> {
 }
 
 fn walk(path: &Path, times: Times, seen: &mut BTreeMap<PathBuf, String>) {
-    let meta = std::fs::symlink_metadata(path)
-        .unwrap_or_else(|error| panic!("lstat {}: {error}", path.display()));
+    let meta = std::fs::symlink_metadata(path).unwrap_or_else(|error| panic!("lstat {}: {error}", path.display()));
     let kind = meta.file_type();
     // The size of a directory is the file system's affair.
     let size = if kind.is_dir() { 0 } else { meta.size() };
@@ -179,21 +170,14 @@ fn xattrs(path: &Path) -> String {
         Err(rustix::io::Errno::OPNOTSUPP) => 0,
         Err(errno) => panic!("listxattr {}: {errno}", path.display()),
     };
-    let mut names: Vec<&[u8]> = list[..length]
-        .split(|byte| *byte == 0)
-        .filter(|name| !name.is_empty())
-        .collect();
+    let mut names: Vec<&[u8]> = list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
     names.sort_unstable();
     let mut out = String::new();
     for name in names {
         let mut value = vec![0; 65536];
         let length = rustix::fs::lgetxattr(path, name, &mut value)
             .unwrap_or_else(|errno| panic!("getxattr {}: {errno}", path.display()));
-        out.push_str(&format!(
-            " {}={:?}",
-            String::from_utf8_lossy(name),
-            String::from_utf8_lossy(&value[..length])
-        ));
+        out.push_str(&format!(" {}={:?}", String::from_utf8_lossy(name), String::from_utf8_lossy(&value[..length])));
     }
     out
 }

@@ -34,10 +34,7 @@ use std::path::PathBuf;
 
 /// Returns the binary under test: `UNIONFS_RS_BIN`, else the one that cargo built for this test.
 pub fn binary() -> PathBuf {
-    std::env::var_os("UNIONFS_RS_BIN").map_or_else(
-        || PathBuf::from(env!("CARGO_BIN_EXE_unionfs-rs")),
-        PathBuf::from,
-    )
+    std::env::var_os("UNIONFS_RS_BIN").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_unionfs-rs")), PathBuf::from)
 }
 
 /// Whether the tests run on the kernel's overlayfs instead of ours (`UNIONFS_TEST_ON=kernel`).
@@ -47,10 +44,7 @@ pub fn on_kernel() -> bool {
 
 /// Returns the test's own name, as libtest names its thread.
 pub fn test_name() -> String {
-    std::thread::current()
-        .name()
-        .unwrap_or("unnamed")
-        .to_owned()
+    std::thread::current().name().unwrap_or("unnamed").to_owned()
 }
 
 /// One way in which a test is run: the I/O mode and where the layers are.

@@ -144,11 +144,7 @@ impl Spec {
     /// Mounts with our binary, or with the kernel's overlayfs under `UNIONFS_TEST_ON=kernel`.
     /// Panics with the reason where that fails.
     pub fn mount(&self) -> Box<dyn Mounted> {
-        if on_kernel() {
-            Box::new(self.mount_kernel())
-        } else {
-            Box::new(self.mount_ours())
-        }
+        if on_kernel() { Box::new(self.mount_kernel()) } else { Box::new(self.mount_ours()) }
     }
 
     /// Mounts with our binary. Panics with the reason where that fails.
@@ -187,11 +183,7 @@ impl std::fmt::Display for StartError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.status {
             Some(status) => write!(f, "the mount ended with {status}: {}", self.stderr),
-            None => write!(
-                f,
-                "the mount did not appear in {PATIENCE:?}: {}",
-                self.stderr
-            ),
+            None => write!(f, "the mount did not appear in {PATIENCE:?}: {}", self.stderr),
         }
     }
 }
@@ -213,10 +205,7 @@ impl OurMount {
     /// Starts the daemon and waits until its mount is in the table.
     pub fn start(spec: Spec) -> Result<Self, StartError> {
         let running = start(&spec)?;
-        Ok(Self {
-            spec,
-            running: Some(running),
-        })
+        Ok(Self { spec, running: Some(running) })
     }
 
     /// Returns the daemon's process id while it is mounted.
@@ -228,10 +217,7 @@ impl OurMount {
     pub fn kill(&mut self) {
         if let Some(mut running) = self.running.take() {
             running.child.kill().expect("an own child can be killed");
-            running
-                .child
-                .wait()
-                .expect("an own child can be waited for");
+            running.child.wait().expect("an own child can be waited for");
             detach(&self.spec.at);
             forget(running.minor);
         }
@@ -244,18 +230,13 @@ impl OurMount {
 }
 
 fn read_log(path: &Path) -> String {
-    fs::read(path).map_or_else(
-        |error| format!("(no log: {error})"),
-        |bytes| String::from_utf8_lossy(&bytes).into_owned(),
-    )
+    fs::read(path)
+        .map_or_else(|error| format!("(no log: {error})"), |bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn start(spec: &Spec) -> Result<Running, StartError> {
-    let log = fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(&spec.log)
-        .expect("the test directory can be written");
+    let log =
+        fs::OpenOptions::new().create(true).append(true).open(&spec.log).expect("the test directory can be written");
     let before = log.metadata().expect("an open file has attributes").len();
     let at = fs::canonicalize(&spec.at).unwrap_or_else(|_| spec.at.clone());
     // A union may be mounted over a mountpoint: ours is the one that was not there before.
@@ -267,36 +248,20 @@ fn start(spec: &Spec) -> Result<Running, StartError> {
         .spawn()
         .unwrap_or_else(|error| panic!("{} cannot be started: {error}", binary().display()));
     let deadline = Instant::now() + PATIENCE;
-    let fresh_log = || {
-        read_log(&spec.log)
-            .get(before as usize..)
-            .unwrap_or_default()
-            .to_owned()
-    };
+    let fresh_log = || read_log(&spec.log).get(before as usize..).unwrap_or_default().to_owned();
     loop {
-        let new = mounts_at(&at, Some(child.id()))
-            .into_iter()
-            .find(|m| !known.contains(&m.id));
+        let new = mounts_at(&at, Some(child.id())).into_iter().find(|m| !known.contains(&m.id));
         if let Some(mount) = new {
             remember(mount.minor, &at, child.id());
-            return Ok(Running {
-                child,
-                minor: mount.minor,
-            });
+            return Ok(Running { child, minor: mount.minor });
         }
         if let Some(status) = child.try_wait().expect("an own child can be waited for") {
-            return Err(StartError {
-                status: Some(status),
-                stderr: fresh_log(),
-            });
+            return Err(StartError { status: Some(status), stderr: fresh_log() });
         }
         if Instant::now() > deadline {
             child.kill().expect("an own child can be killed");
             child.wait().expect("an own child can be waited for");
-            return Err(StartError {
-                status: None,
-                stderr: fresh_log(),
-            });
+            return Err(StartError { status: None, stderr: fresh_log() });
         }
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -319,21 +284,13 @@ impl Mounted for OurMount {
         let ended = wait(&mut running.child, PATIENCE);
         if ended.is_none() {
             abort_connection(running.minor);
-            running
-                .child
-                .kill()
-                .map_err(|error| format!("kill the daemon: {error}"))?;
-            running
-                .child
-                .wait()
-                .map_err(|error| format!("wait for the daemon: {error}"))?;
+            running.child.kill().map_err(|error| format!("kill the daemon: {error}"))?;
+            running.child.wait().map_err(|error| format!("wait for the daemon: {error}"))?;
         }
         forget(running.minor);
         unmounted?;
         match ended {
-            None => Err(format!(
-                "the daemon did not end in {PATIENCE:?} after the unmount"
-            )),
+            None => Err(format!("the daemon did not end in {PATIENCE:?} after the unmount")),
             Some(status) if status.success() => Ok(()),
             Some(status) => Err(format!("the daemon ended with {status}: {}", self.log())),
         }
@@ -370,10 +327,7 @@ pub struct KernelMount {
 impl KernelMount {
     /// Mounts the kernel's overlayfs.
     pub fn start(spec: Spec) -> Result<Self, String> {
-        let mut mount = Self {
-            spec,
-            mounted: false,
-        };
+        let mut mount = Self { spec, mounted: false };
         mount.mount_again()?;
         Ok(mount)
     }
@@ -393,25 +347,15 @@ impl Mounted for KernelMount {
     }
 
     fn mount_again(&mut self) -> Result<(), String> {
-        let join = |paths: &[PathBuf]| {
-            paths
-                .iter()
-                .map(|path| escape_colons(path))
-                .collect::<Vec<_>>()
-                .join(OsStr::new(":"))
-        };
+        let join =
+            |paths: &[PathBuf]| paths.iter().map(|path| escape_colons(path)).collect::<Vec<_>>().join(OsStr::new(":"));
         let mut options = OsString::from("lowerdir=");
         options.push(join(&self.spec.lowers));
         if let Some(upper) = &self.spec.upper {
             options.push(",upperdir=");
             options.push(upper);
             options.push(",workdir=");
-            options.push(
-                self.spec
-                    .work
-                    .as_ref()
-                    .expect("the kernel has no default workdir"),
-            );
+            options.push(self.spec.work.as_ref().expect("the kernel has no default workdir"));
             options.push(",index=on");
         }
         options.push(",redirect_dir=on,xino=on");
@@ -421,14 +365,8 @@ impl Mounted for KernelMount {
         }
         let data = CString::new(options.into_vec()).map_err(|error| error.to_string())?;
         let data = Some(data.as_c_str());
-        rustix::mount::mount(
-            "overlay",
-            &self.spec.at,
-            "overlay",
-            MountFlags::empty(),
-            data,
-        )
-        .map_err(|errno| format!("mount the kernel's overlayfs with {data:?}: {errno}"))?;
+        rustix::mount::mount("overlay", &self.spec.at, "overlay", MountFlags::empty(), data)
+            .map_err(|errno| format!("mount the kernel's overlayfs with {data:?}: {errno}"))?;
         self.mounted = true;
         Ok(())
     }
@@ -459,29 +397,19 @@ fn unmount_once(at: &Path) -> Result<(), String> {
         return rustix::mount::unmount(at, UnmountFlags::NOFOLLOW)
             .map_err(|errno| format!("umount {}: {errno}", at.display()));
     }
-    let output = Command::new("fusermount3")
-        .arg("-u")
-        .arg(at)
-        .output()
-        .map_err(|error| format!("fusermount3: {error}"))?;
+    let output =
+        Command::new("fusermount3").arg("-u").arg(at).output().map_err(|error| format!("fusermount3: {error}"))?;
     if output.status.success() {
         return Ok(());
     }
-    Err(format!(
-        "fusermount3 -u: {}",
-        String::from_utf8_lossy(&output.stderr)
-    ))
+    Err(format!("fusermount3 -u: {}", String::from_utf8_lossy(&output.stderr)))
 }
 
 /// Takes a mount out of the tree whatever still uses it; the last resort, so failures are shown
 /// and not returned.
 fn detach(at: &Path) {
     let result = if privilege() == Privilege::Plain {
-        Command::new("fusermount3")
-            .args(["-u", "-z"])
-            .arg(at)
-            .status()
-            .map(|_| ())
+        Command::new("fusermount3").args(["-u", "-z"]).arg(at).status().map(|_| ())
     } else {
         rustix::mount::unmount(at, UnmountFlags::DETACH).map_err(io::Error::from)
     };
@@ -528,17 +456,12 @@ fn mounts_at(at: &Path, pid: Option<u32>) -> Vec<MountLine> {
         let Some(dash) = fields.iter().position(|field| *field == b"-") else {
             continue;
         };
-        let is_fuse = fields
-            .get(dash + 1)
-            .is_some_and(|fs| fs.starts_with(b"fuse"));
+        let is_fuse = fields.get(dash + 1).is_some_and(|fs| fs.starts_with(b"fuse"));
         if !is_fuse || unescape(fields[4]) != at.as_os_str().as_bytes() {
             continue;
         }
         let number = |bytes: &[u8]| std::str::from_utf8(bytes).ok()?.parse::<u64>().ok();
-        let minor = fields[2]
-            .split(|byte| *byte == b':')
-            .nth(1)
-            .and_then(number);
+        let minor = fields[2].split(|byte| *byte == b':').nth(1).and_then(number);
         if let (Some(id), Some(minor)) = (number(fields[0]), minor) {
             let minor = u32::try_from(minor).expect("a minor device number has 20 bits");
             found.push(MountLine { id, minor });
@@ -552,9 +475,7 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((first, tail)) = rest.split_first() {
-        let digits = tail
-            .get(..3)
-            .and_then(|digits| std::str::from_utf8(digits).ok());
+        let digits = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
         match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
             Some(byte) if *first == b'\\' => {
                 out.push(byte);
@@ -581,21 +502,12 @@ struct Up {
 static UP: Mutex<Vec<Up>> = Mutex::new(Vec::new());
 
 fn remember(minor: u32, at: &Path, pid: u32) {
-    let up = Up {
-        test: test_name(),
-        minor,
-        at: at.to_owned(),
-        pid,
-    };
-    UP.lock()
-        .expect("nobody panics with the list held")
-        .push(up);
+    let up = Up { test: test_name(), minor, at: at.to_owned(), pid };
+    UP.lock().expect("nobody panics with the list held").push(up);
 }
 
 fn forget(minor: u32) {
-    UP.lock()
-        .expect("nobody panics with the list held")
-        .retain(|up| up.minor != minor);
+    UP.lock().expect("nobody panics with the list held").retain(|up| up.minor != minor);
 }
 
 fn up() -> Vec<Up> {
@@ -619,9 +531,7 @@ pub(super) fn abort_all() {
 
 fn end(mount: &Up) {
     abort_connection(mount.minor);
-    let pid = i32::try_from(mount.pid)
-        .ok()
-        .and_then(rustix::process::Pid::from_raw);
+    let pid = i32::try_from(mount.pid).ok().and_then(rustix::process::Pid::from_raw);
     if let Some(pid) = pid
         && let Err(errno) = rustix::process::kill_process(pid, rustix::process::Signal::KILL)
     {
@@ -635,8 +545,7 @@ pub fn fuse_connections() -> &'static Path {
     let is_empty = fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none());
     if is_empty && privilege() == Privilege::Root {
         // EBUSY: another test was faster. Anything else shows when the abort file is missing.
-        let _already_mounted =
-            rustix::mount::mount("fusectl", dir, "fusectl", MountFlags::empty(), None);
+        let _already_mounted = rustix::mount::mount("fusectl", dir, "fusectl", MountFlags::empty(), None);
     }
     dir
 }

@@ -22,11 +22,7 @@ pub fn privilege() -> Privilege {
     let map = std::fs::read_to_string("/proc/self/uid_map").expect("/proc is mounted");
     let fields: Vec<&str> = map.split_whitespace().collect();
     // The initial namespace is the one that maps every uid to itself (user_namespaces(7)).
-    if fields == ["0", "0", "4294967295"] {
-        Privilege::Root
-    } else {
-        Privilege::UserNamespace
-    }
+    if fields == ["0", "0", "4294967295"] { Privilege::Root } else { Privilege::UserNamespace }
 }
 
 /// Whether the test runs as root; where it does not, the test is reported as skipped for `need`.
@@ -34,10 +30,7 @@ pub fn require_root(need: &str) -> bool {
     if privilege() == Privilege::Root {
         return true;
     }
-    record_skip(
-        &test_name(),
-        &format!("needs root of the initial namespace: {need}"),
-    );
+    record_skip(&test_name(), &format!("needs root of the initial namespace: {need}"));
     false
 }
 
@@ -48,14 +41,9 @@ pub fn passthrough_obstacle() -> Option<String> {
         return Some("io=passthrough needs root of the initial namespace".to_owned());
     }
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("/proc is mounted");
-    let mut numbers = release
-        .split(|c: char| !c.is_ascii_digit())
-        .map(str::parse::<u32>);
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
     match (numbers.next(), numbers.next()) {
         (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (6, 9) => None,
-        _ => Some(format!(
-            "io=passthrough needs Linux 6.9, this is {}",
-            release.trim()
-        )),
+        _ => Some(format!("io=passthrough needs Linux 6.9, this is {}", release.trim())),
     }
 }

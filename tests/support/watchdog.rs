@@ -23,9 +23,8 @@ pub struct Watchdog {
 impl Watchdog {
     /// Starts a watchdog with the usual time: 120 s, or `UNIONFS_TEST_TIMEOUT` seconds.
     pub fn start() -> Self {
-        let seconds = std::env::var("UNIONFS_TEST_TIMEOUT").map_or(120, |value| {
-            value.parse().expect("UNIONFS_TEST_TIMEOUT is in seconds")
-        });
+        let seconds = std::env::var("UNIONFS_TEST_TIMEOUT")
+            .map_or(120, |value| value.parse().expect("UNIONFS_TEST_TIMEOUT is in seconds"));
         Self::with(Duration::from_secs(seconds))
     }
 
@@ -48,10 +47,7 @@ impl Watchdog {
                 std::process::exit(124);
             }
         });
-        Self {
-            _alive: alive,
-            fired,
-        }
+        Self { _alive: alive, fired }
     }
 }
 

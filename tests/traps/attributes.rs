@@ -158,7 +158,9 @@ const CAPABILITY_XATTR: &str = "security.capability";
 
 /// Files with everything that gives rights: suid and sgid, and capabilities.
 fn privileged(tree: &Tree) {
-    for name in ["write", "append", "truncate", "ftruncate", "open-trunc", "fallocate", "copy-range", "chown", "root-write"] {
+    for name in
+        ["write", "append", "truncate", "ftruncate", "open-trunc", "fallocate", "copy-range", "chown", "root-write"]
+    {
         tree.file(name, "content").xattr(name, CAPABILITY_XATTR, CAPABILITY);
         set_mode(&tree.path(name), 0o6777);
     }
@@ -180,7 +182,10 @@ fn take_privileges(union: &Union) {
         rustix::fs::copy_file_range(source, None, open("copy-range"), None, 4).expect("copy_file_range");
     });
     // truncate(2) itself, and no open file.
-    shell(&union.at(""), "setpriv --reuid 1000 --regid 1000 --clear-groups perl -e 'truncate($ARGV[0], 2) or die $!' truncate");
+    shell(
+        &union.at(""),
+        "setpriv --reuid 1000 --regid 1000 --clear-groups perl -e 'truncate($ARGV[0], 2) or die $!' truncate",
+    );
     chown(union.at("chown"), Some(USER), None).expect("root may chown");
     open("root-write").write_all(b"w").expect("write");
 }
@@ -191,7 +196,8 @@ fn assert_privileges_taken(tree: &Tree) {
     assert_eq!(kept, Vec::<&str>::new(), "kept suid or sgid");
     // Root keeps the bits (CAP_FSETID), but not the capabilities of what may be another program now.
     assert_eq!(tree.mode("root-write"), 0o6777);
-    let able = changed.into_iter().chain(["root-write"]).filter(|name| tree.get_xattr(name, CAPABILITY_XATTR).is_some());
+    let able =
+        changed.into_iter().chain(["root-write"]).filter(|name| tree.get_xattr(name, CAPABILITY_XATTR).is_some());
     assert_eq!(able.collect::<Vec<_>>(), Vec::<&str>::new(), "kept capabilities");
 }
 

@@ -330,7 +330,10 @@ fn enospc_in_copy_up_leaves_no_residue_and_no_half_file() {
         // What the mount keeps in the workdir comes with the first change.
         set_mode(&union.at("small"), 0o600);
         let free = free_blocks(&union.upper());
-        assert_eq!(errno(OpenOptions::new().append(true).open(union.at("big")).and_then(|mut file| file.write(b"x"))), Errno::NOSPC);
+        assert_eq!(
+            errno(OpenOptions::new().append(true).open(union.at("big")).and_then(|mut file| file.write(b"x"))),
+            Errno::NOSPC
+        );
         assert_eq!(errno(fs::set_permissions(union.at("big"), fs::Permissions::from_mode(0o600))), Errno::NOSPC);
         assert_eq!(errno(fs::hard_link(union.at("big"), union.at("link"))), Errno::NOSPC);
         assert_eq!(errno(fs::rename(union.at("big"), union.at("moved"))), Errno::NOSPC);
@@ -340,7 +343,11 @@ fn enospc_in_copy_up_leaves_no_residue_and_no_half_file() {
             assert!(union.merged().read("big") == vec![7; SIZE], "the content of the file that could not be copied");
             assert_eq!(union.upper().names(""), ["small"]);
             assert_eq!(union.unfinished().len(), 0);
-            assert!(free_blocks(&union.upper()) + 4 >= free, "{} of {free} blocks are left", free_blocks(&union.upper()));
+            assert!(
+                free_blocks(&union.upper()) + 4 >= free,
+                "{} of {free} blocks are left",
+                free_blocks(&union.upper())
+            );
         });
         fs::write(union.at("small"), "still works").expect("a small file can be written");
         assert_eq!(union.upper().read("small"), b"still works");

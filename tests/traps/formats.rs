@@ -313,7 +313,11 @@ fn is_eio_and_logged(mark: impl Fn(&Tree), name: &str, option: &str) {
             let lowers = LowersUnchanged::new(layers.lowers());
             let mut mount = layers.spec(mode.io).mount_ours();
             let tree = mount.tree();
-            assert!(touch_all(&tree.path(name)).contains(&Errno::IO), "{name} answers {:?}", touch_all(&tree.path(name)));
+            assert!(
+                touch_all(&tree.path(name)).contains(&Errno::IO),
+                "{name} answers {:?}",
+                touch_all(&tree.path(name))
+            );
             let log = mount.log();
             let line = log.lines().find(|line| line.contains(name));
             let line = line.unwrap_or_else(|| panic!("no line of the log names {name}:\n{log}"));
@@ -335,10 +339,12 @@ fn touch_all(path: &Path) -> Vec<Errno> {
     let mut errors = Vec::new();
     match fs::metadata(path) {
         Err(error) => errors.push(errno::<()>(Err(error))),
-        Ok(meta) if meta.is_dir() => match fs::read_dir(path).and_then(|entries| entries.collect::<Result<Vec<_>, _>>()) {
-            Err(error) => errors.push(errno::<()>(Err(error))),
-            Ok(_) => errors.extend(fs::metadata(path.join("deep")).err().map(|error| errno::<()>(Err(error)))),
-        },
+        Ok(meta) if meta.is_dir() => {
+            match fs::read_dir(path).and_then(|entries| entries.collect::<Result<Vec<_>, _>>()) {
+                Err(error) => errors.push(errno::<()>(Err(error))),
+                Ok(_) => errors.extend(fs::metadata(path.join("deep")).err().map(|error| errno::<()>(Err(error)))),
+            }
+        }
         Ok(_) => errors.extend(fs::read(path).err().map(|error| errno::<()>(Err(error)))),
     }
     errors
@@ -348,7 +354,10 @@ fn touch_all(path: &Path) -> Vec<Errno> {
 fn a_redirect_that_is_garbage_is_eio_for_that_entry() {
     for garbage in ["", "/", "a/b", "/d//sub", "/d/sub/"] {
         eprintln!("--- {garbage:?}");
-        is_eio_and_logged(|tree| drop(tree.dir("bad").overlay_xattr("bad", "redirect", garbage)), "bad", "redirect");
+        let mark = |tree: &Tree| {
+            tree.dir("bad").overlay_xattr("bad", "redirect", garbage);
+        };
+        is_eio_and_logged(mark, "bad", "redirect");
     }
 }
 
@@ -356,8 +365,38 @@ fn a_redirect_that_is_garbage_is_eio_for_that_entry() {
 fn a_redirect_that_leaves_the_layer_is_eio_for_that_entry() {
     for escape in ["..", "/..", "/../upper", "/d/../../upper", "."] {
         eprintln!("--- {escape:?}");
-        is_eio_and_logged(|tree| drop(tree.dir("bad").overlay_xattr("bad", "redirect", escape)), "bad", "redirect");
+        let mark = |tree: &Tree| {
+            tree.dir("bad").overlay_xattr("bad", "redirect", escape);
+        };
+        is_eio_and_logged(mark, "bad", "redirect");
     }
+}
+
+#[test]
+fn redirects_that_point_at_each_other_or_at_their_parent_make_no_endless_tree() {
+    trap(3, |layers| {
+        bottom(&layers.lower(2));
+        layers.lower(2).file("one/in-one", "one").file("two/in-two", "two");
+        for index in [0, 1] {
+            let tree = layers.lower(index);
+            tree.dir("one")
+                .overlay_xattr("one", "redirect", "/two")
+                .dir("two")
+                .overlay_xattr("two", "redirect", "/one");
+        }
+        layers.lower(1).dir("d/sub").overlay_xattr("d/sub", "redirect", "/d");
+    })
+    .run(|union| {
+        union.live_and_after_remount(|union| {
+            // Two layers exchange the names, each against the other.
+            assert_eq!(union.merged().names("one"), ["in-one"]);
+            assert_eq!(union.merged().names("two"), ["in-two"]);
+            assert_eq!(union.merged().names("d/sub"), ["a", "b", "sub"]);
+            // The parent is that of the layer below, which has no redirect.
+            assert_eq!(union.merged().names("d/sub/sub"), ["deep"]);
+            assert_eq!(union.merged().read("d/sub/sub/deep"), b"deep");
+        });
+    });
 }
 
 #[test]
@@ -412,7 +451,8 @@ fn a_metacopy_without_data_below_is_eio() {
 fn an_origin_that_is_garbage_does_no_harm() {
     trap(2, |layers| {
         bottom(&layers.lower(1));
-        for (name, garbage) in [("f", &b"garbage"[..]), ("g", b""), ("d", &[0xff; 200]), ("new", &[0, 0xfb, 21, 0, 0])] {
+        for (name, garbage) in [("f", &b"garbage"[..]), ("g", b""), ("d", &[0xff; 200]), ("new", &[0, 0xfb, 21, 0, 0])]
+        {
             if name == "d" {
                 layers.upper().dir(name);
             } else {

@@ -309,8 +309,11 @@ fn numbers_are_unique_and_constant_over_copy_up_link_rename_and_remount() {
         for name in moved.into_iter().filter(|name| special_too || !SPECIAL.contains(&&name[..4])) {
             let to = format!("{name}-to");
             fs::rename(union.at(name), union.at(&to)).unwrap_or_else(|error| panic!("rename {name}: {error}"));
-            let moved: Vec<String> =
-                expected.keys().filter(|path| *path == name || path.starts_with(&format!("{name}/"))).cloned().collect();
+            let moved: Vec<String> = expected
+                .keys()
+                .filter(|path| *path == name || path.starts_with(&format!("{name}/")))
+                .cloned()
+                .collect();
             for path in moved {
                 let ino = expected.remove(&path).expect("it was listed");
                 expected.insert(path.replacen(name, &to, 1), ino);

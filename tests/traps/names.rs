@@ -118,7 +118,8 @@ fn a_path_of_path_max_is_read_written_and_removed() {
         assert_eq!(longest.as_os_str().len(), PATH_MAX);
         fs::write(&longest, "deep").expect("the longest path can be written");
         assert_eq!(errno(fs::write(deep.join(long(left + 1)), "")), Errno::NAMETOOLONG);
-        union.live_and_after_remount(|_| assert_eq!(fs::read(&longest).expect("the longest path can be read"), b"deep"));
+        union
+            .live_and_after_remount(|_| assert_eq!(fs::read(&longest).expect("the longest path can be read"), b"deep"));
         fs::remove_file(&longest).expect("the longest path can be removed");
         fs::remove_dir_all(union.at("top")).expect("a deep tree can be removed");
         union.live_and_after_remount(|union| {
@@ -181,7 +182,8 @@ fn a_tree_deeper_than_path_max_is_built_copied_up_moved_and_emptied() {
 #[test]
 fn every_byte_but_slash_and_zero_may_stand_in_a_name() {
     let name = OsString::from_vec((1..=255).filter(|byte| *byte != b'/').take(200).collect());
-    let odd = [name.as_os_str(), OsStr::from_bytes(b"\xff\xfe"), OsStr::new("a:b\\:c"), OsStr::new("#0"), OsStr::new("...")];
+    let odd =
+        [name.as_os_str(), OsStr::from_bytes(b"\xff\xfe"), OsStr::new("a:b\\:c"), OsStr::new("#0"), OsStr::new("...")];
     trap(2, |layers| {
         for name in odd {
             layers.lower(1).file(name, "lower");

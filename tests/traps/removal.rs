@@ -3,16 +3,17 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::mem::MaybeUninit;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir};
 use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
 
-use super::union::{Union, errno, trap};
-use crate::support::{Tree, on_kernel};
+use super::union::{Union, errno, is_ours, trap};
+use crate::support::{Layers, LowersUnchanged, Tree, Watchdog, modes, on_kernel, require_root};
 
 /// An image with /d/a and /d/sub/b, over two layers that both know the directory.
-fn image(layers: &crate::support::Layers) {
+fn image(layers: &Layers) {
     layers.lower(0).file("d/a", "a");
     layers.lower(1).file("d/sub/b", "b").file("other", "other");
 }
@@ -233,7 +234,8 @@ fn a_removed_directory_that_is_still_open_is_empty_and_takes_nothing() {
         // The kernel's overlayfs goes on giving a merged directory its usual 1.
         let nlink = if on_kernel() { 1 } else { 0 };
         assert_eq!((stat.st_ino, stat.st_nlink), (before.st_ino, nlink));
-        let made = rustix::fs::openat(&dir, "new", OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC, Mode::from(0o644));
+        let made =
+            rustix::fs::openat(&dir, "new", OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC, Mode::from(0o644));
         assert_eq!(made.expect_err("a removed directory takes nothing"), Errno::NOENT);
         assert_eq!(rustix::fs::mkdirat(&dir, "new", Mode::from(0o755)), Err(Errno::NOENT));
         assert_eq!(rustix::fs::statat(&dir, "a", AtFlags::empty()).map(|_| ()), Err(Errno::NOENT));
@@ -244,4 +246,58 @@ fn a_removed_directory_that_is_still_open_is_empty_and_takes_nothing() {
         drop(dir);
         union.live_and_after_remount(|union| assert_eq!(union.merged().names("d"), ["new"]));
     });
+}
+
+#[test]
+fn an_upper_without_xattrs_keeps_removed_entries_away_too() {
+    if !is_ours("it hides nothing behind a directory made again without its opaque xattr") || !require_root("a ramfs") {
+        return;
+    }
+    for mode in modes() {
+        eprintln!("--- {mode:?}");
+        let _watchdog = Watchdog::start();
+        let layers = Layers::new(2, mode.placement);
+        image(&layers);
+        let lowers = LowersUnchanged::new(layers.lowers());
+        // The one file system of Linux that is always there and has no xattrs. Dropped after the mount.
+        let disk = Ramfs::mount(layers.path("ramfs"));
+        let mut spec = layers.spec(mode.io);
+        (spec.upper, spec.work) = (Some(disk.dir("upper")), Some(disk.dir("work")));
+        let mut mount = spec.mount();
+        fs::remove_dir_all(mount.path().join("d")).expect("a directory can be removed");
+        fs::create_dir(mount.path().join("d")).expect("a directory can be made");
+        fs::rename(mount.path().join("other"), mount.path().join("d/moved")).expect("a file can be moved");
+        for _ in 0..2 {
+            assert_eq!(mount.tree().names(""), ["d"]);
+            assert_eq!(mount.tree().names("d"), ["moved"]);
+            assert_eq!(mount.tree().read("d/moved"), b"other");
+            mount.remount();
+        }
+        mount.unmount().expect("the union can be unmounted");
+        lowers.check();
+    }
+}
+
+/// A ramfs that is unmounted when it goes.
+struct Ramfs(PathBuf);
+
+impl Ramfs {
+    fn mount(at: PathBuf) -> Self {
+        fs::create_dir(&at).expect("the test directory can be written");
+        rustix::mount::mount("ramfs", &at, "ramfs", MountFlags::empty(), None).expect("root may mount a ramfs");
+        Self(at)
+    }
+
+    fn dir(&self, name: &str) -> PathBuf {
+        fs::create_dir(self.0.join(name)).expect("a new disk has space");
+        self.0.join(name)
+    }
+}
+
+impl Drop for Ramfs {
+    fn drop(&mut self) {
+        if let Err(errno) = rustix::mount::unmount(&self.0, UnmountFlags::DETACH) {
+            eprintln!("cannot unmount the ramfs {}: {errno}", self.0.display());
+        }
+    }
 }

@@ -35,6 +35,7 @@ fn whole_suite_as(who: Who) {
         .arg(suite)
         .args(["--skip", "unprivileged", "--test-threads", "4"])
         .env("UNIONFS_RS_BIN", home.binary())
+        .env("RUST_BACKTRACE", "0")
         .env("UNIONFS_TEST_DIR", home.path())
         .env("UNIONFS_SKIP_LOG", &skips)
         .current_dir(home.path())

@@ -119,8 +119,14 @@ fn the_marks_of_the_overlay_are_not_seen_through_the_mount() {
             assert!(!union.upper().xattr_names("moved").is_empty());
             for name in ["", "d", "f", "moved", "secret", "link"] {
                 assert_eq!(union.merged().xattr_names(name), Vec::<String>::new(), "of {name:?}");
-                for (prefix, key) in writable_namespaces().iter().flat_map(|p| ["opaque", "redirect", "origin"].map(|k| (p, k))) {
-                    assert_eq!(union.merged().get_xattr(name, &format!("{prefix}{key}")), None, "{prefix}{key} of {name:?}");
+                for (prefix, key) in
+                    writable_namespaces().iter().flat_map(|p| ["opaque", "redirect", "origin"].map(|k| (p, k)))
+                {
+                    assert_eq!(
+                        union.merged().get_xattr(name, &format!("{prefix}{key}")),
+                        None,
+                        "{prefix}{key} of {name:?}"
+                    );
                 }
             }
         });
@@ -131,8 +137,9 @@ fn the_marks_of_the_overlay_are_not_seen_through_the_mount() {
 fn removing_a_mark_through_the_mount_removes_nothing() {
     trap(2, layers).run(|union| {
         make_marks(union);
-        for (name, prefix, key) in
-            [("d", "opaque"), ("moved", "redirect")].iter().flat_map(|(n, k)| writable_namespaces().iter().map(move |p| (n, p, k)))
+        for (name, prefix, key) in [("d", "opaque"), ("moved", "redirect")]
+            .iter()
+            .flat_map(|(n, k)| writable_namespaces().iter().map(move |p| (n, p, k)))
         {
             let removed = rustix::fs::lremovexattr(union.at(name), format!("{prefix}{key}"));
             assert_eq!(removed, Err(Errno::NODATA), "{prefix}{key} of {name}");
