@@ -1,7 +1,7 @@
 //! A mount: made, served on threads of this process, and ended.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -51,21 +51,25 @@ impl Mount {
     /// Errors: [`Error::Setup`] for a mountpoint that cannot be used, [`Error::Mount`] when the machine refuses;
     /// then nothing is mounted.
     pub fn new(union: Union, config: &MountConfig) -> Result<Self> {
-        let mountpoint = device::mountpoint(config)?;
-        if let Some(layer) = union.unprotected_layer_above(&mountpoint) {
-            let reason = format!(
-                "the mountpoint is inside the layer {}, which cannot be cloned privately here",
-                layer.display()
-            );
-            return Err(Error::setup(
-                &mountpoint,
-                reason,
-                "mount elsewhere, or as root or in a user namespace (unshare -Urm)",
-            ));
+        match device::mountpoint(config).and_then(|mountpoint| refuse_layer(&union, &mountpoint).map(|()| mountpoint)) {
+            Ok(mountpoint) => Self::mount(union, config, mountpoint),
+            Err(error) => {
+                union.withdraw();
+                Err(error)
+            }
         }
+    }
+
+    fn mount(union: Union, config: &MountConfig, mountpoint: PathBuf) -> Result<Self> {
         // Files are opened without asking, so the kernel itself must know that nothing can be written.
         let config = &MountConfig { read_only: config.read_only || union.is_read_only(), ..config.clone() };
-        let (fd, way) = device::mount(&mountpoint, config)?;
+        let (fd, way) = match device::mount(&mountpoint, config) {
+            Ok(mounted) => mounted,
+            Err(error) => {
+                union.withdraw();
+                return Err(error);
+            }
+        };
         let unmounter = Unmounter { mountpoint: mountpoint.clone(), way };
         let server = Arc::new(Server::new(union, config));
         let acl = match config.access {
@@ -78,8 +82,10 @@ impl Mount {
         match Session::from_fd(Dev::new(server.clone()), fd, acl, options) {
             Ok(session) => Ok(Self { session, server, unmounter }),
             Err(error) => {
-                if let Err(error) = unmounter.unmount() {
-                    log::error!("{error}");
+                for undone in [unmounter.unmount(), server.end()] {
+                    if let Err(error) = undone {
+                        log::error!("{error}");
+                    }
                 }
                 let reason = format!("the kernel's handshake failed: {error}");
                 Err(Error::Mount { mountpoint, reason, remedy: "see dmesg for the kernel's reason".into() })
@@ -115,6 +121,14 @@ impl Mount {
         })?;
         Ok(MountHandle { thread, unmounter })
     }
+}
+
+/// Refuses a mountpoint inside a layer that would be entered through it.
+fn refuse_layer(union: &Union, mountpoint: &Path) -> Result<()> {
+    let Some(layer) = union.unprotected_layer_above(mountpoint) else { return Ok(()) };
+    let reason =
+        format!("the mountpoint is inside the layer {}, which cannot be cloned privately here", layer.display());
+    Err(Error::setup(mountpoint, reason, "mount elsewhere, or as root or in a user namespace (unshare -Urm)"))
 }
 
 fn threads(config: &MountConfig) -> NonZeroUsize {

@@ -55,6 +55,8 @@ pub struct LayerDir {
     pub dev: (u32, u32),
     /// Whether empty files in it may be whiteouts by xattr.
     pub xwhiteouts: bool,
+    /// Whether nothing below it shows.
+    pub opaque: bool,
     /// Whether it holds `.wh.` names.
     pub dotwh: DotWh,
     serial: Serial,
@@ -73,6 +75,7 @@ impl LayerDir {
             ino: attr.ino,
             dev: attr.dev,
             xwhiteouts: marks.xwhiteouts,
+            opaque: marks.opaque,
             dotwh: DotWh::default(),
             serial: Serial::next(),
             fds,
@@ -89,6 +92,7 @@ impl LayerDir {
             ino: attr.ino,
             dev: attr.dev,
             xwhiteouts: marks.xwhiteouts,
+            opaque: marks.opaque,
             dotwh: DotWh::default(),
             serial: Serial::next(),
             fds: self.fds.clone(),
@@ -159,7 +163,8 @@ impl Lowers {
             let failed =
                 |errno: Errno| Error::setup(&layer.path, format!("cannot be read: {errno}"), "check its permissions");
             let attr = layer.stat(layer.root(), OsStr::new("")).map_err(failed)?;
-            let marks = namespace.marks(layer.root(), OsStr::new("")).map_err(failed)?;
+            let mut marks = namespace.marks(layer.root(), OsStr::new("")).map_err(failed)?;
+            marks.opaque |= exists(layer, layer.root(), OsStr::new(WH_OPAQUE))?;
             roots.push(LayerDir::root(layer.id, &attr, &marks, fds.clone()));
         }
         Ok(Self { layers, roots, fds, namespace })

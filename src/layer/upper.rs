@@ -45,6 +45,8 @@ pub struct Upper {
     pub features: Features,
     /// Whether data is on the disk before it is published.
     pub durable: bool,
+    /// Whether the workdir itself was made for this mount.
+    made_workdir: bool,
     /// Held open for its lock.
     _lock: OwnedFd,
 }
@@ -134,12 +136,15 @@ impl Upper {
     /// Opens the upper and its workdir as `config` names them, checks and locks them.
     pub fn open(config: &UnionConfig, upper: &Path, namespace: Namespace, index: Option<bool>) -> Result<Self> {
         let (work_path, made) = ensure_workdir(config.work.as_deref(), upper)?;
-        Self::open_with(config, upper, &work_path, namespace, index).inspect_err(|_| {
-            if made {
-                // Only the empty directory that was made above; if something is in it by now, it stays.
-                let _ = std::fs::remove_dir(&work_path);
+        match Self::open_with(config, upper, &work_path, namespace, index) {
+            Ok(opened) => Ok(Self { made_workdir: made, ..opened }),
+            Err(error) => {
+                if made {
+                    remove_made(&work_path);
+                }
+                Err(error)
             }
-        })
+        }
     }
 
     fn open_with(
@@ -157,18 +162,12 @@ impl Upper {
         let lock = workdir::lock(layer.root(), path)?;
         check_writable(&layer, path)?;
         let mut work = Workdir::open(work_root.as_fd(), work_path, index != Some(false))?;
-        let features = probe(&layer, &work, namespace)?;
-        if index == Some(true) && !features.xattrs {
-            return Err(Error::setup(
-                path,
-                "cannot hold the xattrs that index=on needs",
-                "use index=off or another file system",
-            ));
-        }
+        let checked = check_features(config, &layer, &work, namespace, index);
+        let (features, format) = checked.inspect_err(|_| work.withdraw())?;
         if !features.xattrs {
+            log::warn!("{}: cannot hold overlay xattrs, so lower directories cannot be renamed", path.display());
             work.without_index();
         }
-        let format = whiteout_format(config.whiteout_format, path, &work, namespace, features)?;
         Ok(Self {
             layer,
             namespace,
@@ -176,8 +175,21 @@ impl Upper {
             features,
             durable: !config.volatile,
             work,
+            made_workdir: false,
             _lock: lock,
         })
+    }
+
+    /// Removes what opening the layer has made on the disk, for a mount that failed.
+    pub fn withdraw(&self) {
+        self.whiteouts.end(&self.work);
+        if !self.durable {
+            self.work.discard_volatile_mark();
+        }
+        self.work.withdraw();
+        if self.made_workdir {
+            remove_made(self.work.path());
+        }
     }
 
     /// Makes `shape` under `name` in the workdir, owned by the server and closed to others.
@@ -253,6 +265,32 @@ impl Upper {
         let unmarked = synced.and_then(|()| self.work.unmark_volatile());
         unmarked.map_err(|e| Error::setup(self.work.path(), format!("the volatile mark stays: {e}"), "check the disk"))
     }
+}
+
+/// Removes the workdir that was made for a mount that failed.
+fn remove_made(path: &Path) {
+    if let Err(error) = std::fs::remove_dir(path) {
+        log::warn!("{}: is left: {error}", path.display());
+    }
+}
+
+/// Finds out what upper can do, and refuses what was asked for and it cannot.
+fn check_features(
+    config: &UnionConfig,
+    layer: &Layer,
+    work: &Workdir,
+    namespace: Namespace,
+    index: Option<bool>,
+) -> Result<(Features, Format)> {
+    let features = probe(layer, work, namespace)?;
+    for (asked, option) in [(index == Some(true), "index"), (config.metacopy, "metacopy")] {
+        if asked && !features.xattrs {
+            let reason = format!("cannot hold the xattrs that {option}=on needs");
+            return Err(Error::setup(&layer.path, reason, format!("use {option}=off or another file system")));
+        }
+    }
+    let format = whiteout_format(config.whiteout_format, &layer.path, work, namespace, features)?;
+    Ok((features, format))
 }
 
 /// Returns the path of the workdir, made beside upper where none was named, and whether it was made now.

@@ -29,9 +29,11 @@ pub struct Workdir {
     path: PathBuf,
     work: OwnedFd,
     index: Option<OwnedFd>,
-    /// Held open for its lock.
-    _lock: OwnedFd,
+    /// The workdir itself, held open for its lock.
+    lock: OwnedFd,
     next: AtomicU64,
+    /// What was missing when it was opened.
+    made: Vec<&'static str>,
 }
 
 /// Opens the directory behind an O_PATH descriptor for reading.
@@ -83,15 +85,36 @@ impl Workdir {
             ));
         }
         refuse_incompatible(lock.as_fd(), path)?;
+        let wanted = if index { &[WORK, INDEX][..] } else { &[WORK] };
+        let missing =
+            |name: &&&str| matches!(rustix::fs::statat(&lock, **name, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT));
+        let made = wanted.iter().filter(missing).copied().collect();
         let work = subdirectory(lock.as_fd(), WORK).map_err(|e| io("`work` cannot be made", e))?;
-        let index = if index {
-            Some(subdirectory(lock.as_fd(), INDEX).map_err(|e| io("`index` cannot be made", e))?)
-        } else {
-            None
-        };
-        let workdir = Self { path: path.to_owned(), work, index, _lock: lock, next: AtomicU64::new(0) };
-        workdir.empty().map_err(|e| io("cannot be emptied", e))?;
-        Ok(workdir)
+        let mut workdir = Self { path: path.to_owned(), work, index: None, lock, next: AtomicU64::new(0), made };
+        let ready = workdir.empty().map_err(|e| io("cannot be emptied", e)).and_then(|()| {
+            if index {
+                let index = subdirectory(workdir.lock.as_fd(), INDEX).map_err(|e| io("`index` cannot be made", e))?;
+                workdir.index = Some(index);
+            }
+            Ok(())
+        });
+        match ready {
+            Ok(()) => Ok(workdir),
+            Err(error) => {
+                workdir.withdraw();
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes what opening the workdir has made, for a mount that failed.
+    pub fn withdraw(&self) {
+        for name in &self.made {
+            match rustix::fs::unlinkat(&self.lock, *name, AtFlags::REMOVEDIR) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => log::warn!("{}: `{name}` is left: {errno}", self.path.display()),
+            }
+        }
     }
 
     /// Returns the workdir's path, for messages.
@@ -149,6 +172,11 @@ impl Workdir {
         let volatile = subdirectory(incompat.as_fd(), VOLATILE)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
         rustix::fs::openat(&volatile, DIRTY, flags, Mode::RUSR | Mode::WUSR).map(drop)
+    }
+
+    /// Removes the mark of a mount that failed.
+    pub fn discard_volatile_mark(&self) {
+        self.discard(OsStr::new(INCOMPAT));
     }
 
     /// Removes the mark, once what upper holds is on the disk.

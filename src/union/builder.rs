@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use parking_lot::Mutex;
@@ -82,24 +83,20 @@ impl Union {
             XattrNamespace::Auto if caps::trusted_xattrs() => Namespace::Trusted,
             XattrNamespace::Auto => Namespace::User,
         };
-        let lowers = open_lowers(config)?;
+        // A quarter each for directories of upper and of the lowers and for data; the rest is for handles, for what
+        // is unlinked and still in use, and for the process that embeds the union.
+        let quarter = usize::try_from(caps::raise_open_files() / 4).unwrap_or(usize::MAX).clamp(64, 16384);
+        let lowers = Lowers::new(open_lowers(config)?, namespace, quarter)?;
+        // Last, because it makes what is missing in the workdir.
         let upper = match &config.upper {
             Some(path) => Some(Upper::open(config, path, namespace, config.index)?),
             None => None,
         };
-        let redirect_dir = redirect_dir(config, upper.as_ref())?;
-        if let Some(upper) = upper.as_ref().filter(|upper| !upper.durable) {
-            let failed =
-                |e| Error::setup(upper.work.path(), format!("cannot be marked volatile: {e}"), "check free space");
-            upper.work.mark_volatile().map_err(failed)?;
-        }
-
-        // A quarter each for directories of upper and of the lowers and for data; the rest is for handles, for what
-        // is unlinked and still in use, and for the process that embeds the union.
-        let quarter = usize::try_from(caps::raise_open_files() / 4).unwrap_or(usize::MAX).clamp(64, 16384);
-        let lowers = Lowers::new(lowers, namespace, quarter)?;
-        let numbers = number_layers(config, &lowers, upper.as_ref())?;
-        let root = open_root(&lowers, upper.as_ref(), &numbers, namespace)?;
+        let (redirect_dir, numbers, root) = settle(config, &lowers, upper.as_ref(), namespace).inspect_err(|_| {
+            if let Some(upper) = &upper {
+                upper.withdraw();
+            }
+        })?;
         let index_used = upper.as_ref().is_some_and(index_is_used);
         Ok(Self {
             namespace,
@@ -121,6 +118,23 @@ impl Union {
             numbers,
         })
     }
+}
+
+/// Settles what depends on all layers, and marks a volatile upper.
+fn settle(
+    config: &UnionConfig,
+    lowers: &Lowers,
+    upper: Option<&Upper>,
+    namespace: Namespace,
+) -> Result<(RedirectDir, Numbers, Arc<Inode>)> {
+    let redirect_dir = redirect_dir(config, upper)?;
+    let numbers = number_layers(config, lowers, upper)?;
+    let root = open_root(lowers, upper, &numbers, namespace)?;
+    if let Some(upper) = upper.filter(|upper| !upper.durable) {
+        let failed = |e| Error::setup(upper.work.path(), format!("cannot be marked volatile: {e}"), "check free space");
+        upper.work.mark_volatile().map_err(failed)?;
+    }
+    Ok((redirect_dir, numbers, root))
 }
 
 /// Refuses combinations of paths that no union can be made of.
@@ -167,10 +181,11 @@ fn check_lowers_apart(lowers: &[PathBuf]) -> Result<()> {
     real.sort();
     for pair in real.windows(2) {
         if let [(outer, outer_given), (inner, inner_given)] = pair
-            && inner.starts_with(outer) {
-                let reason = format!("is {} or inside it, which is a lower layer too", outer_given.display());
-                return Err(Error::setup(inner_given, reason, "name each layer once, and none that is inside another"));
-            }
+            && inner.starts_with(outer)
+        {
+            let reason = format!("is {} or inside it, which is a lower layer too", outer_given.display());
+            return Err(Error::setup(inner_given, reason, "name each layer once, and none that is inside another"));
+        }
     }
     Ok(())
 }
@@ -210,12 +225,7 @@ fn number_layers(config: &UnionConfig, lowers: &Lowers, upper: Option<&Upper>) -
 }
 
 /// Makes the root: all layers' roots down to the first opaque one.
-fn open_root(
-    lowers: &Lowers,
-    upper: Option<&Upper>,
-    numbers: &Numbers,
-    namespace: Namespace,
-) -> Result<std::sync::Arc<Inode>> {
+fn open_root(lowers: &Lowers, upper: Option<&Upper>, numbers: &Numbers, namespace: Namespace) -> Result<Arc<Inode>> {
     let own = OsStr::new("");
     let mut marks = Marks::default();
     let mut upper_ino = 0;
@@ -230,11 +240,9 @@ fn open_root(
     }
     let mut parts = Vec::new();
     if !marks.opaque {
-        for (root, layer) in lowers.roots().iter().zip(lowers.layers()) {
+        for root in lowers.roots() {
             parts.push(root.clone());
-            let failed =
-                |e| Error::setup(&layer.path, format!("its xattrs cannot be read: {e}"), "check the file system");
-            if namespace.marks(layer.root(), own).map_err(failed)?.opaque {
+            if root.opaque {
                 break;
             }
         }

@@ -57,11 +57,12 @@ impl Union {
         }
         self.writable()?;
         let mut climb = vec![inode.clone()];
-        while let Some(parent) = climb.last().and_then(|inode| inode.place().0.parent) {
-            if parent.is_upper() {
-                break;
+        // What is unlinked goes nowhere, and so needs nothing above it.
+        while let Some(place) = climb.last().map(|inode| inode.place().0).filter(|place| !place.unlinked) {
+            match place.parent.filter(|parent| !parent.is_upper()) {
+                Some(parent) => climb.push(parent),
+                None => break,
             }
-            climb.push(parent);
         }
         for step in climb.iter().rev() {
             let wanted = if Arc::ptr_eq(step, inode) { data } else { Data::Copy };

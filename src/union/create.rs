@@ -194,19 +194,20 @@ impl Union {
         vacancy: Vacancy,
     ) -> Result<Option<OwnedFd>> {
         if matches!(new, New::Regular)
-            && let Some(fd) = upper.tmpfile()? {
-                self.dress(upper, Place::file(fd.as_fd()), new, wanted)?;
-                if vacancy == Vacancy::Whiteout {
-                    upper.work.with_temporary(|temporary| {
-                        let linked = upper.link_file(fd.as_fd(), upper.work.fd(), temporary);
-                        let moved = linked.and_then(|()| upper.publish(temporary, dir, name, Publish::Replace));
-                        moved.map_err(|e| upper.layer.error("publish", name, e))
-                    })?;
-                } else {
-                    upper.link_file(fd.as_fd(), dir, name).map_err(|e| upper.layer.error("linkat", name, e))?;
-                }
-                return Ok(Some(fd));
+            && let Some(fd) = upper.tmpfile()?
+        {
+            self.dress(upper, Place::file(fd.as_fd()), new, wanted)?;
+            if vacancy == Vacancy::Whiteout {
+                upper.work.with_temporary(|temporary| {
+                    let linked = upper.link_file(fd.as_fd(), upper.work.fd(), temporary);
+                    let moved = linked.and_then(|()| upper.publish(temporary, dir, name, Publish::Replace));
+                    moved.map_err(|e| upper.layer.error("publish", name, e))
+                })?;
+            } else {
+                upper.link_file(fd.as_fd(), dir, name).map_err(|e| upper.layer.error("linkat", name, e))?;
             }
+            return Ok(Some(fd));
+        }
         upper.work.with_temporary(|temporary| {
             upper.make(temporary, shape(new))?;
             let place = Place::at(upper.work.fd(), temporary);

@@ -171,9 +171,10 @@ impl Union {
             return Ok(fd);
         }
         if access == Access::Read
-            && let Some(fd) = self.files.get(&(inode.serial, Access::Read)) {
-                return Ok(fd);
-            }
+            && let Some(fd) = self.files.get(&(inode.serial, Access::Read))
+        {
+            return Ok(fd);
+        }
         loop {
             let (_, version) = inode.place();
             let fd = Arc::new(self.open_data(inode, access)?);

@@ -15,9 +15,9 @@ use super::Union;
 use super::inode::{Inode, Real};
 use super::search::InUpper;
 use crate::error::{Error, Result};
-use crate::layer::attr::Attr;
+use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::LayerDir;
-use crate::layer::overlay::{Mark, Marks};
+use crate::layer::overlay::{Mark, Marks, Namespace};
 use crate::layer::upper::{Place, Upper};
 
 /// What a stored link count is relative to.
@@ -74,6 +74,15 @@ impl Union {
         layer.stat(fd.as_fd(), OsStr::new("")).ok().map(|attr| attr.nlink)
     }
 
+    /// Returns whether the names of a lower file of this kind stay linked when one is copied up.
+    ///
+    /// That takes an index, and xattrs on the file itself, which `user.` ones are on regular files and directories alone.
+    pub(super) fn keeps_links(&self, kind: FileKind) -> bool {
+        let Some(upper) = &self.upper else { return true };
+        let able = kind == FileKind::Regular || kind != FileKind::Directory && self.namespace == Namespace::Trusted;
+        able && upper.work.index().is_some()
+    }
+
     /// Returns the name in the index for a lower file that has several names; `None` where there is no index.
     pub(super) fn index_entry(
         &self,
@@ -82,7 +91,7 @@ impl Union {
         name: &OsStr,
         lower: &Attr,
     ) -> Result<Option<OsString>> {
-        if lower.nlink < 2 || lower.is_dir() || upper.work.index().is_none() {
+        if lower.nlink < 2 || !self.keeps_links(lower.kind) || upper.work.index().is_none() {
             return Ok(None);
         }
         Ok(self.origin_of(dir, name)?.and_then(|origin| origin.index_name()))

@@ -2,11 +2,12 @@
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
+use super::name_index::{NameIndex, PARTS_MIN};
 use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::{DotWh, LayerDir, Serial};
 
@@ -88,6 +89,8 @@ pub struct Dir {
     /// Whether upper's part holds `.wh.` names.
     pub dotwh: DotWh,
     default_acl: AtomicU8,
+    /// Which lower parts have a name, once somebody asked and there are many.
+    names: OnceLock<Option<Box<NameIndex>>>,
 }
 
 impl Dir {
@@ -101,7 +104,18 @@ impl Dir {
             impure: AtomicBool::new(impure),
             dotwh: DotWh::default(),
             default_acl: AtomicU8::new(0),
+            names: OnceLock::new(),
         }
+    }
+
+    /// Returns which lower parts have a name, for a directory of many parts; `make` reads them when nobody has before.
+    ///
+    /// `None` for few parts, and where they cannot be read: then each is asked.
+    pub fn names(&self, make: impl FnOnce() -> Option<NameIndex>) -> Option<&NameIndex> {
+        if self.lower.len() < PARTS_MIN {
+            return None;
+        }
+        self.names.get_or_init(|| make().map(Box::new)).as_deref()
     }
 
     /// Records that a name was added, removed or moved, or an entry's object changed.

@@ -147,7 +147,7 @@ impl Union {
             Top::Lower(dir) => {
                 let origin = Some((hit.attr.dev, hit.attr.ino));
                 if hit.attr.nlink > 1 {
-                    if self.upper.as_ref().is_none_or(|upper| upper.work.index().is_some()) {
+                    if self.keeps_links(hit.attr.kind) {
                         if let Some(identity) = self.identify_indexed(dir, name, own, origin)? {
                             return Ok(identity);
                         }
@@ -189,11 +189,13 @@ impl Union {
             identity.number = self.numbers.number(dev, ino);
             identity.origin = Some((dev, ino));
         }
-        if marks.nlink && upper.work.index().is_some()
-            && let Some(index) = origin.index_name() {
-                identity.nlink_delta = self.read_nlink(fd.as_fd(), name, &hit.attr, &marks)?;
-                identity.real = Real::Index(index.as_os_str().into());
-            }
+        if marks.nlink
+            && upper.work.index().is_some()
+            && let Some(index) = origin.index_name()
+        {
+            identity.nlink_delta = self.read_nlink(fd.as_fd(), name, &hit.attr, &marks)?;
+            identity.real = Real::Index(index.as_os_str().into());
+        }
         Ok(identity)
     }
 

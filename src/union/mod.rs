@@ -25,6 +25,7 @@ mod inode;
 mod link;
 mod listing;
 mod lookup;
+mod name_index;
 mod numbers;
 mod readdir;
 mod remove;
@@ -177,6 +178,13 @@ impl Union {
             !layer.is_private() && strictly
         };
         layers.find(inside).map(|layer| layer.path.as_path())
+    }
+
+    /// Removes what building the union has made on the disk, for one that was never used.
+    pub fn withdraw(self) {
+        if let Some(upper) = &self.upper {
+            upper.withdraw();
+        }
     }
 
     /// Ends the use of the layers: leaves nothing unfinished in the workdir.

@@ -160,7 +160,7 @@ impl Union {
         let mut merged = HashMap::new();
         self.merge_upper(inode, &mut merged)?;
         for part in &dir.lower {
-            self.merge_lower(inode, part, &mut merged)?;
+            self.merge_lower(part, &mut merged)?;
         }
         for (name, entry) in &merged {
             if let Merged::Shown { ino, kind, settled } = *entry {
@@ -244,7 +244,6 @@ impl Union {
 
     fn merge_lower(
         &self,
-        inode: &Arc<Inode>,
         part: &Arc<crate::layer::dir::LayerDir>,
         merged: &mut HashMap<OsString, Merged>,
     ) -> Result<()> {
@@ -256,9 +255,7 @@ impl Union {
             dents::each(open.as_fd(), |name, kind, ino| entries.push((OsStr::from_bytes(name).to_owned(), kind, ino)))
                 .map_err(failed)
         })?;
-        // What a name is called in the other layers, where this directory is known by the same name.
         let mut dotwh = Vec::new();
-        let links_part = self.upper.as_ref().is_some_and(|upper| upper.work.index().is_none());
         for (name, kind, ino) in entries {
             if let Some(hidden) = name.as_bytes().strip_prefix(WH_PREFIX.as_bytes()) {
                 if name.as_bytes() != WH_OPAQUE.as_bytes() {
@@ -277,7 +274,7 @@ impl Union {
                     Merged::Shown { ino: self.numbers.number(part.dev, ino), kind: FileKind::Directory, settled: true }
                 }
                 // Without an index each name of a hard link has its own number, which takes a look at the file.
-                Some(kind) if !links_part => {
+                Some(kind) if self.keeps_links(kind) => {
                     Merged::Shown { ino: self.numbers.number(part.dev, ino), kind, settled: true }
                 }
                 kind => Merged::Shown { ino, kind: kind.unwrap_or(FileKind::Regular), settled: false },
@@ -288,8 +285,6 @@ impl Union {
         for name in dotwh {
             merged.entry(name).or_insert(Merged::Hidden);
         }
-        // The directory itself is not looked at: its own marks ended the stack when it was found.
-        debug_assert!(dir_of(inode).is_ok());
         Ok(())
     }
 

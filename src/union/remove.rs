@@ -53,7 +53,7 @@ impl Union {
             return Err(Error::Refused(Errno::ISDIR));
         }
         self.ensure_upper(&parent)?;
-        if self.will_stay_linked(&hit)? {
+        if self.will_stay_linked(&hit) {
             // Its other names must go on leading to one file with the right count, which the index keeps.
             let inode = self.intern(&parent, &name, &hit, Count::Transient)?;
             if pace == Pace::Quick && !inode.is_upper() {
@@ -122,9 +122,9 @@ impl Union {
     }
 
     /// Returns whether `hit` is a lower file whose other names will still lead to it.
-    pub(super) fn will_stay_linked(&self, hit: &Hit) -> Result<bool> {
+    pub(super) fn will_stay_linked(&self, hit: &Hit) -> bool {
         let lower_link = matches!(hit.top, Top::Lower(_)) && !hit.attr.is_dir() && hit.attr.nlink > 1;
-        Ok(lower_link && self.writable()?.work.index().is_some())
+        lower_link && self.keeps_links(hit.attr.kind)
     }
 
     /// Opens the object in upper that is about to lose its name, if somebody may be using it.

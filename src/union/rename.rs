@@ -105,7 +105,7 @@ impl Union {
         if exchanged {
             self.check_movable(&target)?;
         }
-        if exchanged || self.will_stay_linked(&target)? {
+        if exchanged || self.will_stay_linked(&target) {
             let inode = self.intern(to, &new_name, &target, Count::Transient)?;
             self.copy_up_name(&inode, to, &new_name, Data::Metadata)?;
         }
@@ -158,15 +158,15 @@ impl Union {
             _ => None,
         };
         if let Some(target) = new.inode.as_ref().filter(|_| inner.is_some())
-            && !self.is_empty(target)? {
-                self.release_transient(target);
-                return Err(Error::Refused(Errno::NOTEMPTY));
-            }
+            && !self.is_empty(target)?
+        {
+            self.release_transient(target);
+            return Err(Error::Refused(Errno::NOTEMPTY));
+        }
         self.lead_below(old, moved, inode, new.parent)?;
-        if exchanged
-            && let (Some(target), Some(target_inode)) = (&new.hit, &new.inode) {
-                self.lead_below(new, target, target_inode, old.parent)?;
-            }
+        if exchanged && let (Some(target), Some(target_inode)) = (&new.hit, &new.inode) {
+            self.lead_below(new, target, target_inode, old.parent)?;
+        }
         let pinned = match (&new.hit, &new.inode) {
             (Some(target), Some(target_inode)) if !exchanged => {
                 self.pin_if_known(new.parent, target_inode, &new.name, target)?
@@ -360,7 +360,9 @@ impl<'a> Moving<'a> {
         // One move at a time: even to odd only.
         loop {
             let now = moves.load(Ordering::Acquire);
-            if now.is_multiple_of(2) && moves.compare_exchange(now, now + 1, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            if now.is_multiple_of(2)
+                && moves.compare_exchange(now, now + 1, Ordering::AcqRel, Ordering::Acquire).is_ok()
+            {
                 return Self(moves);
             }
             std::thread::yield_now();

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use smallvec::SmallVec;
 
 use super::inode::{Dir, Inode};
+use super::name_index::NameIndex;
 use super::{Union, dir_of};
 use crate::config::RedirectDir;
 use crate::error::{Error, Location, Result};
@@ -140,9 +141,23 @@ impl Union {
         // Directories passed, whose `.wh.` marks matter only once something is found below them.
         let mut passed: SmallVec<[(Arc<LayerDir>, OsString); 4]> = SmallVec::new();
         let mut next = 0;
-        while let Some(dir) = parent.lower.get(next) {
-            let Way::Sibling(name) = &way else { break };
+        let index = parent.names(|| match NameIndex::new(&self.lowers, &parent.lower) {
+            Ok(index) => Some(index),
+            Err(error) => {
+                log::warn!("{error}");
+                None
+            }
+        });
+        while let Way::Sibling(name) = &way {
             let name = name.clone();
+            if let Some(index) = index {
+                let part = index.next(&name, next).unwrap_or(parent.lower.len());
+                // What is passed over may hold a mark for the name, where it holds any marks at all.
+                let skipped = parent.lower.get(next..part).unwrap_or_default();
+                passed.extend(skipped.iter().filter(|dir| dir.dotwh.possible()).map(|dir| (dir.clone(), name.clone())));
+                next = part;
+            }
+            let Some(dir) = parent.lower.get(next) else { break };
             next += 1;
             let found = self.lowers.examine(dir, &name)?;
             if matches!(found, Found::Absent) {
