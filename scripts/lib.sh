@@ -105,12 +105,16 @@ need_cargo() {
     need_packages cc=gcc /usr/include/stdio.h=libc6-dev
 }
 
-# need_cargo_tool NAME VERSION COMMAND...: installs a tool from crates.io unless COMMAND prints VERSION.
+# need_cargo_tool NAME VERSION COMMAND...: installs a tool from crates.io unless COMMAND works already; whatever
+# version that is stays, but for a test suite, whose version says what is tested.
 need_cargo_tool() {
-    local name=$1 version=$2
+    local name=$1 version=$2 printed
     shift 2
-    if [[ " $("$@" 2>/dev/null | head -n 1) " == *" $version "* ]]; then
-        return 0
+    if printed=$("$@" 2>/dev/null | head -n 1) && [ -n "$printed" ]; then
+        case $name in
+            pjdfstest | fsx) [[ " $printed " == *" $version "* ]] && return 0 ;;
+            *) return 0 ;;
+        esac
     fi
     say "installing with cargo: $name $version (built from source, once)"
     local log
