@@ -10,7 +10,7 @@
 //! 4. an inode's place: a switch, no system call.
 //! 5. leaves: table shards, descriptor caches, listings.
 //!
-//! Evicted directories of upper are reopened by name without a lock: [`Union::moves`] tells whether a
+//! Evicted directories of upper are reopened by name without a lock: `Union::moves` tells whether a
 //! directory was moved meanwhile.
 
 mod attr;
