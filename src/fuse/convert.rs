@@ -56,6 +56,28 @@ pub(super) fn entry_attributes(id: NodeId, attr: &Attr) -> FileAttr {
     FileAttr { ino: INodeNo(id.0), ..attributes(attr) }
 }
 
+/// The attributes of nothing: an entry with them tells the kernel that there is none.
+pub(super) fn absent() -> FileAttr {
+    let zero = UNIX_EPOCH;
+    FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: zero,
+        mtime: zero,
+        ctime: zero,
+        crtime: zero,
+        kind: FileType::Directory,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 0,
+        flags: 0,
+    }
+}
+
 /// The kernel's `new_encode_dev`, which is what FUSE has on the wire.
 fn device_number(major: u32, minor: u32) -> u32 {
     (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)

@@ -1,191 +1,27 @@
 //! Serves /dev/fuse through fuser: decodes a request, makes one call into the union, and answers.
 
 use std::ffi::OsStr;
-use std::num::NonZeroUsize;
-use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, TimeOrNow, WriteFlags,
 };
 use rustix::fs::XattrFlags;
 
-use super::convert::{attributes, decode_device, entry_attributes, errno, file_type, set_time};
-use super::passthrough::{Answer, Passthrough};
-use super::pool::{Pool, guard};
-use crate::config::{IoMode, MountConfig};
+use super::convert::{absent, decode_device, entry_attributes, errno, file_type, set_time};
+use super::pool::guard;
+use super::server::{GENERATION, Handles, Server, open_how};
 use crate::error::Result;
-use crate::sys::caps;
-use crate::union::{
-    self, Caller, Entry, Fh, FileKind, Flow, Name, New, NodeId, OpenFile, Seek, SetAttr, Union, Unlinked,
-};
+use crate::union::{self, Caller, Fh, FileKind, Flow, Name, New, NodeId, OpenFile, Seek, SetAttr, Unlinked};
 
 /// The largest read or write that the kernel sends, in bytes.
 const TRANSFER: u32 = 1 << 20;
-
-/// Numbers are never given to another file while the kernel knows one, so one generation is enough.
-const GENERATION: Generation = Generation(0);
-
-/// How files are opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Handles {
-    /// Not at all: the kernel opens them without asking, and data is found by node.
-    None,
-    /// Each open is a handle. For a server that may not open every file again by itself, and for passthrough.
-    Each,
-}
-
-/// What the requests of one mount share.
-pub(super) struct Server {
-    union: Union,
-    pool: Pool,
-    entry_timeout: Duration,
-    attr_timeout: Duration,
-    negative_timeout: Duration,
-    acls: bool,
-    handles: Handles,
-    passthrough: Option<Passthrough>,
-    passthrough_on: AtomicBool,
-}
-
-impl Server {
-    pub(super) fn new(union: Union, config: &MountConfig) -> Self {
-        let wanted = config.io == IoMode::Passthrough;
-        let able = caps::effective(rustix::thread::CapabilitySet::SYS_ADMIN) && caps::in_initial_user_namespace();
-        if wanted && !able {
-            log::warn!("passthrough needs root in the initial user namespace; files are served by the page cache");
-        }
-        let passthrough = (wanted && able).then(Passthrough::default);
-        // Without CAP_DAC_OVERRIDE a file whose mode forbids its owner to open it can be used through the handle that
-        // was opened before alone.
-        let all_powerful = caps::effective(rustix::thread::CapabilitySet::DAC_OVERRIDE);
-        let handles = if passthrough.is_some() || !all_powerful { Handles::Each } else { Handles::None };
-        const LONG: NonZeroUsize = NonZeroUsize::new(8).expect("is not zero");
-        Self {
-            union,
-            pool: Pool::new(LONG),
-            entry_timeout: config.entry_timeout,
-            attr_timeout: config.attr_timeout,
-            negative_timeout: config.negative_timeout,
-            acls: config.default_permissions,
-            handles,
-            passthrough,
-            passthrough_on: AtomicBool::new(false),
-        }
-    }
-
-    /// Finishes long work and ends the use of the layers.
-    pub(super) fn end(&self) -> Result<()> {
-        self.pool.end();
-        self.union.end()
-    }
-
-    fn passthrough(&self) -> Option<&Passthrough> {
-        // Relaxed: settled by the handshake, before any request.
-        self.passthrough.as_ref().filter(|_| self.passthrough_on.load(Ordering::Relaxed))
-    }
-
-    fn entry(&self, reply: ReplyEntry, result: Result<Entry>) {
-        match result {
-            Ok(entry) => {
-                let attr = entry_attributes(entry.id, &entry.attr);
-                reply.entry_with_ttls(&self.attr_ttl(&entry), &self.entry_timeout, &attr, GENERATION);
-            }
-            Err(error) => reply.error(errno(&error)),
-        }
-    }
-
-    /// How long the kernel keeps the attributes of an entry: not at all where they hold the node's number in place
-    /// of the inode's, so that it asks for the right ones.
-    fn attr_ttl(&self, entry: &Entry) -> Duration {
-        if entry.id.0 == entry.attr.ino { self.attr_timeout } else { Duration::ZERO }
-    }
-
-    fn attr(&self, reply: ReplyAttr, result: Result<union::Attr>) {
-        match result {
-            Ok(attr) => reply.attr(&self.attr_timeout, &attributes(&attr)),
-            Err(error) => reply.error(errno(&error)),
-        }
-    }
-
-    fn open(&self, id: NodeId, flags: OpenFlags, caller: Caller, reply: ReplyOpen) {
-        let how = open_how(flags, caller);
-        let passthrough = self.passthrough();
-        if passthrough.is_some_and(|p| p.has_lower_readers(id)) && (how != OpenFile::Read || self.union.is_in_upper(id))
-        {
-            self.union.part(id);
-            return reply.error(Errno::ESTALE);
-        }
-        let fh = match self.union.open(id, how) {
-            Ok(fh) => fh,
-            Err(error) => return reply.error(errno(&error)),
-        };
-        let answer = self.answer(id, fh, |fd| reply.open_backing(fd));
-        match answer {
-            Ok(Answer::Backed(backing)) => reply.opened_passthrough(FileHandle(fh.0), FopenFlags::empty(), &backing),
-            Ok(Answer::Served) => reply.opened(FileHandle(fh.0), FopenFlags::FOPEN_KEEP_CACHE),
-            Ok(Answer::Part) => {
-                self.union.close(fh);
-                self.union.part(id);
-                reply.error(Errno::ESTALE);
-            }
-            Err(error) => {
-                self.union.close(fh);
-                reply.error(errno(&error));
-            }
-        }
-    }
-
-    /// Settles how the handle `fh` of `id` is served.
-    fn answer(
-        &self,
-        id: NodeId,
-        fh: Fh,
-        register: impl FnOnce(BorrowedFd<'_>) -> std::io::Result<BackingId>,
-    ) -> Result<Answer> {
-        let Some(passthrough) = self.passthrough() else { return Ok(Answer::Served) };
-        let privileged = self.union.getattr(id)?.mode & 0o6000 != 0;
-        self.union.with_handle(fh, |fd, upper| passthrough.open(id, upper, privileged, || register(fd)))
-    }
-
-    fn created(&self, entry: &Entry, reply: ReplyCreate) {
-        let attr = entry_attributes(entry.id, &entry.attr);
-        let ttl = self.entry_timeout.min(self.attr_ttl(entry));
-        if self.handles == Handles::None {
-            return reply.created(&ttl, &attr, GENERATION, FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
-        }
-        let fh = match self.union.open(entry.id, OpenFile::Write) {
-            Ok(fh) => fh,
-            Err(error) => return reply.error(errno(&error)),
-        };
-        let answer = self.answer(entry.id, fh, |fd| reply.open_backing(fd));
-        match answer {
-            Ok(Answer::Backed(backing)) => {
-                reply.created_passthrough(&ttl, &attr, GENERATION, FileHandle(fh.0), FopenFlags::empty(), &backing);
-            }
-            // A new file has no readers of a lower one.
-            Ok(Answer::Served | Answer::Part) => {
-                reply.created(&ttl, &attr, GENERATION, FileHandle(fh.0), FopenFlags::FOPEN_KEEP_CACHE);
-            }
-            Err(error) => reply.error(errno(&error)),
-        }
-    }
-}
-
-/// What an open asks for.
-fn open_how(flags: OpenFlags, caller: Caller) -> OpenFile {
-    match flags.0 & libc::O_ACCMODE {
-        _ if flags.0 & libc::O_TRUNC != 0 => OpenFile::Truncate(caller),
-        libc::O_RDONLY => OpenFile::Read,
-        _ => OpenFile::Write,
-    }
-}
 
 /// The file system as fuser calls it.
 pub(super) struct Dev {
@@ -259,7 +95,7 @@ impl Filesystem for Dev {
                 log::info!("this kernel lacks {flag:?}");
             }
         }
-        if self.server.passthrough.is_some() {
+        if self.server.offered.is_some() {
             let depth = config.set_max_stack_depth(1).is_ok();
             let on = depth && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
             if !on {
@@ -457,9 +293,9 @@ impl Filesystem for Dev {
         let fh = handle(fh);
         if self.copies(ino) {
             let data = data.to_vec();
-            self.at_pace(true, move |server| write(server, id(ino), fh, offset, &data, unprivileged, reply));
+            self.at_pace(true, move |server| server.write(id(ino), fh, offset, &data, unprivileged, reply));
         } else {
-            guard(|| write(&self.server, id(ino), fh, offset, data, unprivileged, reply));
+            guard(|| self.server.write(id(ino), fh, offset, data, unprivileged, reply));
         }
     }
 
@@ -704,25 +540,6 @@ impl Dev {
     }
 }
 
-fn write(
-    server: &Server,
-    id: NodeId,
-    fh: Option<Fh>,
-    offset: u64,
-    data: &[u8],
-    unprivileged: Option<Caller>,
-    reply: ReplyWrite,
-) {
-    let written = match fh {
-        Some(fh) => server.union.write_handle(fh, offset, data, unprivileged),
-        None => server.union.write(id, offset, data, unprivileged),
-    };
-    match written {
-        Ok(len) => reply.written(len as u32),
-        Err(error) => reply.error(errno(&error)),
-    }
-}
-
 /// Checks a name and calls with it.
 fn with_name<T>(name: &OsStr, call: impl FnOnce(Name<'_>) -> Result<T>) -> Result<T> {
     call(Name::new(name)?)
@@ -740,28 +557,6 @@ fn answer_xattr(reply: ReplyXattr, value: &[u8], size: u32) {
         reply.error(Errno::ERANGE);
     } else {
         reply.data(value);
-    }
-}
-
-/// The attributes of nothing: an entry with them tells the kernel that there is none.
-fn absent() -> FileAttr {
-    let zero = SystemTime::UNIX_EPOCH;
-    FileAttr {
-        ino: INodeNo(0),
-        size: 0,
-        blocks: 0,
-        atime: zero,
-        mtime: zero,
-        ctime: zero,
-        crtime: zero,
-        kind: fuser::FileType::Directory,
-        perm: 0,
-        nlink: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 0,
-        flags: 0,
     }
 }
 

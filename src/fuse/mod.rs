@@ -7,6 +7,7 @@ mod dev;
 mod device;
 mod passthrough;
 mod pool;
+mod server;
 mod session;
 
 pub use session::{Mount, MountHandle, Unmounter};

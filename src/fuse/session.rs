@@ -7,8 +7,9 @@ use std::thread::JoinHandle;
 
 use fuser::{Session, SessionACL};
 
-use super::dev::{Dev, Server};
+use super::dev::Dev;
 use super::device::{self, Way};
+use super::server::Server;
 use crate::config::{Access, MountConfig};
 use crate::error::{Error, Result};
 use crate::union::Union;
@@ -52,7 +53,7 @@ impl Mount {
     /// then nothing is mounted.
     pub fn new(union: Union, config: &MountConfig) -> Result<Self> {
         match device::mountpoint(config).and_then(|mountpoint| refuse_layer(&union, &mountpoint).map(|()| mountpoint)) {
-            Ok(mountpoint) => Self::mount(union, config, mountpoint),
+            Ok(mountpoint) => Self::mount_on(union, config, mountpoint),
             Err(error) => {
                 union.withdraw();
                 Err(error)
@@ -60,7 +61,7 @@ impl Mount {
         }
     }
 
-    fn mount(union: Union, config: &MountConfig, mountpoint: PathBuf) -> Result<Self> {
+    fn mount_on(union: Union, config: &MountConfig, mountpoint: PathBuf) -> Result<Self> {
         // Files are opened without asking, so the kernel itself must know that nothing can be written.
         let config = &MountConfig { read_only: config.read_only || union.is_read_only(), ..config.clone() };
         let (fd, way) = match device::mount(&mountpoint, config) {

@@ -1,0 +1,197 @@
+//! What the requests of one mount share, and the answers that several of them give.
+
+use std::num::NonZeroUsize;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use fuser::{
+    BackingId, Errno, FileHandle, FopenFlags, Generation, OpenFlags, ReplyAttr, ReplyCreate, ReplyEntry, ReplyOpen,
+    ReplyWrite,
+};
+
+use super::convert::{attributes, entry_attributes, errno};
+use super::passthrough::{Answer, Passthrough};
+use super::pool::Pool;
+use crate::config::{IoMode, MountConfig};
+use crate::error::Result;
+use crate::sys::caps;
+use crate::union::{self, Caller, Entry, Fh, NodeId, OpenFile, Union};
+
+/// Numbers are never given to another file while the kernel knows one, so one generation is enough.
+pub(super) const GENERATION: Generation = Generation(0);
+
+/// How files are opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Handles {
+    /// Not at all: the kernel opens them without asking, and data is found by node.
+    None,
+    /// Each open is a handle. For a server that may not open every file again by itself, and for passthrough.
+    Each,
+}
+
+/// What the requests of one mount share.
+pub(super) struct Server {
+    pub(super) union: Union,
+    pub(super) pool: Pool,
+    pub(super) entry_timeout: Duration,
+    attr_timeout: Duration,
+    pub(super) negative_timeout: Duration,
+    pub(super) acls: bool,
+    pub(super) handles: Handles,
+    pub(super) offered: Option<Passthrough>,
+    pub(super) passthrough_on: AtomicBool,
+}
+
+impl Server {
+    pub(super) fn new(union: Union, config: &MountConfig) -> Self {
+        let wanted = config.io == IoMode::Passthrough;
+        let able = caps::effective(rustix::thread::CapabilitySet::SYS_ADMIN) && caps::in_initial_user_namespace();
+        if wanted && !able {
+            log::warn!("passthrough needs root in the initial user namespace; files are served by the page cache");
+        }
+        let passthrough = (wanted && able).then(Passthrough::default);
+        // Without CAP_DAC_OVERRIDE a file whose mode forbids its owner to open it can be used through the handle that
+        // was opened before alone.
+        let all_powerful = caps::effective(rustix::thread::CapabilitySet::DAC_OVERRIDE);
+        let handles = if passthrough.is_some() || !all_powerful { Handles::Each } else { Handles::None };
+        const LONG: NonZeroUsize = NonZeroUsize::new(8).expect("is not zero");
+        Self {
+            union,
+            pool: Pool::new(LONG),
+            entry_timeout: config.entry_timeout,
+            attr_timeout: config.attr_timeout,
+            negative_timeout: config.negative_timeout,
+            acls: config.default_permissions,
+            handles,
+            offered: passthrough,
+            passthrough_on: AtomicBool::new(false),
+        }
+    }
+
+    /// Finishes long work and ends the use of the layers.
+    pub(super) fn end(&self) -> Result<()> {
+        self.pool.end();
+        self.union.end()
+    }
+
+    pub(super) fn passthrough(&self) -> Option<&Passthrough> {
+        // Relaxed: settled by the handshake, before any request.
+        self.offered.as_ref().filter(|_| self.passthrough_on.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn entry(&self, reply: ReplyEntry, result: Result<Entry>) {
+        match result {
+            Ok(entry) => {
+                let attr = entry_attributes(entry.id, &entry.attr);
+                reply.entry_with_ttls(&self.attr_ttl(&entry), &self.entry_timeout, &attr, GENERATION);
+            }
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    /// How long the kernel keeps the attributes of an entry: not at all where they hold the node's number in place
+    /// of the inode's, so that it asks for the right ones.
+    pub(super) fn attr_ttl(&self, entry: &Entry) -> Duration {
+        if entry.id.0 == entry.attr.ino { self.attr_timeout } else { Duration::ZERO }
+    }
+
+    pub(super) fn attr(&self, reply: ReplyAttr, result: Result<union::Attr>) {
+        match result {
+            Ok(attr) => reply.attr(&self.attr_timeout, &attributes(&attr)),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    pub(super) fn open(&self, id: NodeId, flags: OpenFlags, caller: Caller, reply: ReplyOpen) {
+        let how = open_how(flags, caller);
+        let passthrough = self.passthrough();
+        if passthrough.is_some_and(|p| p.has_lower_readers(id)) && (how != OpenFile::Read || self.union.is_in_upper(id))
+        {
+            self.union.part(id);
+            return reply.error(Errno::ESTALE);
+        }
+        let fh = match self.union.open(id, how) {
+            Ok(fh) => fh,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        let answer = self.answer(id, fh, |fd| reply.open_backing(fd));
+        match answer {
+            Ok(Answer::Backed(backing)) => reply.opened_passthrough(FileHandle(fh.0), FopenFlags::empty(), &backing),
+            Ok(Answer::Served) => reply.opened(FileHandle(fh.0), FopenFlags::FOPEN_KEEP_CACHE),
+            Ok(Answer::Part) => {
+                self.union.close(fh);
+                self.union.part(id);
+                reply.error(Errno::ESTALE);
+            }
+            Err(error) => {
+                self.union.close(fh);
+                reply.error(errno(&error));
+            }
+        }
+    }
+
+    /// Settles how the handle `fh` of `id` is served.
+    fn answer(
+        &self,
+        id: NodeId,
+        fh: Fh,
+        register: impl FnOnce(BorrowedFd<'_>) -> std::io::Result<BackingId>,
+    ) -> Result<Answer> {
+        let Some(passthrough) = self.passthrough() else { return Ok(Answer::Served) };
+        let privileged = self.union.getattr(id)?.mode & 0o6000 != 0;
+        self.union.with_handle(fh, |fd, upper| passthrough.open(id, upper, privileged, || register(fd)))
+    }
+
+    pub(super) fn created(&self, entry: &Entry, reply: ReplyCreate) {
+        let attr = entry_attributes(entry.id, &entry.attr);
+        let ttl = self.entry_timeout.min(self.attr_ttl(entry));
+        if self.handles == Handles::None {
+            return reply.created(&ttl, &attr, GENERATION, FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+        }
+        let fh = match self.union.open(entry.id, OpenFile::Write) {
+            Ok(fh) => fh,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        let answer = self.answer(entry.id, fh, |fd| reply.open_backing(fd));
+        match answer {
+            Ok(Answer::Backed(backing)) => {
+                reply.created_passthrough(&ttl, &attr, GENERATION, FileHandle(fh.0), FopenFlags::empty(), &backing);
+            }
+            // A new file has no readers of a lower one.
+            Ok(Answer::Served | Answer::Part) => {
+                reply.created(&ttl, &attr, GENERATION, FileHandle(fh.0), FopenFlags::FOPEN_KEEP_CACHE);
+            }
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    /// Writes through a handle where there is one, else by node.
+    pub(super) fn write(
+        &self,
+        id: NodeId,
+        fh: Option<Fh>,
+        offset: u64,
+        data: &[u8],
+        unprivileged: Option<Caller>,
+        reply: ReplyWrite,
+    ) {
+        let written = match fh {
+            Some(fh) => self.union.write_handle(fh, offset, data, unprivileged),
+            None => self.union.write(id, offset, data, unprivileged),
+        };
+        match written {
+            Ok(len) => reply.written(len as u32),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+}
+
+/// What an open asks for.
+pub(super) fn open_how(flags: OpenFlags, caller: Caller) -> OpenFile {
+    match flags.0 & libc::O_ACCMODE {
+        _ if flags.0 & libc::O_TRUNC != 0 => OpenFile::Truncate(caller),
+        libc::O_RDONLY => OpenFile::Read,
+        _ => OpenFile::Write,
+    }
+}
