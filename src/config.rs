@@ -66,8 +66,7 @@ pub enum RedirectDir {
 
 /// How the inode numbers of several file systems are kept apart.
 ///
-/// FUSE has one device number a mount, so they always are; the choice is only whether a number that
-/// has no room for the layer's bits is an error.
+/// FUSE has one device number a mount, so they always are; the choice is how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Xino {
     /// The layer's index in the high bits, a hash where they are taken.

@@ -106,7 +106,7 @@ pub const GROUPS: &[Group] = &[
                     ("xattr", |s| s.union.whiteout_format = WhiteoutFormat::Xattr),
                     ("dotwh", |s| s.union.whiteout_format = WhiteoutFormat::DotWh),
                 ]),
-                "How the upper marks removed names: a 0:0 device, an xattr, a .wh. file [default: auto, by privilege]",
+                "How the upper marks removed names: a 0:0 device, an xattr, a .wh. file [default: auto, the first that works]",
             ),
         ],
     },

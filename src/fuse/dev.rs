@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, INodeNo, InitFlags, IoctlFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
     Request, TimeOrNow, WriteFlags,
 };
@@ -16,9 +16,9 @@ use rustix::fs::XattrFlags;
 
 use super::convert::{absent, decode_device, entry_attributes, errno, file_type, set_time};
 use super::pool::guard;
-use super::server::{GENERATION, Handles, Server, open_how};
+use super::server::{GENERATION, Server, open_how};
 use crate::error::Result;
-use crate::union::{self, Caller, Fh, FileKind, Flow, Name, New, NodeId, OpenFile, Seek, SetAttr, Unlinked};
+use crate::union::{self, Caller, Fh, FileKind, Flow, Looked, Name, New, NodeId, OpenFile, Seek, SetAttr, Unlinked};
 
 /// The largest read or write that the kernel sends, in bytes.
 const TRANSFER: u32 = 1 << 20;
@@ -86,7 +86,12 @@ impl Filesystem for Dev {
         if self.server.acls {
             wanted.push(InitFlags::FUSE_POSIX_ACL);
         }
-        if self.server.handles == Handles::Each {
+        // ENOSYS means that the kernel need not ask, where it knows that it may mean that.
+        let silent = config.capabilities().contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
+        self.server.opens_files.fetch_or(!silent, Ordering::Relaxed); // Relaxed: no other thread is there yet.
+        let silent = config.capabilities().contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        self.server.opens_directories.store(!silent, Ordering::Relaxed); // Relaxed: as above.
+        if self.server.opens_files() {
             // The truncation comes with the open, so that what is cut off is not copied up first.
             wanted.push(InitFlags::FUSE_ATOMIC_O_TRUNC);
         }
@@ -243,7 +248,7 @@ impl Filesystem for Dev {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        if self.server.handles == Handles::None {
+        if !self.server.opens_files() {
             return reply.error(Errno::ENOSYS);
         }
         let caller = caller(req);
@@ -331,6 +336,10 @@ impl Filesystem for Dev {
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         // Directories are read by node, and the kernel may keep what it has read.
+        if self.server.opens_directories.load(Ordering::Relaxed) {
+            // Relaxed: settled by the handshake, before any request.
+            return reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
+        }
         reply.error(Errno::ENOSYS);
     }
 
@@ -349,13 +358,17 @@ impl Filesystem for Dev {
     fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         guard(|| {
             let server = &self.server;
-            let read = server.union.read_dir_plus(id(ino), offset, |dirent, entry| {
-                let (attr, ttl) = match entry {
-                    Some(entry) => {
+            let read = server.union.read_dir_plus(id(ino), offset, |dirent, looked| {
+                let (attr, ttl) = match looked {
+                    Looked::Up(entry) => {
                         (entry_attributes(entry.id, &entry.attr), server.attr_ttl(entry).min(server.entry_timeout))
                     }
                     // The kernel takes only name, number and type of `.` and `..`.
-                    None => (FileAttr { ino: INodeNo(dirent.ino), ..absent() }, Duration::ZERO),
+                    Looked::Dots => (FileAttr { ino: INodeNo(dirent.ino), ..absent() }, Duration::ZERO),
+                    // Kept for no time, so that the kernel looks it up, and gets the error, before it uses it.
+                    Looked::Broken(id) => {
+                        (FileAttr { ino: INodeNo(id.0), kind: file_type(dirent.kind), ..absent() }, Duration::ZERO)
+                    }
                 };
                 flow(reply.add(attr.ino, dirent.cookie, dirent.name, &ttl, &attr, GENERATION))
             });

@@ -1,9 +1,9 @@
 //! Passthrough: the kernel reads and writes a layer's file itself.
 //!
 //! The kernel has one backing file an inode for as long as any handle of it is open. A lower file's never
-//! serves a writer, nor a reader once upper has the file: then the node parts from its readers. They keep
-//! what they have, as with the kernel's overlayfs; the one who opens is answered ESTALE, upon which the kernel
-//! looks the name up again and finds the file under another node.
+//! serves a writer, nor a reader once upper has the file: then the node parts from its readers, who go on
+//! reading the lower file. The one who opens is answered ESTALE, upon which the kernel looks the name up again
+//! and finds the file under another node.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

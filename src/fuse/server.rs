@@ -21,15 +21,6 @@ use crate::union::{self, Caller, Entry, Fh, NodeId, OpenFile, Union};
 /// Numbers are never given to another file while the kernel knows one, so one generation is enough.
 pub(super) const GENERATION: Generation = Generation(0);
 
-/// How files are opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Handles {
-    /// Not at all: the kernel opens them without asking, and data is found by node.
-    None,
-    /// Each open is a handle. For a server that may not open every file again by itself, and for passthrough.
-    Each,
-}
-
 /// What the requests of one mount share.
 pub(super) struct Server {
     pub(super) union: Union,
@@ -38,7 +29,11 @@ pub(super) struct Server {
     attr_timeout: Duration,
     pub(super) negative_timeout: Duration,
     pub(super) acls: bool,
-    pub(super) handles: Handles,
+    /// Whether each open is a handle: for a server that may not open every file again by itself, for passthrough, and
+    /// for a kernel that does not open files without asking. Else data is found by node.
+    pub(super) opens_files: AtomicBool,
+    /// Whether the kernel asks to open directories.
+    pub(super) opens_directories: AtomicBool,
     pub(super) offered: Option<Passthrough>,
     pub(super) passthrough_on: AtomicBool,
 }
@@ -54,7 +49,7 @@ impl Server {
         // Without CAP_DAC_OVERRIDE a file whose mode forbids its owner to open it can be used through the handle that
         // was opened before alone.
         let all_powerful = caps::effective(rustix::thread::CapabilitySet::DAC_OVERRIDE);
-        let handles = if passthrough.is_some() || !all_powerful { Handles::Each } else { Handles::None };
+        let opens_files = AtomicBool::new(passthrough.is_some() || !all_powerful);
         const LONG: NonZeroUsize = NonZeroUsize::new(8).expect("is not zero");
         Self {
             union,
@@ -63,7 +58,8 @@ impl Server {
             attr_timeout: config.attr_timeout,
             negative_timeout: config.negative_timeout,
             acls: config.default_permissions,
-            handles,
+            opens_files,
+            opens_directories: AtomicBool::new(false),
             offered: passthrough,
             passthrough_on: AtomicBool::new(false),
         }
@@ -73,6 +69,10 @@ impl Server {
     pub(super) fn end(&self) -> Result<()> {
         self.pool.end();
         self.union.end()
+    }
+
+    pub(super) fn opens_files(&self) -> bool {
+        self.opens_files.load(Ordering::Relaxed) // Relaxed: settled by the handshake, before any request.
     }
 
     pub(super) fn passthrough(&self) -> Option<&Passthrough> {
@@ -146,7 +146,7 @@ impl Server {
     pub(super) fn created(&self, entry: &Entry, reply: ReplyCreate) {
         let attr = entry_attributes(entry.id, &entry.attr);
         let ttl = self.entry_timeout.min(self.attr_ttl(entry));
-        if self.handles == Handles::None {
+        if !self.opens_files() {
             return reply.created(&ttl, &attr, GENERATION, FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
         }
         let fh = match self.union.open(entry.id, OpenFile::Write) {

@@ -1,6 +1,6 @@
 //! The attributes of a file.
 
-use rustix::fs::{FileType, Statx, StatxTimestamp};
+use rustix::fs::{FileType, Statx, StatxAttributes, StatxTimestamp};
 
 /// What a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -90,6 +90,8 @@ pub struct Attr {
     pub blocks: u64,
     /// The preferred size of a transfer, in bytes.
     pub blksize: u32,
+    /// Whether nothing about the file may change (`chattr +i`).
+    pub immutable: bool,
     /// Last access.
     pub atime: Timestamp,
     /// Last change of the contents.
@@ -125,6 +127,7 @@ impl From<&Statx> for Attr {
             size: s.stx_size,
             blocks: s.stx_blocks,
             blksize: s.stx_blksize,
+            immutable: s.stx_attributes.contains(StatxAttributes::IMMUTABLE),
             atime: s.stx_atime.into(),
             mtime: s.stx_mtime.into(),
             ctime: s.stx_ctime.into(),

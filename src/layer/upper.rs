@@ -45,6 +45,8 @@ pub struct Upper {
     pub features: Features,
     /// Whether data is on the disk before it is published.
     pub durable: bool,
+    /// Whether reading updates the access times of files.
+    atime: bool,
     /// Whether the workdir itself was made for this mount.
     made_workdir: bool,
     /// Held open for its lock.
@@ -175,6 +177,7 @@ impl Upper {
             features,
             durable: !config.volatile,
             work,
+            atime: config.atime,
             made_workdir: false,
             _lock: lock,
         })
@@ -215,7 +218,8 @@ impl Upper {
         if !self.features.tmpfile {
             return Ok(None);
         }
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let quiet = if self.atime { OFlags::empty() } else { OFlags::NOATIME };
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC | quiet;
         let fd = rustix::fs::openat(self.work.fd(), ".", flags, Mode::RUSR | Mode::WUSR);
         fd.map(Some).map_err(|e| self.layer.error("open(O_TMPFILE)", OsStr::new("work"), e))
     }

@@ -100,7 +100,9 @@ impl Whiteouts {
     }
 
     /// Marks the directory `dir` as one that holds whiteouts of this form, where the form needs that.
-    fn prepare(&self, dir: BorrowedFd<'_>) -> Result<()> {
+    ///
+    /// Comes before every [`Whiteouts::hide`] in a directory of upper.
+    pub fn prepare(&self, dir: BorrowedFd<'_>) -> Result<()> {
         let own = OsStr::new("");
         if self.format != Format::Xattr || self.namespace.get(dir, own, Mark::Opaque)?.is_some() {
             return Ok(());
@@ -119,7 +121,6 @@ impl Whiteouts {
         name: &OsStr,
         standing: Standing,
     ) -> Result<Option<OsString>> {
-        self.prepare(dir)?;
         if self.format == Format::DotWh {
             return self.hide_beside(work, dir, name, standing);
         }

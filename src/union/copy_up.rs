@@ -83,6 +83,9 @@ impl Union {
         let Real::Lower(dir) = place.real else { return Ok(()) };
         let name: Arc<OsStr> = if inode.dir().is_some() { OsStr::new("").into() } else { place.name.clone() };
         let attr = self.lowers.stat(&dir, &name)?;
+        if attr.immutable {
+            return Err(Error::Refused(Errno::PERM));
+        }
         let source = Source { dir, name, attr };
         let upper = self.writable()?;
         let made = match inode.kind {
@@ -349,9 +352,6 @@ impl Union {
 
     /// Records where the data of a metacopy is, before it has a name that does not say so; `place` is the metacopy.
     pub(super) fn lead_metacopy_below(&self, upper: &Upper, place: Place<'_>, inode: &Arc<Inode>) -> Result<()> {
-        if !self.metacopy {
-            return Ok(());
-        }
         let Some((dir, name)) = self.data_below(inode)? else { return Ok(()) };
         let mut path = dir.components();
         path.push(name);

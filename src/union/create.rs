@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
@@ -15,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::layer::acl;
 use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::dotwh_name;
-use crate::layer::name::Name;
+use crate::layer::name::{Name, WH_OPAQUE};
 use crate::layer::overlay::{Mark, Marks};
 use crate::layer::upper::{Place, Publish, Shape, Upper};
 use crate::sys::xattr;
@@ -116,7 +117,8 @@ impl Union {
         // Whose file it is the kernel settles as it should where we act as the caller does; so does it the ACLs.
         if vacancy == Vacancy::Free && (caller == self.server || !self.may_chown) {
             let masked = if inherits { mode } else { mode & !umask };
-            let fd = make_in_place(upper, dir.as_fd(), name, new, masked)?;
+            let quiet = if self.atime { OFlags::empty() } else { OFlags::NOATIME };
+            let fd = make_in_place(upper, dir.as_fd(), name, new, masked, quiet)?;
             let mut attr = upper.stat(dir.as_fd(), name)?;
             let exact = if inherits || matches!(new, New::Symlink(_)) {
                 attr.mode
@@ -248,8 +250,8 @@ impl Union {
         if upper.features.xattrs {
             return upper.set_mark(place, Mark::Opaque, b"y");
         }
-        let entry = OsString::from(format!("{}/{}", place.name.to_string_lossy(), crate::layer::name::WH_OPAQUE));
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
+        let entry = OsString::from_vec([place.name.as_bytes(), b"/", WH_OPAQUE.as_bytes()].concat());
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let made = rustix::fs::openat(place.dir, &entry, flags, Mode::RUSR | Mode::WUSR);
         made.map(drop).map_err(|e| upper.layer.error("openat", &entry, e))
     }
@@ -296,11 +298,18 @@ fn shape(new: New<'_>) -> Shape<'_> {
 }
 
 /// Makes `new` where it belongs: one call, so that it is whole or not there.
-fn make_in_place(upper: &Upper, dir: BorrowedFd<'_>, name: &OsStr, new: New<'_>, mode: u32) -> Result<Option<OwnedFd>> {
+fn make_in_place(
+    upper: &Upper,
+    dir: BorrowedFd<'_>,
+    name: &OsStr,
+    new: New<'_>,
+    mode: u32,
+    quiet: OFlags,
+) -> Result<Option<OwnedFd>> {
     let bits = Mode::from_raw_mode(mode);
     let made = match new {
         New::Regular => {
-            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | quiet;
             rustix::fs::openat(dir, name, flags, bits).map(Some)
         }
         New::Directory => rustix::fs::mkdirat(dir, name, bits).map(|()| None),

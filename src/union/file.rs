@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::copy_up::Data;
 use super::inode::{DataPlace, Inode, NodeId, Real};
 use super::{Attr, Caller, Fh, FileKind, Union};
-use crate::error::{Error, Result};
+use crate::error::{Error, Location, Result};
 use crate::layer::dir::{LayerDir, Serial};
 use crate::layer::fds::FdCache;
 use crate::sys::{ioctl, proc_path};
@@ -260,10 +260,12 @@ impl Union {
             self.namespace.marks(dir, name).map_err(|e| layer.error("listxattr", name, e))
         })?;
         let option = "--metacopy on";
-        let location =
-            || crate::error::Location::new(if place.real.is_upper() { "upper" } else { "lower" }, &*place.name);
+        let location = || match &place.real {
+            Real::Lower(dir) => self.lowers.location(dir, &place.name),
+            _ => Location::new("upper", &*place.name),
+        };
         if marks.foreign {
-            let option = "--xattr-namespace as it was written with";
+            let option = "the --xattr-namespace that it was written with";
             return Err(Error::NotFollowed { file: location(), what: "a metacopy or its redirect", option });
         }
         if !marks.metacopy {

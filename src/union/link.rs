@@ -36,6 +36,10 @@ impl Union {
         let vacancy = self.vacancy(&parent, &name)?;
         let upper = self.writable()?;
         let dir = self.upper_dir(&parent)?;
+        if self.stat(&inode)?.nlink == 0 {
+            // A copy without a name could be given one; the file it is a copy of lost its last.
+            return Err(Error::Refused(Errno::NOENT));
+        }
         let source = self.pin(&inode)?;
         self.lead_metacopy_below(upper, Place::file(source.as_fd()), &inode)?;
         let to = |dir: BorrowedFd<'_>, name: &OsStr| {

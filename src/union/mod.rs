@@ -52,7 +52,7 @@ pub use file::Seek;
 pub use handle::{Fh, OpenFile};
 pub use inode::{Ino, NodeId};
 pub use lookup::Entry;
-pub use readdir::{DirEntry, Flow};
+pub use readdir::{DirEntry, Flow, Looked};
 pub use remove::Unlinked;
 pub use rename::RenameFlags;
 
@@ -134,7 +134,7 @@ pub struct Union {
     index_used: AtomicBool,
 }
 
-/// What the union holds, for tests of its bounds and for `--stats`.
+/// What the union holds, for an embedder that watches its bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
     /// Inodes that the caller refers to.

@@ -12,7 +12,7 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::inode::{Inode, NodeId};
-use super::listing::{Item, Listing};
+use super::listing::Listing;
 use super::lookup::{Count, Entry};
 use super::{FileKind, Union, dir_of};
 use crate::error::Result;
@@ -30,6 +30,17 @@ pub struct DirEntry<'a> {
     pub kind: FileKind,
     /// Where reading goes on after this entry.
     pub cookie: u64,
+}
+
+/// What looking up an entry of a listing gave.
+#[derive(Debug, Clone, Copy)]
+pub enum Looked<'a> {
+    /// `.` or `..`, which are not looked up.
+    Dots,
+    /// An inode; it counts as a lookup.
+    Up(&'a Entry),
+    /// An entry that answers an error. It is known by a number that no inode has, and that need not be forgotten.
+    Broken(NodeId),
 }
 
 /// Whether a reader takes more.
@@ -69,50 +80,51 @@ impl Union {
         Ok(())
     }
 
-    /// Reads entries as [`Union::read_dir`], and looks each up; `None` stands for `.` and `..`.
+    /// Reads entries as [`Union::read_dir`], and looks each up.
     ///
     /// Each entry that was taken counts as a lookup. One that has gone since it was listed is left out.
     pub fn read_dir_plus(
         &self,
         id: NodeId,
         cookie: u64,
-        mut each: impl FnMut(DirEntry<'_>, Option<&Entry>) -> Flow,
+        mut each: impl FnMut(DirEntry<'_>, Looked<'_>) -> Flow,
     ) -> Result<()> {
         let inode = self.directory(id)?;
-        if let Flow::Full = self.dots(&inode, cookie, &mut |entry| each(entry, None)) {
+        if let Flow::Full = self.dots(&inode, cookie, &mut |entry| each(entry, Looked::Dots)) {
             return Ok(());
         }
         let listing = self.listing(&inode, cookie)?;
         for item in listing.after(cookie) {
-            match self.look_up_item(&inode, &listing, item)? {
-                Some(entry) => {
-                    let shown = DirEntry {
-                        name: listing.name(item),
-                        ino: entry.attr.ino,
-                        kind: entry.attr.kind,
-                        cookie: item.cookie,
-                    };
-                    if each(shown, Some(&entry)) == Flow::Full {
+            let name = listing.name(item);
+            let mut shown = DirEntry { name, ino: item.ino, kind: item.kind, cookie: item.cookie };
+            let full = match self.look_up_item(&inode, name) {
+                Ok(None) => continue,
+                Ok(Some(entry)) => {
+                    (shown.ino, shown.kind) = (entry.attr.ino, entry.attr.kind);
+                    let flow = each(shown, Looked::Up(&entry));
+                    if flow == Flow::Full {
                         self.forget(entry.id, 1);
-                        break;
                     }
+                    flow
                 }
-                None => continue,
+                Err(error) => {
+                    // Shown, so that nobody misses it; it answers the error when it is looked up.
+                    log::warn!("{error}");
+                    let number = self.numbers.of_name((0, 0), item.ino, inode.ino.0, name);
+                    each(shown, Looked::Broken(NodeId(number)))
+                }
+            };
+            if full == Flow::Full {
+                break;
             }
         }
         Ok(())
     }
 
-    fn look_up_item(&self, inode: &Arc<Inode>, listing: &Listing, item: &Item) -> Result<Option<Entry>> {
+    fn look_up_item(&self, inode: &Arc<Inode>, name: &OsStr) -> Result<Option<Entry>> {
         let _names = dir_of(inode)?.lock.read();
-        match self.find(inode, Name::known(listing.name(item)), Count::Lookup) {
-            Ok(found) => Ok(found.map(|(inode, attr)| Entry { id: inode.id(), attr })),
-            // A corrupt entry answers when it is looked up; the rest of the directory can be read.
-            Err(error) => {
-                log::warn!("{error}");
-                Ok(None)
-            }
-        }
+        let found = self.find(inode, Name::known(name), Count::Lookup)?;
+        Ok(found.map(|(inode, attr)| Entry { id: inode.id(), attr }))
     }
 
     fn dots(&self, inode: &Arc<Inode>, cookie: u64, each: &mut dyn FnMut(DirEntry<'_>) -> Flow) -> Flow {

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, OFlags};
 use rustix::io::Errno;
@@ -15,7 +16,7 @@ use super::{Union, dir_of};
 use crate::error::{Error, Result};
 use crate::layer::name::Name;
 use crate::layer::upper::{Publish, Upper};
-use crate::layer::whiteout::Standing;
+use crate::layer::whiteout::{Format, Standing};
 
 /// What became of a quick attempt to remove a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +49,7 @@ impl Union {
 
     fn unlink_at_pace(&self, parent: NodeId, name: Name<'_>, pace: Pace) -> Result<Unlinked> {
         let parent = self.directory(parent)?;
-        let hit = self.present(&parent, name)?;
+        let hit = self.removable(&parent, name)?;
         if hit.attr.is_dir() {
             return Err(Error::Refused(Errno::ISDIR));
         }
@@ -85,7 +86,7 @@ impl Union {
     /// Removes the empty directory `name` in `parent`. Errors: ENOENT, ENOTDIR, ENOTEMPTY, EROFS.
     pub fn rmdir(&self, parent: NodeId, name: Name<'_>) -> Result<()> {
         let parent = self.directory(parent)?;
-        self.present(&parent, name)?;
+        self.removable(&parent, name)?;
         self.ensure_upper(&parent)?;
         let names = dir_of(&parent)?.lock.write();
         let hit = self.present(&parent, name)?;
@@ -121,6 +122,12 @@ impl Union {
         self.search(parent, &name)?.ok_or(Error::Refused(Errno::NOENT))
     }
 
+    /// Returns what `name` in `parent` is, to be removed or moved. Errors: ENOENT, and EPERM for what may not change.
+    pub(super) fn removable(&self, parent: &Arc<Inode>, name: Name<'_>) -> Result<Hit> {
+        let hit = self.present(parent, name)?;
+        if hit.attr.immutable { Err(Error::Refused(Errno::PERM)) } else { Ok(hit) }
+    }
+
     /// Returns whether `hit` is a lower file whose other names will still lead to it.
     pub(super) fn will_stay_linked(&self, hit: &Hit) -> bool {
         let lower_link = matches!(hit.top, Top::Lower(_)) && !hit.attr.is_dir() && hit.attr.nlink > 1;
@@ -151,11 +158,8 @@ impl Union {
         let upper = self.writable()?;
         let dir = self.upper_dir(parent)?;
         if self.shows_below(parent, name)? {
-            dir_of(parent)?.dotwh.listed(true);
+            self.prepare_whiteout(upper, parent)?;
             let hidden = upper.whiteouts.hide(&upper.work, dir.as_fd(), name, standing);
-            if upper.whiteouts.format() == crate::layer::whiteout::Format::Xattr {
-                dir_of(parent)?.xwhiteouts.store(true, std::sync::atomic::Ordering::Release);
-            }
             return hidden.map_err(|e| upper.layer.error("whiteout", name, e));
         }
         match standing {
@@ -171,6 +175,18 @@ impl Union {
                 Err(errno) => Err(upper.layer.error("rmdir", name, errno)),
             },
         }
+    }
+
+    /// Makes ready for a whiteout in upper's `parent`, and remembers that there may be one.
+    pub(super) fn prepare_whiteout(&self, upper: &Upper, parent: &Arc<Inode>) -> Result<()> {
+        let dir = dir_of(parent)?;
+        match upper.whiteouts.format() {
+            Format::Char => return Ok(()),
+            Format::DotWh => dir.dotwh.listed(true),
+            Format::Xattr => dir.xwhiteouts.store(true, Ordering::Release),
+        }
+        let fd = self.upper_dir(parent)?;
+        upper.whiteouts.prepare(fd.as_fd()).map_err(|e| upper.layer.error("setxattr", OsStr::new("."), e))
     }
 
     /// Moves the directory `name` of upper's `parent` to the workdir; returns its name there.

@@ -92,7 +92,7 @@ impl Union {
         new_name: Name<'_>,
         flags: RenameFlags,
     ) -> Result<()> {
-        let moved = self.present(from, name)?;
+        let moved = self.removable(from, name)?;
         self.check_movable(&moved)?;
         self.ensure_upper(from)?;
         self.ensure_upper(to)?;
@@ -237,10 +237,12 @@ impl Union {
     /// Moves the old name onto the new one in upper, leaving a whiteout where a lower layer shows the old one.
     fn replace(&self, old: &End<'_>, new: &End<'_>, flags: RenameFlags) -> Result<()> {
         let upper = self.writable()?;
-        let hide = flags.contains(RenameFlags::WHITEOUT) || self.shows_below(old.parent, &old.name)?;
+        // A whiteout that hides nothing is left where it was asked for and costs no mark on its directory.
+        let asked = flags.contains(RenameFlags::WHITEOUT) && upper.whiteouts.format() == Format::Char;
+        let hide = asked || self.shows_below(old.parent, &old.name)?;
         let directory = old.hit.as_ref().is_some_and(|hit| hit.attr.is_dir());
         if hide {
-            dir_of(old.parent)?.dotwh.listed(true);
+            self.prepare_whiteout(upper, old.parent)?;
         }
         match self.in_upper(new.parent, &new.name)? {
             InUpper::Whiteout if hide && upper.whiteouts.format() != Format::DotWh => self.exchange(old, new),

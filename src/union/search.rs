@@ -255,7 +255,7 @@ impl Union {
     /// Errors: EIO for a redirect that this mount does not follow, or that is garbage.
     fn way_below(&self, marks: &Marks, name: &OsStr, location: &dyn Fn() -> Location) -> Result<Way> {
         if marks.foreign {
-            let option = "--xattr-namespace as it was written with";
+            let option = "the --xattr-namespace that it was written with";
             return Err(Error::NotFollowed { file: location(), what: "a redirect", option });
         }
         let Some(value) = &marks.redirect else { return Ok(Way::Sibling(name.to_owned())) };

@@ -5,7 +5,7 @@ use rustix::fs::{Access, FallocateFlags, FileType, OFlags, RenameFlags, SeekFrom
 use super::actor::Who;
 use super::model::Model;
 use super::op::{Follow, Op, SLOTS, Time, Value};
-use super::plan::{acl, capability, mode, owner, target, time};
+use super::plan::{acl, capability, is_longest, mode, owner, target, time};
 use super::rng::Rng;
 use super::tree::Holes;
 
@@ -40,7 +40,7 @@ impl Model {
             46..68 => self.on_attributes(rng),
             68..74 => self.on_directory(rng),
             74..99 => self.on_slot(rng),
-            _ => Op::Umask { mask: *rng.pick(&[0o022, 0, 0o077, 0o027]) },
+            _ => umask(rng),
         };
         Step::Do(who, op)
     }
@@ -57,27 +57,49 @@ impl Model {
                     5 => (self.existing(rng, FILES), OFlags::APPEND),
                     _ => (self.existing(rng, FILES), OFlags::empty()),
                 };
-                let access = if rng.chance(50) { OFlags::WRONLY } else { OFlags::RDWR };
+                let access = if rng.chance(50) {
+                    OFlags::WRONLY
+                } else {
+                    OFlags::RDWR
+                };
                 let (offset, len) = (offset(rng), length(rng));
-                Op::WriteFile { at, flags: flags | access, mode: mode(rng), offset, len, seed: rng.next() % 100 }
+                Op::WriteFile {
+                    at,
+                    flags: flags | access,
+                    mode: mode(rng),
+                    offset,
+                    len,
+                    seed: rng.next() % 100,
+                }
             }
-            6..8 => Op::ReadFile { at: self.existing(rng, FILES) },
-            _ => Op::Truncate { path: self.path(rng, FILES), len: offset(rng) },
+            6..8 => Op::ReadFile {
+                at: self.existing(rng, FILES),
+            },
+            _ => Op::Truncate {
+                path: self.path(rng, FILES),
+                len: offset(rng),
+            },
         }
     }
 
     fn on_name(&self, rng: &mut Rng) -> Op {
         match rng.below(100) {
-            0..12 => Op::Mkdir { at: self.new_name(rng), mode: mode(rng) },
+            0..12 => self.mkdir(rng),
             12..18 => self.mknod(rng),
-            18..24 => Op::Symlink { target: target(rng), at: self.new_name(rng) },
-            24..36 => {
-                let follow = if rng.chance(80) { Follow::No } else { Follow::Yes };
-                Op::Link { from: self.existing(rng, NOT_DIRS), to: self.new_name(rng), follow }
-            }
-            36..48 => Op::Unlink { at: self.existing(rng, NOT_DIRS) },
-            48..51 => Op::RemoveTree { at: self.existing(rng, DIRS) },
-            51..58 => Op::Rmdir { at: self.existing(rng, DIRS) },
+            18..24 => Op::Symlink {
+                target: target(rng),
+                at: self.new_name(rng),
+            },
+            24..36 => self.link(rng),
+            36..48 => Op::Unlink {
+                at: self.existing(rng, NOT_DIRS),
+            },
+            48..51 => Op::RemoveTree {
+                at: self.existing(rng, DIRS),
+            },
+            51..58 => Op::Rmdir {
+                at: self.existing(rng, DIRS),
+            },
             _ => self.rename(rng),
         }
     }
@@ -94,7 +116,12 @@ impl Model {
             // What would be a whiteout.
             (FileType::CharacterDevice, (0, 0)),
         ]);
-        Op::Mknod { at: self.new_name(rng), kind, mode: mode(rng), device }
+        Op::Mknod {
+            at: self.new_name(rng),
+            kind,
+            mode: mode(rng),
+            device,
+        }
     }
 
     fn rename(&self, rng: &mut Rng) -> Op {
@@ -110,45 +137,138 @@ impl Model {
             4..6 => (RenameFlags::empty(), self.existing(rng, alike)),
             _ => (RenameFlags::empty(), self.new_name(rng)),
         };
-        Op::Rename { from, to, flags, probe: rng.chance(40) }
+        if self.redirects_long_name(&from, &to) {
+            let follow = Follow::No;
+            return Op::Stat { at: from, follow };
+        }
+        let probe = rng.chance(40);
+        Op::Rename {
+            from,
+            to,
+            flags,
+            probe,
+        }
+    }
+
+    fn link(&self, rng: &mut Rng) -> Op {
+        let (from, to) = (self.existing(rng, NOT_DIRS), self.new_name(rng));
+        let follow = if rng.chance(80) {
+            Follow::No
+        } else {
+            Follow::Yes
+        };
+        if self.redirects_long_name(&from, &to) {
+            return Op::Stat { at: from, follow };
+        }
+        Op::Link { from, to, follow }
+    }
+
+    fn mkdir(&self, rng: &mut Rng) -> Op {
+        let mut at = self.new_name(rng);
+        if is_longest(&at.1) {
+            at.1.set_file_name("long");
+        }
+        Op::Mkdir {
+            at,
+            mode: mode(rng),
+        }
     }
 
     fn on_attributes(&self, rng: &mut Rng) -> Op {
-        let follow = if rng.chance(50) { Follow::Yes } else { Follow::No };
+        let follow = if rng.chance(50) {
+            Follow::Yes
+        } else {
+            Follow::No
+        };
         match rng.below(100) {
-            0..18 => Op::Stat { at: self.existing(rng, &[]), follow },
+            0..18 => Op::Stat {
+                at: self.existing(rng, &[]),
+                follow,
+            },
             18..22 => {
-                let access = *rng.pick(&[Access::READ_OK, Access::WRITE_OK, Access::EXEC_OK, Access::EXISTS]);
-                Op::Access { at: self.existing(rng, &[]), access }
+                let access = *rng.pick(&[
+                    Access::READ_OK,
+                    Access::WRITE_OK,
+                    Access::EXEC_OK,
+                    Access::EXISTS,
+                ]);
+                Op::Access {
+                    at: self.existing(rng, &[]),
+                    access,
+                }
             }
-            22..28 => Op::Readlink { at: self.existing(rng, &[FileType::Symlink]) },
-            28..30 => Op::Statfs { path: self.path(rng, &[]) },
-            30..42 => Op::Chmod { at: self.existing(rng, &[]), mode: mode(rng) },
+            22..28 => Op::Readlink {
+                at: self.existing(rng, &[FileType::Symlink]),
+            },
+            28..30 => Op::Statfs {
+                path: self.path(rng, &[]),
+            },
+            30..42 => Op::Chmod {
+                at: self.existing(rng, &[]),
+                mode: mode(rng),
+            },
             42..52 => {
                 let (uid, gid) = some_owner(rng);
-                Op::Chown { at: self.existing(rng, &[]), uid, gid, follow }
+                Op::Chown {
+                    at: self.existing(rng, &[]),
+                    uid,
+                    gid,
+                    follow,
+                }
             }
             52..62 => {
                 let (atime, mtime) = (when(rng), when(rng));
-                Op::Utimens { at: self.existing(rng, &[]), atime, mtime, follow }
+                Op::Utimens {
+                    at: self.existing(rng, &[]),
+                    atime,
+                    mtime,
+                    follow,
+                }
             }
             62..76 => {
                 let (name, value) = xattr(rng);
-                let flags =
-                    *rng.pick(&[XattrFlags::empty(), XattrFlags::empty(), XattrFlags::CREATE, XattrFlags::REPLACE]);
-                Op::SetXattr { path: self.path(rng, &[]), name, value, flags, follow }
+                let flags = *rng.pick(&[
+                    XattrFlags::empty(),
+                    XattrFlags::empty(),
+                    XattrFlags::CREATE,
+                    XattrFlags::REPLACE,
+                ]);
+                Op::SetXattr {
+                    path: self.path(rng, &[]),
+                    name,
+                    value,
+                    flags,
+                    follow,
+                }
             }
-            76..84 => Op::GetXattr { path: self.path(rng, &[]), name: xattr(rng).0, follow },
-            84..92 => Op::ListXattr { path: self.path(rng, &[]), follow },
-            _ => Op::RemoveXattr { path: self.path(rng, &[]), name: xattr(rng).0, follow },
+            76..84 => Op::GetXattr {
+                path: self.path(rng, &[]),
+                name: xattr(rng).0,
+                follow,
+            },
+            84..92 => Op::ListXattr {
+                path: self.path(rng, &[]),
+                follow,
+            },
+            _ => Op::RemoveXattr {
+                path: self.path(rng, &[]),
+                name: xattr(rng).0,
+                follow,
+            },
         }
     }
 
     fn on_directory(&self, rng: &mut Rng) -> Op {
         let buffer = *rng.pick(&[400, 1000, 32 * 1024]);
         match rng.below(12) {
-            0 => Op::ListAndUnlink { at: self.existing(rng, DIRS), buffer },
-            _ => Op::List { at: self.existing(rng, DIRS), buffer },
+            0 => Op::ListAndUnlink {
+                at: self.existing(rng, DIRS),
+                buffer,
+            },
+            _ => Op::List {
+                at: self.existing(rng, DIRS),
+                buffer,
+            },
         }
     }
 
@@ -160,33 +280,63 @@ impl Model {
         let slot = *rng.pick(&used);
         match rng.below(100) {
             0..8 => Op::Close { slot },
-            8..20 => Op::Read { slot, offset: offset(rng), len: length(rng) },
+            8..20 => Op::Read {
+                slot,
+                offset: offset(rng),
+                len: length(rng),
+            },
             20..34 => {
                 let offset = rng.chance(50).then(|| offset(rng));
-                Op::Write { slot, offset, len: length(rng), seed: rng.next() % 100 }
+                Op::Write {
+                    slot,
+                    offset,
+                    len: length(rng),
+                    seed: rng.next() % 100,
+                }
             }
-            34..42 => Op::Ftruncate { slot, len: offset(rng) },
+            34..42 => Op::Ftruncate {
+                slot,
+                len: offset(rng),
+            },
             42..48 => self.fallocate(rng, slot),
             48..54 => self.seek(rng, slot),
             54..58 => {
                 let (offset, to_offset) = (offset(rng), offset(rng));
-                Op::CopyRange { from: *rng.pick(&used), to: slot, offset, to_offset, len: length(rng) }
+                Op::CopyRange {
+                    from: *rng.pick(&used),
+                    to: slot,
+                    offset,
+                    to_offset,
+                    len: length(rng),
+                }
             }
             58..74 => Op::Fstat { slot },
-            74..78 => Op::SameInode { slot, at: self.existing(rng, &[]) },
-            78..82 => Op::Fchmod { slot, mode: mode(rng) },
+            74..78 => Op::SameInode {
+                slot,
+                at: self.existing(rng, &[]),
+            },
+            78..82 => Op::Fchmod {
+                slot,
+                mode: mode(rng),
+            },
             82..85 => {
                 let (uid, gid) = some_owner(rng);
                 Op::Fchown { slot, uid, gid }
             }
-            85..88 => Op::Futimens { slot, mtime: when(rng) },
+            85..88 => Op::Futimens {
+                slot,
+                mtime: when(rng),
+            },
             88..92 => Op::Fsync { slot },
             92..95 => {
                 let (name, value) = xattr(rng);
                 Op::FsetXattr { slot, name, value }
             }
             95..98 => Op::FlistXattr { slot },
-            _ => Op::FremoveXattr { slot, name: xattr(rng).0 },
+            _ => Op::FremoveXattr {
+                slot,
+                name: xattr(rng).0,
+            },
         }
     }
 
@@ -195,7 +345,12 @@ impl Model {
         let mode = mode(rng);
         if rng.chance(25) {
             let at = self.existing(rng, DIRS);
-            return Op::Open { slot, at, flags: OFlags::RDONLY | OFlags::DIRECTORY, mode };
+            return Op::Open {
+                slot,
+                at,
+                flags: OFlags::RDONLY | OFlags::DIRECTORY,
+                mode,
+            };
         }
         let (at, extra) = match rng.below(10) {
             0 => (self.new_name(rng), OFlags::CREATE),
@@ -207,7 +362,12 @@ impl Model {
         };
         let access = *rng.pick(&[OFlags::RDONLY, OFlags::RDWR, OFlags::RDWR, OFlags::WRONLY]);
         // A FIFO must not wait for its other end.
-        Op::Open { slot, at, flags: extra | access | OFlags::NONBLOCK, mode }
+        Op::Open {
+            slot,
+            at,
+            flags: extra | access | OFlags::NONBLOCK,
+            mode,
+        }
     }
 
     /// FUSE passes these modes on and answers EOPNOTSUPP to the others by itself
@@ -224,7 +384,12 @@ impl Model {
                 FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
             ]),
         };
-        Op::Fallocate { slot, mode, offset: offset(rng), len: length(rng) as u64 }
+        Op::Fallocate {
+            slot,
+            mode,
+            offset: offset(rng),
+            len: length(rng) as u64,
+        }
     }
 
     fn seek(&self, rng: &mut Rng, slot: usize) -> Op {
@@ -250,6 +415,14 @@ const NOT_DIRS: &[FileType] = &[
     FileType::CharacterDevice,
     FileType::BlockDevice,
 ];
+
+/// Draws a umask that leaves the group its x. A write takes the sgid bit of a file without it where the
+/// writer is not in its group; FUSE leaves it (linux/fuse.h, FUSE_HANDLE_KILLPRIV_V2) and does not tell
+/// a server the groups to decide by.
+fn umask(rng: &mut Rng) -> Op {
+    let mask = *rng.pick(&[0o022, 0, 0o007, 0o027]);
+    Op::Umask { mask }
+}
 
 fn offset(rng: &mut Rng) -> u64 {
     match rng.below(10) {
@@ -284,11 +457,12 @@ fn when(rng: &mut Rng) -> Time {
 
 fn some_owner(rng: &mut Rng) -> (Option<u32>, Option<u32>) {
     let (uid, gid) = owner(rng);
-    match rng.below(4) {
+    match rng.below(3) {
         0 => (Some(uid), None),
         1 => (None, Some(gid)),
-        2 => (Some(uid), Some(gid)),
-        _ => (None, None),
+        // Not neither: with FUSE_HANDLE_KILLPRIV_V2 that is no request (fs/fuse/dir.c, fuse_setattr),
+        // so that the suid bit which the kernel's overlayfs takes away stays.
+        _ => (Some(uid), Some(gid)),
     }
 }
 
@@ -301,7 +475,10 @@ fn named_xattr(rng: &mut Rng) -> (String, Vec<u8>) {
     let value = vec![b'v'; *rng.pick(&[0, 1, 5, 30, 1500])];
     match rng.below(20) {
         0..7 => ("user.one".to_owned(), value),
-        7..9 => (format!("user.{}", "n".repeat(*rng.pick(&[2, 250, 251]))), value),
+        7..9 => (
+            format!("user.{}", "n".repeat(*rng.pick(&[2, 250, 251]))),
+            value,
+        ),
         9..11 => ("trusted.two".to_owned(), value),
         11 => ("trusted.overlay.opaque".to_owned(), b"y".to_vec()),
         12 => ("trusted.overlay.foo".to_owned(), value),
@@ -310,6 +487,10 @@ fn named_xattr(rng: &mut Rng) -> (String, Vec<u8>) {
         15..17 => ("system.posix_acl_access".to_owned(), acl(rng)),
         17 => ("system.posix_acl_default".to_owned(), acl(rng)),
         18 => ("security.capability".to_owned(), capability()),
-        _ => (rng.pick(&["user.", "none", "nonsense.x", "trusted."]).to_string(), value),
+        _ => (
+            rng.pick(&["user.", "none", "nonsense.x", "trusted."])
+                .to_string(),
+            value,
+        ),
     }
 }

@@ -9,11 +9,14 @@ use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags,
+};
 use rustix::io::Errno;
 
 use super::observe::brief;
 use super::rng::Rng;
+use super::tree::Holes;
 
 /// What an entry is.
 #[derive(Clone)]
@@ -51,7 +54,14 @@ pub struct Item {
 
 impl fmt::Debug for Item {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { path, mode, uid, gid, mtime, .. } = self;
+        let Self {
+            path,
+            mode,
+            uid,
+            gid,
+            mtime,
+            ..
+        } = self;
         match &self.node {
             Node::Dir => write!(f, "dir      {path:?}")?,
             Node::File { size, extents } => {
@@ -65,7 +75,11 @@ impl fmt::Debug for Item {
             Node::Whiteout => return write!(f, "whiteout {path:?}"),
             Node::XattrWhiteout => return write!(f, "xattr whiteout {path:?}"),
         }
-        write!(f, " {mode:04o} {uid}:{gid} mtime={}.{:09}", mtime.0, mtime.1)?;
+        write!(
+            f,
+            " {mode:04o} {uid}:{gid} mtime={}.{:09}",
+            mtime.0, mtime.1
+        )?;
         for (name, value) in &self.xattrs {
             write!(f, " {name}={}", brief(value))?;
         }
@@ -81,9 +95,23 @@ pub fn longest_name() -> String {
     "L".repeat(255)
 }
 
+/// Tells whether `path` ends in the longest name. No directory has it: where such a one is renamed, its
+/// redirect is longer than the 256 bytes that the kernel allows (its `redirect_max`), and the kernel
+/// says EXDEV where ours does it.
+pub fn is_longest(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.len() == 255)
+}
+
 /// Returns a name: few enough that operations meet each other.
 pub fn name(rng: &mut Rng) -> PathBuf {
-    const ODD: &[&[u8]] = &[b"sp ace", b"new\nline", b"\xff\xfe", b".hidden", b"back\\slash", b"co:lon"];
+    const ODD: &[&[u8]] = &[
+        b"sp ace",
+        b"new\nline",
+        b"\xff\xfe",
+        b".hidden",
+        b"back\\slash",
+        b"co:lon",
+    ];
     match rng.below(20) {
         0 => PathBuf::from(longest_name()),
         1..3 => std::ffi::OsString::from_vec(rng.pick(ODD).to_vec()).into(),
@@ -107,14 +135,17 @@ pub fn target(rng: &mut Rng) -> PathBuf {
 /// Returns a mode for a file or a directory; the suid, sgid and sticky bits are among them.
 pub fn mode(rng: &mut Rng) -> u32 {
     *rng.pick(&[
-        0o644, 0o644, 0o755, 0o755, 0o777, 0o600, 0o700, 0o000, 0o444, 0o555, 0o4755, 0o2755, 0o2711, 0o1777, 0o6775,
-        0o666, 0o711,
+        0o644, 0o644, 0o755, 0o755, 0o777, 0o600, 0o700, 0o000, 0o444, 0o555, 0o4755, 0o2755,
+        0o2711, 0o1777, 0o6775, 0o666, 0o711,
     ])
 }
 
 /// Returns an owner and a group.
 pub fn owner(rng: &mut Rng) -> (u32, u32) {
-    (*rng.pick(&[0, 0, 1000, 1000, 1001]), *rng.pick(&[0, 1000, 1000, 2000, 3000]))
+    (
+        *rng.pick(&[0, 0, 1000, 1000, 1001]),
+        *rng.pick(&[0, 1000, 1000, 2000, 3000]),
+    )
 }
 
 /// Returns a time that no run will ever take for "now".
@@ -123,7 +154,10 @@ pub fn time(rng: &mut Rng) -> (i64, i64) {
         0 => (0, 0),
         1 => (-1_000_000, 5),
         2 => (4_000_000_000, 123_456_789),
-        _ => (1_000_000_000 + rng.below(300_000_000) as i64, rng.below(1_000_000_000) as i64),
+        _ => (
+            1_000_000_000 + rng.below(300_000_000) as i64,
+            rng.below(1_000_000_000) as i64,
+        ),
     }
 }
 
@@ -131,14 +165,18 @@ pub fn time(rng: &mut Rng) -> (i64, i64) {
 /// `system.posix_acl_access`: version 2 and entries of tag, permissions and id.
 pub fn acl(rng: &mut Rng) -> Vec<u8> {
     const UNDEFINED: u32 = u32::MAX;
-    let mut entries = vec![(0x01_u16, 7, UNDEFINED), (0x04, rng.below(8) as u16, UNDEFINED)];
+    let mut entries = vec![
+        (0x01_u16, 7, UNDEFINED),
+        (0x04, rng.below(8) as u16, UNDEFINED),
+    ];
     if rng.chance(70) {
         entries.push((0x02, rng.below(8) as u16, 1000));
     }
     if rng.chance(40) {
         entries.push((0x08, rng.below(8) as u16, 2000));
     }
-    entries.push((0x10, rng.below(8) as u16, UNDEFINED));
+    // With x in the mask: see umask() in generate.rs.
+    entries.push((0x10, rng.below(8) as u16 | 1, UNDEFINED));
     entries.push((0x20, rng.below(8) as u16, UNDEFINED));
     // The kernel wants the tags in ascending order.
     entries.sort_by_key(|&(tag, _, id)| (tag, id));
@@ -157,31 +195,41 @@ pub fn capability() -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-fn contents(rng: &mut Rng) -> Node {
+/// The kernel's copy-up looks for holes where a chunk of this size begins, and nowhere else.
+const COPY_UP_CHUNK: u64 = 1 << 20;
+
+fn contents(rng: &mut Rng, holes: Holes) -> Node {
     let size = match rng.below(12) {
         0..2 => 0,
         2..6 => 1 + rng.below(200) as u64,
         6..10 => rng.below(40_000) as u64,
         10 => 200_000 + rng.below(100_000) as u64,
-        // Past the kernel's copy-up chunk of 1 MiB.
         _ => 3_000_000,
     };
     let sparse = size > 20_000 && rng.chance(50);
-    let extents = if size == 0 {
-        Vec::new()
-    } else if sparse {
-        let mut extents = Vec::new();
-        let mut at = if rng.chance(50) { 0 } else { 8192 };
-        while at < size {
-            let len = (1 + rng.below(3) as u64 * 4000).min(size - at);
-            extents.push((at, len as u32));
-            at += len + (1 + rng.below(1 + size as usize / 16) as u64).next_multiple_of(4096);
+    let extents = match (sparse, holes) {
+        _ if size == 0 => Vec::new(),
+        (false, _) => vec![(0, size as u32)],
+        (true, Holes::Ignore) => scattered(rng, size),
+        // The holes that the kernel keeps, so that they can be compared: before the data, or all of it.
+        (true, Holes::Compare) if rng.chance(30) => Vec::new(),
+        (true, Holes::Compare) => {
+            let data = (size / 2).min(COPY_UP_CHUNK / 2);
+            vec![(size - data, data as u32)]
         }
-        extents
-    } else {
-        vec![(0, size as u32)]
     };
     Node::File { size, extents }
+}
+
+fn scattered(rng: &mut Rng, size: u64) -> Vec<(u64, u32)> {
+    let mut extents = Vec::new();
+    let mut at = if rng.chance(50) { 0 } else { 8192 };
+    while at < size {
+        let len = (1 + rng.below(3) as u64 * 4000).min(size - at);
+        extents.push((at, len as u32));
+        at += len + (1 + rng.below(1 + size as usize / 4) as u64).next_multiple_of(4096);
+    }
+    extents
 }
 
 fn xattrs(rng: &mut Rng, node: &Node) -> Vec<(String, Vec<u8>)> {
@@ -201,7 +249,11 @@ fn xattrs(rng: &mut Rng, node: &Node) -> Vec<(String, Vec<u8>)> {
     if file && rng.chance(5) {
         all.push(("security.capability".to_owned(), capability()));
     }
-    if !matches!(node, Node::HardLink(_) | Node::Whiteout | Node::XattrWhiteout) && rng.chance(5) {
+    if !matches!(
+        node,
+        Node::HardLink(_) | Node::Whiteout | Node::XattrWhiteout
+    ) && rng.chance(5)
+    {
         all.push(("trusted.two".to_owned(), b"two".to_vec()));
     }
     all
@@ -212,28 +264,66 @@ fn xattrs(rng: &mut Rng, node: &Node) -> Vec<(String, Vec<u8>)> {
 struct Below {
     dirs: BTreeSet<PathBuf>,
     names: BTreeMap<PathBuf, BTreeSet<PathBuf>>,
+    /// What shows, merged.
+    visible: BTreeSet<PathBuf>,
 }
 
+impl Below {
+    fn add(&mut self, layer: &[Item]) {
+        for item in layer {
+            let path = item.path.clone();
+            let is_dir = matches!(item.node, Node::Dir);
+            if is_dir {
+                self.dirs.insert(path.clone());
+            }
+            if !is_dir || is_opaque(item) {
+                self.visible.retain(|shown| !is_within(shown, &path));
+            }
+            if !matches!(item.node, Node::Whiteout | Node::XattrWhiteout) {
+                self.visible.insert(path.clone());
+            }
+            let parent = path.parent().unwrap_or(Path::new("")).to_owned();
+            self.names.entry(parent).or_default().insert(path);
+        }
+    }
+}
+
+fn is_opaque(item: &Item) -> bool {
+    let opaque = |(name, value): &(String, Vec<u8>)| name == OPAQUE && value == b"y";
+    item.xattrs.iter().any(opaque)
+}
+
+const OPAQUE: &str = "trusted.overlay.opaque";
+
 /// Generates `count` layers, topmost first.
-pub fn generate(rng: &mut Rng, count: usize) -> Vec<Layer> {
+pub fn generate(rng: &mut Rng, count: usize, holes: Holes) -> Vec<Layer> {
     let mut below = Below::default();
     let mut layers = Vec::new();
     for depth in 0..count {
-        let layer = generate_layer(rng, &below, depth > 0);
-        for item in &layer {
-            if matches!(item.node, Node::Dir) {
-                below.dirs.insert(item.path.clone());
-            }
-            let parent = item.path.parent().unwrap_or(Path::new("")).to_owned();
-            below.names.entry(parent).or_default().insert(item.path.clone());
-        }
+        let place = match depth {
+            0 => Place::Bottom,
+            _ if depth + 1 == count => Place::Top,
+            _ => Place::Middle,
+        };
+        let layer = generate_layer(rng, &below, place, holes);
+        below.add(&layer);
         layers.push(layer);
     }
     layers.reverse();
     layers
 }
 
-fn generate_layer(rng: &mut Rng, below: &Below, covers: bool) -> Layer {
+/// Where a layer stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Bottom,
+    Middle,
+    /// A prelude may change this one as an upper, in which the kernel knows no xattr whiteouts.
+    Top,
+}
+
+fn generate_layer(rng: &mut Rng, below: &Below, place: Place, holes: Holes) -> Layer {
+    let covers = place != Place::Bottom;
     let mut layer = Layer::new();
     let mut dirs = vec![PathBuf::new()];
     let mut files: Vec<PathBuf> = Vec::new();
@@ -241,39 +331,64 @@ fn generate_layer(rng: &mut Rng, below: &Below, covers: bool) -> Layer {
     let mut taken: BTreeSet<PathBuf> = BTreeSet::new();
     let wanted = 8 + rng.below(18);
     for _ in 0..wanted {
-        let shared: Vec<_> = below.dirs.iter().filter(|dir| !taken.contains(*dir)).cloned().collect();
+        let shared: Vec<_> = below
+            .dirs
+            .iter()
+            .filter(|dir| !taken.contains(*dir))
+            .cloned()
+            .collect();
         if !shared.is_empty() && rng.chance(25) {
             let dir = rng.pick(&shared).clone();
             add_parents(rng, &dir, &mut layer, &mut dirs, &mut taken);
             continue;
         }
         let parent = rng.pick(&dirs).clone();
-        let existing: Vec<_> = below.names.get(&parent).into_iter().flatten().cloned().collect();
-        let path =
-            if !existing.is_empty() && rng.chance(55) { rng.pick(&existing).clone() } else { parent.join(name(rng)) };
+        let existing: Vec<_> = below
+            .names
+            .get(&parent)
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect();
+        let path = if !existing.is_empty() && rng.chance(55) {
+            rng.pick(&existing).clone()
+        } else {
+            parent.join(name(rng))
+        };
         if !taken.insert(path.clone()) {
             continue;
         }
         let node = match rng.below(100) {
-            0..38 => contents(rng),
-            38..62 if path.components().count() < 5 => Node::Dir,
+            0..38 => contents(rng, holes),
+            38..62 if path.components().count() < 5 && !is_longest(&path) => Node::Dir,
             62..72 => Node::Symlink(target(rng)),
             72..84 if !files.is_empty() => Node::HardLink(rng.pick(&files).clone()),
             84..87 => Node::Fifo,
             87..89 => Node::Char(1, 3),
             89 => Node::Socket,
-            90..100 if with_xattr_whiteouts.contains(&parent) => Node::XattrWhiteout,
+            // Where it hides something: in a directory that it does not merge the kernel takes it
+            // for a file.
+            90..100
+                if with_xattr_whiteouts.contains(&parent)
+                    && below.visible.contains(&path)
+                    && !layer
+                        .iter()
+                        .any(|item| is_opaque(item) && is_within(&path, &item.path)) =>
+            {
+                Node::XattrWhiteout
+            }
             90..100 if covers => Node::Whiteout,
-            _ => contents(rng),
+            _ => contents(rng, holes),
         };
         let mut item = item(rng, path.clone(), node);
         match item.node {
             Node::Dir => {
                 if covers && rng.chance(35) {
-                    let value = if rng.chance(70) { "y" } else { "x" };
-                    let opaque = ("trusted.overlay.opaque".to_owned(), value.into());
+                    let xattr_whiteouts = place == Place::Middle && rng.chance(40);
+                    let value = if xattr_whiteouts { "x" } else { "y" };
+                    let opaque = (OPAQUE.to_owned(), value.into());
                     item.xattrs.push(opaque);
-                    if value == "x" {
+                    if xattr_whiteouts {
                         with_xattr_whiteouts.insert(path.clone());
                     }
                 }
@@ -288,8 +403,17 @@ fn generate_layer(rng: &mut Rng, below: &Below, covers: bool) -> Layer {
 }
 
 /// Adds `dir` and those of its parents that the layer does not hold yet.
-fn add_parents(rng: &mut Rng, dir: &Path, layer: &mut Layer, dirs: &mut Vec<PathBuf>, taken: &mut BTreeSet<PathBuf>) {
-    let mut missing: Vec<_> = dir.ancestors().filter(|p| !p.as_os_str().is_empty()).collect();
+fn add_parents(
+    rng: &mut Rng,
+    dir: &Path,
+    layer: &mut Layer,
+    dirs: &mut Vec<PathBuf>,
+    taken: &mut BTreeSet<PathBuf>,
+) {
+    let mut missing: Vec<_> = dir
+        .ancestors()
+        .filter(|p| !p.as_os_str().is_empty())
+        .collect();
     missing.reverse();
     for path in missing {
         if dirs.iter().any(|known| known == path) {
@@ -306,15 +430,29 @@ fn add_parents(rng: &mut Rng, dir: &Path, layer: &mut Layer, dirs: &mut Vec<Path
 fn item(rng: &mut Rng, path: PathBuf, node: Node) -> Item {
     // A directory that nobody may enter hides what is in it from the unprivileged half of the
     // operations, so most are open.
-    let mode = if matches!(node, Node::Dir) && rng.chance(70) { 0o777 } else { mode(rng) };
+    let mode = if matches!(node, Node::Dir) && rng.chance(70) {
+        0o777
+    } else {
+        mode(rng)
+    };
     let (uid, gid) = owner(rng);
     let xattrs = xattrs(rng, &node);
-    Item { path, node, mode, uid, gid, mtime: time(rng), xattrs }
+    Item {
+        path,
+        node,
+        mode,
+        uid,
+        gid,
+        mtime: time(rng),
+        xattrs,
+    }
 }
 
 /// Returns `len` bytes that are never 0, so that data and holes differ.
 pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
-    (0..len as u64).map(|i| ((seed.wrapping_mul(31) + i * 7 + i / 251) % 255) as u8 + 1).collect()
+    (0..len as u64)
+        .map(|i| ((seed.wrapping_mul(31) + i * 7 + i / 251) % 255) as u8 + 1)
+        .collect()
 }
 
 /// Builds `layer` below the directory `root`, which exists and is empty. Items whose parent or link
@@ -397,7 +535,10 @@ fn write_all(file: &rustix::fd::OwnedFd, mut bytes: &[u8], mut offset: u64) -> R
 
 fn set_mtime(path: &Path, (tv_sec, tv_nsec): (i64, i64)) {
     let time = Timespec { tv_sec, tv_nsec };
-    let times = Timestamps { last_access: time, last_modification: time };
+    let times = Timestamps {
+        last_access: time,
+        last_modification: time,
+    };
     match rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW) {
         // ENOENT and ENOTDIR: the minimiser dropped what it stood in.
         Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => {}
@@ -407,5 +548,9 @@ fn set_mtime(path: &Path, (tv_sec, tv_nsec): (i64, i64)) {
 
 /// Tells whether `path` stands below `dir` or is it.
 pub fn is_within(path: &Path, dir: &Path) -> bool {
-    path == dir || path.as_os_str().as_bytes().starts_with(&[dir.as_os_str().as_bytes(), b"/"].concat())
+    path == dir
+        || path
+            .as_os_str()
+            .as_bytes()
+            .starts_with(&[dir.as_os_str().as_bytes(), b"/"].concat())
 }

@@ -3,19 +3,22 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-use crate::support::{Atime, Io, KernelMount, Layers, LowersUnchanged, Mounted, OurMount, Placement, Spec};
+use crate::support::{
+    Atime, Io, KernelMount, Layers, LowersUnchanged, Mounted, OurMount, Placement, Spec,
+};
 
 use super::actor::{Actors, Hung};
-use super::departures::explain;
+use super::departures::{Then, explain, without_mtime};
 use super::generate::Step;
 use super::model::Model;
 use super::observe::errno;
 use super::op::Op;
 use super::plan::{Layer, build};
 use super::rng::Rng;
-use super::tree::{Holes, Tree, differences, faults, renumbered, walk};
+use super::tree::{Holes, Renumbered, Tree, differences, faults, renumbered, walk};
 
 /// What is mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +31,13 @@ pub enum Subject {
     FuseOverlayfs,
 }
 
+/// Whether both mounts copy up metadata alone where that is enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metacopy {
+    On,
+    Off,
+}
+
 /// All that decides a run but its steps.
 #[derive(Clone, Debug)]
 pub struct Case {
@@ -37,7 +47,7 @@ pub struct Case {
     pub prelude: Vec<Step>,
     pub placement: Placement,
     pub holes: Holes,
-    pub features: Vec<(&'static str, &'static str)>,
+    pub metacopy: Metacopy,
     pub subjects: [Subject; 2],
 }
 
@@ -76,7 +86,11 @@ pub fn play(case: &Case, source: Source<'_>) -> Played {
         prelude(case, &layers, source).expect("the kernel's overlayfs can be mounted");
     }
     let lowers = LowersUnchanged::with(layers.lowers(), Atime::Ignore);
-    let mut played = Played { steps: Vec::new(), answers: Vec::new(), failure: None };
+    let mut played = Played {
+        steps: Vec::new(),
+        answers: Vec::new(),
+        failure: None,
+    };
     let mut at = None;
     let result = Pair::start(case, &layers)
         .and_then(|mut pair| {
@@ -86,7 +100,9 @@ pub fn play(case: &Case, source: Source<'_>) -> Played {
         })
         .and_then(|()| {
             catch_unwind(AssertUnwindSafe(|| lowers.check())).map_err(|panic| {
-                let text = panic.downcast_ref::<String>().map_or("the lowers changed", |s| s);
+                let text = panic
+                    .downcast_ref::<String>()
+                    .map_or("the lowers changed", |s| s);
                 text.to_owned()
             })
         });
@@ -116,13 +132,21 @@ fn prelude(case: &Case, layers: &Layers, source: Source<'_>) -> Result<Vec<Step>
     let mut spec = spec(case, layers, &Subject::Kernel, upper, &work, &at);
     spec.lowers = lowers.to_vec();
     let specs = [spec.clone(), spec];
-    let mut side = Side { subject: Subject::Kernel, specs, actors: None, mount: None };
+    let mut side = Side {
+        subject: Subject::Kernel,
+        specs,
+        actors: None,
+        mount: None,
+    };
     side.mount(0)?;
-    let mut model = Model::new(&side.tree(Holes::Ignore)?, case.holes);
+    let mut model = Model::new(&side.tree(Holes::Ignore)?, case.holes, case.metacopy);
     let mut steps = Vec::new();
     let (mut rng, script, count) = source.parts();
     for index in 0..count {
-        let step = script.get(index).cloned().unwrap_or_else(|| model.next(&mut rng));
+        let step = script
+            .get(index)
+            .cloned()
+            .unwrap_or_else(|| model.next(&mut rng));
         if let Step::Do(_, op) = &step {
             if side.act(&step)?.starts_with('E') {
                 model.failed(op);
@@ -166,6 +190,20 @@ impl Mount {
     }
 }
 
+/// Mounts the kernel's overlayfs. A mount namespace that another process made a moment ago has a copy of
+/// a mount that was taken down here, and the upper is busy until it has gone there too.
+fn mount_kernel(spec: &Spec) -> Result<KernelMount, String> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match KernelMount::start(spec.clone()) {
+            Err(error) if error.contains("os error 16") && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
+}
+
 /// One of the two mounts.
 struct Side {
     subject: Subject,
@@ -180,9 +218,10 @@ impl Side {
     fn mount(&mut self, upper: usize) -> Result<(), String> {
         let spec = self.specs[upper].clone();
         let path = spec.at.clone();
-        let named = |error: &dyn fmt::Display| format!("{:?} mounts upper {upper}: {error}", self.subject);
+        let named =
+            |error: &dyn fmt::Display| format!("{:?} mounts upper {upper}: {error}", self.subject);
         let mount = match self.subject {
-            Subject::Kernel => Mount::Kernel(KernelMount::start(spec).map_err(|e| named(&e))?),
+            Subject::Kernel => Mount::Kernel(mount_kernel(&spec).map_err(|e| named(&e))?),
             _ => Mount::Ours(OurMount::start(spec).map_err(|e| named(&e))?),
         };
         self.mount = Some(mount);
@@ -195,7 +234,9 @@ impl Side {
             actors.stop().map_err(|hung| self.hung(hung))?;
         }
         match self.mount.take() {
-            Some(mut mount) => mount.unmount().map_err(|e| format!("{:?}: {e}", self.subject)),
+            Some(mut mount) => mount
+                .unmount()
+                .map_err(|e| format!("{:?}: {e}", self.subject)),
             None => Ok(()),
         }
     }
@@ -212,11 +253,15 @@ impl Side {
     }
 
     fn tree(&mut self, holes: Holes) -> Result<Tree, String> {
-        self.actors().look(move || walk(holes)).map_err(|hung| self.hung(hung))
+        self.actors()
+            .look(move || walk(holes))
+            .map_err(|hung| self.hung(hung))
     }
 
     fn act(&mut self, step: &Step) -> Result<String, String> {
-        let Step::Do(who, op) = step else { unreachable!("only operations are done by one side") };
+        let Step::Do(who, op) = step else {
+            unreachable!("only operations are done by one side")
+        };
         match self.actors().act(*who, op) {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Ok(errno(error)),
@@ -245,6 +290,7 @@ struct Pair {
     swapped: bool,
     placement: Placement,
     holes: Holes,
+    metacopy: Metacopy,
     lower_inos: BTreeSet<u64>,
 }
 
@@ -262,14 +308,29 @@ impl Pair {
         }
         let side = |index: usize| {
             let subject = case.subjects[index].clone();
-            let specs = [0, 1].map(|upper| spec(case, layers, &subject, &uppers[upper], &works[upper], &mounts[index]));
-            Side { subject, specs, actors: None, mount: None }
+            let specs = [0, 1].map(|upper| {
+                spec(
+                    case,
+                    layers,
+                    &subject,
+                    &uppers[upper],
+                    &works[upper],
+                    &mounts[index],
+                )
+            });
+            Side {
+                subject,
+                specs,
+                actors: None,
+                mount: None,
+            }
         };
         let mut pair = Self {
             sides: [side(0), side(1)],
             swapped: false,
             placement: case.placement,
             holes: case.holes,
+            metacopy: case.metacopy,
             lower_inos: lower_inos(layers),
         };
         pair.mount()?;
@@ -288,7 +349,16 @@ impl Pair {
     }
 
     fn trees(&mut self) -> Result<[Tree; 2], String> {
-        Ok([self.sides[0].tree(self.holes)?, self.sides[1].tree(self.holes)?])
+        let mut trees = [
+            self.sides[0].tree(self.holes)?,
+            self.sides[1].tree(self.holes)?,
+        ];
+        if self.metacopy == Metacopy::On {
+            for entry in trees.iter_mut().flat_map(Tree::values_mut) {
+                entry.facts = without_mtime(&entry.facts);
+            }
+        }
+        Ok(trees)
     }
 
     /// Compares the trees of both sides and returns them.
@@ -299,24 +369,34 @@ impl Pair {
         if self.placement == Placement::OneFs {
             // What a lower has keeps the lower's number on one file system, so that the number is
             // the same under both; what is new has a new one, and which is chance.
-            let is_lower =
-                |line: &PathBuf, tree: &Tree| tree.get(line).is_some_and(|entry| self.lower_inos.contains(&entry.ino));
-            for line in renumbered(&trees[0], &trees[1]).iter().take(5) {
-                let path = trees[0].keys().find(|p| line.starts_with(&format!("{p:?}: ")));
-                if path.is_some_and(|p| is_lower(p, &trees[0]) || is_lower(p, &trees[1])) {
-                    found.push(format!("st_ino of a lower: {line}"));
-                }
-            }
+            let lowers = |number: &Renumbered<'_>| {
+                let known = |ino| self.lower_inos.contains(&ino);
+                known(number.one) || known(number.two)
+            };
+            let numbers = renumbered(&trees[0], &trees[1]).into_iter();
+            let wrong = numbers.filter(|number| lowers(number) && !number.is_root());
+            found.extend(
+                wrong
+                    .take(5)
+                    .map(|number| format!("st_ino of a lower: {number}")),
+            );
         }
         for (side, tree) in self.sides.iter().zip(&trees) {
-            if matches!(side.subject, Subject::Ours(_)) {
-                found.extend(faults(tree));
+            // The kernel's own only explain what else was found.
+            if matches!(side.subject, Subject::Ours(_)) || !found.is_empty() {
+                let of = |fault| format!("{:?} at {fault}", side.subject);
+                found.extend(faults(tree).into_iter().map(of));
             }
         }
         if found.is_empty() {
             return Ok(trees);
         }
-        Err(format!("{when}: the trees differ; first is {:?}, second {:?}\n{}", names[0], names[1], found.join("\n")))
+        Err(format!(
+            "{when}: the trees differ; first is {:?}, second {:?}\n{}",
+            names[0],
+            names[1],
+            found.join("\n")
+        ))
     }
 
     /// Unmounts, mounts again (each side with the other's upper where asked) and compares each tree
@@ -330,7 +410,11 @@ impl Pair {
                 self.swapped = !self.swapped;
                 // Numbers of two file systems are composed in a way that each keeps to itself.
                 let numbers = self.placement == Placement::OneFs;
-                ("after the other side has mounted the upper", [second, first], numbers)
+                (
+                    "after the other side has mounted the upper",
+                    [second, first],
+                    numbers,
+                )
             }
         };
         self.mount()?;
@@ -338,8 +422,9 @@ impl Pair {
         for (index, before) in before.iter().enumerate() {
             let mut found = differences(before, &after[index]);
             if numbers && found.is_empty() {
-                found = renumbered(before, &after[index]);
-                found.truncate(5);
+                let numbers = renumbered(before, &after[index]).into_iter();
+                let wrong = numbers.filter(|number| matches!(swap, Swap::No) || !number.is_root());
+                found.extend(wrong.take(5).map(|number| format!("st_ino: {number}")));
             }
             if !found.is_empty() {
                 let subject = &self.sides[index].subject;
@@ -352,12 +437,20 @@ impl Pair {
         Ok(after)
     }
 
-    fn follow(&mut self, source: Source<'_>, played: &mut Played, at: &mut Option<usize>) -> Result<(), String> {
+    fn follow(
+        &mut self,
+        source: Source<'_>,
+        played: &mut Played,
+        at: &mut Option<usize>,
+    ) -> Result<(), String> {
         let [tree, _] = self.look("at the start")?;
-        let mut model = Model::new(&tree, self.holes);
+        let mut model = Model::new(&tree, self.holes, self.metacopy);
         let (mut rng, script, count) = source.parts();
         for index in 0..count {
-            let step = script.get(index).cloned().unwrap_or_else(|| model.next(&mut rng));
+            let step = script
+                .get(index)
+                .cloned()
+                .unwrap_or_else(|| model.next(&mut rng));
             *at = Some(index);
             played.steps.push(step.clone());
             let answer = self.step(&step, &mut model)?;
@@ -370,7 +463,7 @@ impl Pair {
         match step {
             Step::Do(_, op) => {
                 let answers = [self.sides[0].act(step)?, self.sides[1].act(step)?];
-                let departure = self.compare(step, op, &answers)?;
+                let departure = self.compare(op, &answers)?;
                 if answers[0].starts_with('E') {
                     model.failed(op);
                 } else {
@@ -387,7 +480,11 @@ impl Pair {
                 model.learn(&tree);
             }
             Step::Remount | Step::Swap => {
-                let swap = if matches!(step, Step::Swap) { Swap::Yes } else { Swap::No };
+                let swap = if matches!(step, Step::Swap) {
+                    Swap::Yes
+                } else {
+                    Swap::No
+                };
                 let [tree, _] = self.remount(swap)?;
                 model.learn(&tree);
                 model.closed();
@@ -399,14 +496,17 @@ impl Pair {
     }
 
     /// Returns why two different answers are accepted; none where they are the same.
-    fn compare(&mut self, step: &Step, op: &Op, answers: &[String; 2]) -> Result<Option<&'static str>, String> {
+    fn compare(&mut self, op: &Op, answers: &[String; 2]) -> Result<Option<&'static str>, String> {
         if answers[0] == answers[1] {
             return Ok(None);
         }
-        if let Some(departure) = explain(step, &answers[0], &answers[1]) {
-            if let Some(slot) = op.slot() {
+        if self.metacopy == Metacopy::On && without_mtime(&answers[0]) == without_mtime(&answers[1])
+        {
+            return Ok(Some("metacopy"));
+        }
+        if let Some(departure) = explain(op, &answers[0], &answers[1]) {
+            if let (Then::CloseSlot, Some(slot)) = (departure.then, op.slot()) {
                 let close = Step::Do(super::actor::Who::Root, Op::Close { slot });
-                // EBADF where the operation has closed it itself.
                 for side in &mut self.sides {
                     side.act(&close)?;
                 }
@@ -425,7 +525,11 @@ impl Pair {
     fn finish(&mut self) -> Result<(), String> {
         self.look("at the end")?;
         self.remount(Swap::No)?;
-        if self.sides.iter().all(|side| side.subject != Subject::FuseOverlayfs) {
+        if self
+            .sides
+            .iter()
+            .all(|side| side.subject != Subject::FuseOverlayfs)
+        {
             self.remount(Swap::Yes)?;
         }
         self.unmount()
@@ -449,7 +553,14 @@ fn build_root(dir: &Path) {
     rustix::fs::chmod(dir, mode).expect("a directory of our own");
 }
 
-fn spec(case: &Case, layers: &Layers, subject: &Subject, upper: &Path, work: &Path, at: &Path) -> Spec {
+fn spec(
+    case: &Case,
+    layers: &Layers,
+    subject: &Subject,
+    upper: &Path,
+    work: &Path,
+    at: &Path,
+) -> Spec {
     let io = match subject {
         Subject::Ours(io) => *io,
         Subject::Kernel | Subject::FuseOverlayfs => Io::Cached,
@@ -457,8 +568,8 @@ fn spec(case: &Case, layers: &Layers, subject: &Subject, upper: &Path, work: &Pa
     let mut spec = layers.spec(io).at(at);
     spec.upper = Some(upper.to_owned());
     spec.work = Some(work.to_owned());
-    for (name, value) in &case.features {
-        spec = spec.feature(name, value);
+    if case.metacopy == Metacopy::On {
+        spec = spec.feature("metacopy", "on");
     }
     spec = spec.feature("xino", "on");
     if *subject == Subject::FuseOverlayfs {
