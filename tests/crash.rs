@@ -25,8 +25,7 @@ use rng::Rng;
 use stress::action::{Action, perform};
 use stress::world::{Mix, World};
 use support::{
-    Io, Layers, LowersUnchanged, Mode, Mounted, OurMount, Placement, Watchdog, on_kernel,
-    record_skip, test_name,
+    Io, Layers, LowersUnchanged, Mode, Mounted, OurMount, Placement, Watchdog, on_kernel, record_skip, test_name,
 };
 
 const WORKERS: usize = 4;
@@ -34,11 +33,7 @@ const WORKERS: usize = 4;
 const FILE_LEN: usize = 2_000_000;
 
 fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |value| {
-        value
-            .parse()
-            .unwrap_or_else(|error| panic!("{name}={value}: {error}"))
-    })
+    std::env::var(name).map_or(default, |value| value.parse().unwrap_or_else(|error| panic!("{name}={value}: {error}")))
 }
 
 /// Where a worker was when the daemon died: what it believes, and what it was just doing.
@@ -63,10 +58,7 @@ fn work(mut world: World, mount: &Path, rng: &mut Rng) -> Result<Interrupted, St
 /// the rest, EIO where a page could not be read or written any more. An EIO of a server that still
 /// answers is its own.
 fn is_dead(mount: &Path, error: &std::io::Error) -> bool {
-    let from_death = matches!(
-        error.raw_os_error(),
-        Some(libc::ENOTCONN | libc::ECONNABORTED | libc::EIO)
-    );
+    let from_death = matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED | libc::EIO));
     from_death && rustix::fs::statfs(mount).err() == Some(rustix::io::Errno::NOTCONN)
 }
 
@@ -87,12 +79,8 @@ fn crash(mount: &mut OurMount, worlds: Vec<World>, seed: u64, delay: Duration) -
             .collect();
         std::thread::sleep(delay);
         mount.kill();
-        let results = workers
-            .into_iter()
-            .map(|worker| worker.join().expect("a worker does not panic"));
-        results
-            .map(|result| result.unwrap_or_else(|error| panic!("before the crash: {error}")))
-            .collect()
+        let results = workers.into_iter().map(|worker| worker.join().expect("a worker does not panic"));
+        results.map(|result| result.unwrap_or_else(|error| panic!("before the crash: {error}"))).collect()
     })
 }
 
@@ -107,9 +95,7 @@ fn recover(interrupted: Interrupted, mount: &Path) -> World {
     let Err(not_after) = done.verify(mount) else {
         return done;
     };
-    panic!(
-        "{action:?} was under way.\nIt is not undone: {not_before}\nIt is not done: {not_after}"
-    );
+    panic!("{action:?} was under way.\nIt is not undone: {not_before}\nIt is not done: {not_after}");
 }
 
 /// Removes what the workers themselves had not finished; the world does not count it.
@@ -133,9 +119,7 @@ fn leftovers(layers: &Layers) -> Vec<PathBuf> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
         Err(error) => panic!("list {}: {error}", dir.display()),
     };
-    entries
-        .map(|entry| entry.expect("the workdir can be listed").path())
-        .collect()
+    entries.map(|entry| entry.expect("the workdir can be listed").path()).collect()
 }
 
 fn rounds(mode: Mode) {
@@ -144,31 +128,20 @@ fn rounds(mode: Mode) {
     let _watchdog = Watchdog::with(Duration::from_secs(120 + 20 * rounds));
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let layers = Layers::new(2, mode.placement);
-    let mut worlds: Vec<World> = (0..WORKERS)
-        .map(|i| World::initial(&format!("w{i}"), FILE_LEN))
-        .collect();
+    let mut worlds: Vec<World> = (0..WORKERS).map(|i| World::initial(&format!("w{i}"), FILE_LEN)).collect();
     for world in &worlds {
-        world
-            .lay([&layers.lowers()[0], &layers.lowers()[1]])
-            .expect("the lowers can be written");
+        world.lay([&layers.lowers()[0], &layers.lowers()[1]]).expect("the lowers can be written");
     }
     let lowers = LowersUnchanged::new(layers.lowers());
     let mut mount = layers.spec(mode.io).mount_ours();
     for round in 0..rounds {
         let delay = Duration::from_millis(20 + rng.below(700) as u64);
         let interrupted = crash(&mut mount, worlds, rng.next() % 1_000_000, delay);
-        mount
-            .mount_again()
-            .unwrap_or_else(|error| panic!("round {round}: mount after a crash: {error}"));
-        worlds = interrupted
-            .into_iter()
-            .map(|at| recover(at, mount.path()))
-            .collect();
+        mount.mount_again().unwrap_or_else(|error| panic!("round {round}: mount after a crash: {error}"));
+        worlds = interrupted.into_iter().map(|at| recover(at, mount.path())).collect();
         clean(mount.path());
         for world in &worlds {
-            world
-                .verify(mount.path())
-                .unwrap_or_else(|error| panic!("round {round}: {error}"));
+            world.verify(mount.path()).unwrap_or_else(|error| panic!("round {round}: {error}"));
         }
     }
     mount.unmount().expect("the union can be unmounted");
@@ -189,16 +162,10 @@ fn run(mode: Mode) {
 
 #[test]
 fn kill_of_the_daemon_leaves_every_file_old_or_new() {
-    run(Mode {
-        io: Io::Cached,
-        placement: Placement::OneFs,
-    });
+    run(Mode { io: Io::Cached, placement: Placement::OneFs });
 }
 
 #[test]
 fn kill_of_the_daemon_with_passthrough_on_two_file_systems_leaves_every_file_old_or_new() {
-    run(Mode {
-        io: Io::Passthrough,
-        placement: Placement::TwoFs,
-    });
+    run(Mode { io: Io::Passthrough, placement: Placement::TwoFs });
 }

@@ -38,36 +38,17 @@ use support::{Io, Mode, Placement, Watchdog, require_root};
 
 /// Reads a number from the environment.
 fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |value| {
-        value
-            .parse()
-            .unwrap_or_else(|error| panic!("{name}={value}: {error}"))
-    })
+    std::env::var(name).map_or(default, |value| value.parse().unwrap_or_else(|error| panic!("{name}={value}: {error}")))
 }
 
 /// Returns the case and the random numbers of a seed.
 fn case(seed: u64, placement: Placement, subjects: [Subject; 2]) -> (Case, Rng) {
     let mut rng = Rng::new(seed);
     let count = *rng.weighted(&[(4, 2), (4, 3), (1, 4), (1, 6)]);
-    let holes = if seed.is_multiple_of(2) {
-        Holes::Compare
-    } else {
-        Holes::Ignore
-    };
+    let holes = if seed.is_multiple_of(2) { Holes::Compare } else { Holes::Ignore };
     let layers = generate(&mut rng, count, holes);
-    let metacopy = if seed % 5 == 4 {
-        Metacopy::On
-    } else {
-        Metacopy::Off
-    };
-    let mut case = Case {
-        layers,
-        prelude: Vec::new(),
-        placement,
-        holes,
-        metacopy,
-        subjects,
-    };
+    let metacopy = if seed % 5 == 4 { Metacopy::On } else { Metacopy::Off };
+    let mut case = Case { layers, prelude: Vec::new(), placement, holes, metacopy, subjects };
     // What a prelude leaves has holes that the kernel's copy-up fills.
     if holes == Holes::Ignore && rng.chance(70) {
         case.prelude = draw_prelude(&case, Rng::new(rng.next()), 40);
@@ -98,10 +79,7 @@ fn run_seeds(seeds: u64, placement: Placement, subjects: &[Subject; 2]) {
 
 fn fail(seed: u64, steps: usize, case: Case, played: Played) -> ! {
     let what = played.failure.as_ref().map_or("", |failure| &failure.what);
-    eprintln!(
-        "seed {seed} fails after {} steps: {what}",
-        played.steps.len()
-    );
+    eprintln!("seed {seed} fails after {} steps: {what}", played.steps.len());
     let deadline = Instant::now() + Duration::from_secs(number("UNIONFS_DIFF_MINIMISE", 120));
     let (case, played) = minimise(case, played, deadline);
     panic!(
@@ -128,33 +106,21 @@ fn possible(io: Io, placement: Placement) -> bool {
 #[test]
 fn random_operations_give_what_the_kernel_gives() {
     if possible(Io::Cached, Placement::OneFs) {
-        run_seeds(
-            30,
-            Placement::OneFs,
-            &[Subject::Kernel, Subject::Ours(Io::Cached)],
-        );
+        run_seeds(30, Placement::OneFs, &[Subject::Kernel, Subject::Ours(Io::Cached)]);
     }
 }
 
 #[test]
 fn random_operations_with_passthrough_give_what_the_kernel_gives() {
     if possible(Io::Passthrough, Placement::OneFs) {
-        run_seeds(
-            15,
-            Placement::OneFs,
-            &[Subject::Kernel, Subject::Ours(Io::Passthrough)],
-        );
+        run_seeds(15, Placement::OneFs, &[Subject::Kernel, Subject::Ours(Io::Passthrough)]);
     }
 }
 
 #[test]
 fn random_operations_on_two_file_systems_give_what_the_kernel_gives() {
     if possible(Io::Cached, Placement::TwoFs) {
-        run_seeds(
-            15,
-            Placement::TwoFs,
-            &[Subject::Kernel, Subject::Ours(Io::Cached)],
-        );
+        run_seeds(15, Placement::TwoFs, &[Subject::Kernel, Subject::Ours(Io::Cached)]);
     }
 }
 
@@ -172,22 +138,11 @@ fn the_comparison_tells_fuse_overlayfs_from_the_kernel() {
     if !require_root("the kernel's overlayfs is mounted for comparison") {
         return;
     }
-    if std::process::Command::new("fuse-overlayfs")
-        .arg("--version")
-        .output()
-        .is_err()
-    {
+    if std::process::Command::new("fuse-overlayfs").arg("--version").output().is_err() {
         skip!("fuse-overlayfs is not installed, and nothing else is known to differ");
     }
     let _watchdog = Watchdog::start();
-    let (case, rng) = case(
-        1,
-        Placement::OneFs,
-        [Subject::Kernel, Subject::FuseOverlayfs],
-    );
+    let (case, rng) = case(1, Placement::OneFs, [Subject::Kernel, Subject::FuseOverlayfs]);
     let played = play(&case, Source::Random(rng, 300));
-    assert!(
-        played.failure.is_some(),
-        "fuse-overlayfs 1.x differs from the kernel in many ways"
-    );
+    assert!(played.failure.is_some(), "fuse-overlayfs 1.x differs from the kernel in many ways");
 }

@@ -36,11 +36,7 @@ const WORKER: &str = "worker_process";
 const ORDER: &str = "UNIONFS_STRESS_WORKER";
 
 fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |value| {
-        value
-            .parse()
-            .unwrap_or_else(|error| panic!("{name}={value}: {error}"))
-    })
+    std::env::var(name).map_or(default, |value| value.parse().unwrap_or_else(|error| panic!("{name}={value}: {error}")))
 }
 
 /// A process that works on its part of a mount, and answers on its stdout.
@@ -54,39 +50,22 @@ struct Worker {
 impl Worker {
     fn start(name: &str, mount: &std::path::Path, seconds: u64, seed: u64) -> Self {
         let mut child = Command::new(std::env::current_exe().expect("this is a program"))
-            .args([
-                "--exact",
-                WORKER,
-                "--ignored",
-                "--nocapture",
-                "--test-threads=1",
-            ])
-            .env(
-                ORDER,
-                format!("{name}:{seconds}:{seed}:{}", mount.display()),
-            )
+            .args(["--exact", WORKER, "--ignored", "--nocapture", "--test-threads=1"])
+            .env(ORDER, format!("{name}:{seconds}:{seed}:{}", mount.display()))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .expect("this program can be started again");
         let orders = child.stdin.take().expect("stdin is a pipe");
         let answers = BufReader::new(child.stdout.take().expect("stdout is a pipe"));
-        Self {
-            name: name.to_owned(),
-            child,
-            orders,
-            answers,
-        }
+        Self { name: name.to_owned(), child, orders, answers }
     }
 
     /// Waits for the next answer, between what libtest prints.
     fn answer(&mut self) -> Result<(), String> {
         loop {
             let mut line = String::new();
-            let read = self
-                .answers
-                .read_line(&mut line)
-                .map_err(|error| error.to_string())?;
+            let read = self.answers.read_line(&mut line).map_err(|error| error.to_string())?;
             if read == 0 {
                 return Err(format!("{}: the process ended", self.name));
             }
@@ -130,10 +109,7 @@ fn worker_process() {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let mut world = World::initial(&name, FILE_LEN);
     let until = Instant::now() + Duration::from_secs(seconds);
-    println!(
-        "\nANSWER {}",
-        shown(&work(&mut world, &mount, &mut Rng::new(seed), until))
-    );
+    println!("\nANSWER {}", shown(&work(&mut world, &mount, &mut Rng::new(seed), until)));
     for order in std::io::stdin().lines() {
         assert_eq!(order.expect("orders are text"), "verify");
         println!("\nANSWER {}", shown(&world.verify(&mount)));
@@ -150,12 +126,7 @@ fn shown(result: &Result<(), String>) -> String {
     }
 }
 
-fn work(
-    world: &mut World,
-    mount: &std::path::Path,
-    rng: &mut Rng,
-    until: Instant,
-) -> Result<(), String> {
+fn work(world: &mut World, mount: &std::path::Path, rng: &mut Rng, until: Instant) -> Result<(), String> {
     let mut done = 0_u64;
     while Instant::now() < until {
         let action = world.draw(rng, Mix::All);
@@ -163,14 +134,10 @@ fn work(
         world.apply(&action);
         done += 1;
         if done.is_multiple_of(100) {
-            world
-                .verify(mount)
-                .map_err(|error| format!("after {done} actions: {error}"))?;
+            world.verify(mount).map_err(|error| format!("after {done} actions: {error}"))?;
         }
     }
-    world
-        .verify(mount)
-        .map_err(|error| format!("after {done} actions: {error}"))
+    world.verify(mount).map_err(|error| format!("after {done} actions: {error}"))
 }
 
 fn eight_processes(mode: Mode) {
@@ -181,17 +148,13 @@ fn eight_processes(mode: Mode) {
     let names: Vec<String> = (0..WORKERS).map(|index| format!("w{index}")).collect();
     for name in &names {
         let world = World::initial(name, FILE_LEN);
-        world
-            .lay([&layers.lowers()[0], &layers.lowers()[1]])
-            .expect("the lowers can be written");
+        world.lay([&layers.lowers()[0], &layers.lowers()[1]]).expect("the lowers can be written");
     }
     let lowers = LowersUnchanged::new(layers.lowers());
     let mut mount = AnyMount::start(layers.spec(mode.io));
     // What a daemon needs once is not a leak: every part of the tree has been used before it is measured.
     for name in &names {
-        World::initial(name, FILE_LEN)
-            .verify(mount.path())
-            .expect("the tree is what the lowers hold");
+        World::initial(name, FILE_LEN).verify(mount.path()).expect("the tree is what the lowers hold");
     }
     forget_inodes();
     let before = mount.usage();
@@ -231,16 +194,10 @@ fn run(mode: Mode) {
 
 #[test]
 fn eight_processes_find_what_they_wrote() {
-    run(Mode {
-        io: Io::Cached,
-        placement: Placement::OneFs,
-    });
+    run(Mode { io: Io::Cached, placement: Placement::OneFs });
 }
 
 #[test]
 fn eight_processes_find_what_they_wrote_with_passthrough_on_two_file_systems() {
-    run(Mode {
-        io: Io::Passthrough,
-        placement: Placement::TwoFs,
-    });
+    run(Mode { io: Io::Passthrough, placement: Placement::TwoFs });
 }

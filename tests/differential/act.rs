@@ -5,9 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, RawDir, Stat, Timestamps, Uid, XattrFlags,
-};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, RawDir, Stat, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::observe::{brief, contents, describe, errno, hash, when, xattr_names};
@@ -40,12 +38,7 @@ pub fn act(op: &Op, slots: &mut Slots) -> Result<String, Errno> {
         | Op::ListXattr { .. }
         | Op::RemoveXattr { .. } => act_on_attributes(op, slots),
         Op::RemoveTree { at } => {
-            let dir = open_at(
-                slots,
-                at,
-                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW,
-                0,
-            )?;
+            let dir = open_at(slots, at, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW, 0)?;
             let removed = remove_contents(&dir)?;
             rustix::fs::unlinkat(base(slots, at)?, &at.1, AtFlags::REMOVEDIR)?;
             Ok(removed.to_string())
@@ -58,12 +51,7 @@ pub fn act(op: &Op, slots: &mut Slots) -> Result<String, Errno> {
             let dir = open_at(slots, at, OFlags::RDONLY | OFlags::DIRECTORY, 0)?;
             list_and_unlink(&dir, *buffer)
         }
-        Op::Open {
-            slot,
-            at,
-            flags,
-            mode,
-        } => {
+        Op::Open { slot, at, flags, mode } => {
             slots[*slot] = None;
             let opened = open_at(slots, at, *flags, *mode)?;
             slots[*slot] = Some(opened);
@@ -79,14 +67,7 @@ pub fn act(op: &Op, slots: &mut Slots) -> Result<String, Errno> {
 
 fn act_on_file(op: &Op, slots: &Slots) -> Result<String, Errno> {
     match op {
-        Op::WriteFile {
-            at,
-            flags,
-            mode,
-            offset,
-            len,
-            seed,
-        } => {
+        Op::WriteFile { at, flags, mode, offset, len, seed } => {
             let file = open_at(slots, at, *flags | OFlags::NONBLOCK, *mode)?;
             let done = if *len == 0 {
                 0
@@ -112,20 +93,9 @@ fn act_on_name(op: &Op, slots: &Slots) -> Result<String, Errno> {
         Op::Mkdir { at, mode } => {
             rustix::fs::mkdirat(base(slots, at)?, &at.1, Mode::from_raw_mode(*mode))?;
         }
-        Op::Mknod {
-            at,
-            kind,
-            mode,
-            device,
-        } => {
+        Op::Mknod { at, kind, mode, device } => {
             let device = rustix::fs::makedev(device.0, device.1);
-            rustix::fs::mknodat(
-                base(slots, at)?,
-                &at.1,
-                *kind,
-                Mode::from_raw_mode(*mode),
-                device,
-            )?;
+            rustix::fs::mknodat(base(slots, at)?, &at.1, *kind, Mode::from_raw_mode(*mode), device)?;
         }
         Op::Symlink { target, at } => rustix::fs::symlinkat(target, base(slots, at)?, &at.1)?,
         Op::Link { from, to, follow } => {
@@ -136,39 +106,16 @@ fn act_on_name(op: &Op, slots: &Slots) -> Result<String, Errno> {
             rustix::fs::linkat(base(slots, from)?, &from.1, base(slots, to)?, &to.1, flags)?;
             let one = stat_at(slots, from, *follow)?;
             let two = stat_at(slots, to, Follow::No)?;
-            return Ok(format!(
-                "{} same={}",
-                describe(&two),
-                one.st_ino == two.st_ino
-            ));
+            return Ok(format!("{} same={}", describe(&two), one.st_ino == two.st_ino));
         }
         Op::Unlink { at } => rustix::fs::unlinkat(base(slots, at)?, &at.1, AtFlags::empty())?,
         Op::Rmdir { at } => rustix::fs::unlinkat(base(slots, at)?, &at.1, AtFlags::REMOVEDIR)?,
-        Op::Rename {
-            from,
-            to,
-            flags,
-            probe,
-        } => {
-            let before = if *probe {
-                stat_at(slots, from, Follow::No).ok()
-            } else {
-                None
-            };
-            rustix::fs::renameat_with(
-                base(slots, from)?,
-                &from.1,
-                base(slots, to)?,
-                &to.1,
-                *flags,
-            )?;
+        Op::Rename { from, to, flags, probe } => {
+            let before = if *probe { stat_at(slots, from, Follow::No).ok() } else { None };
+            rustix::fs::renameat_with(base(slots, from)?, &from.1, base(slots, to)?, &to.1, *flags)?;
             if let Some(before) = before {
                 let after = stat_at(slots, to, Follow::No)?;
-                return Ok(format!(
-                    "{} same={}",
-                    describe(&after),
-                    before.st_ino == after.st_ino
-                ));
+                return Ok(format!("{} same={}", describe(&after), before.st_ino == after.st_ino));
             }
         }
         other => unreachable!("{other:?} is no operation on a name"),
@@ -188,36 +135,20 @@ fn act_on_attributes(op: &Op, slots: &Slots) -> Result<String, Errno> {
         }
         Op::Statfs { path } => {
             let answer = rustix::fs::statfs(path)?;
-            return Ok(format!(
-                "namelen={} bsize={}",
-                answer.f_namelen, answer.f_bsize
-            ));
+            return Ok(format!("namelen={} bsize={}", answer.f_namelen, answer.f_bsize));
         }
         Op::Chmod { at, mode } => {
             let mode = Mode::from_raw_mode(*mode);
             rustix::fs::chmodat(base(slots, at)?, &at.1, mode, AtFlags::empty())?;
             return Ok(describe(&stat_at(slots, at, Follow::Yes)?));
         }
-        Op::Chown {
-            at,
-            uid,
-            gid,
-            follow,
-        } => {
+        Op::Chown { at, uid, gid, follow } => {
             let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
             rustix::fs::chownat(base(slots, at)?, &at.1, uid, gid, follow.flags())?;
             return Ok(describe(&stat_at(slots, at, *follow)?));
         }
-        Op::Utimens {
-            at,
-            atime,
-            mtime,
-            follow,
-        } => {
-            let times = Timestamps {
-                last_access: atime.timespec(),
-                last_modification: mtime.timespec(),
-            };
+        Op::Utimens { at, atime, mtime, follow } => {
+            let times = Timestamps { last_access: atime.timespec(), last_modification: mtime.timespec() };
             rustix::fs::utimensat(base(slots, at)?, &at.1, &times, follow.flags())?;
             let stat = stat_at(slots, at, *follow)?;
             // Reading sets it too, or not, as the mount options say; what was asked for is exact.
@@ -227,13 +158,7 @@ fn act_on_attributes(op: &Op, slots: &Slots) -> Result<String, Errno> {
             };
             return Ok(format!("{} atime={atime}", describe(&stat)));
         }
-        Op::SetXattr {
-            path,
-            name,
-            value,
-            flags,
-            follow,
-        } => match follow {
+        Op::SetXattr { path, name, value, flags, follow } => match follow {
             Follow::Yes => rustix::fs::setxattr(path, name.as_str(), &value.0, *flags)?,
             Follow::No => rustix::fs::lsetxattr(path, name.as_str(), &value.0, *flags)?,
         },
@@ -276,29 +201,16 @@ fn act_on_slot(op: &Op, slots: &mut Slots) -> Result<String, Errno> {
             let done = rustix::io::pread(held(*slot)?, &mut bytes, *offset)?;
             return Ok(format!("{done} {:016x}", hash(&bytes[..done])));
         }
-        Op::Write {
-            slot,
-            offset,
-            len,
-            seed,
-        } => {
+        Op::Write { slot, offset, len, seed } => {
             let bytes = pattern(*seed, *len);
             let done = match offset {
                 Some(offset) => rustix::io::pwrite(held(*slot)?, &bytes, *offset)?,
                 None => rustix::io::write(held(*slot)?, &bytes)?,
             };
-            return Ok(format!(
-                "{done} {}",
-                describe(&rustix::fs::fstat(held(*slot)?)?)
-            ));
+            return Ok(format!("{done} {}", describe(&rustix::fs::fstat(held(*slot)?)?)));
         }
         Op::Ftruncate { slot, len } => rustix::fs::ftruncate(held(*slot)?, *len)?,
-        Op::Fallocate {
-            slot,
-            mode,
-            offset,
-            len,
-        } => {
+        Op::Fallocate { slot, mode, offset, len } => {
             rustix::fs::fallocate(held(*slot)?, *mode, *offset, *len)?;
             return Ok(describe(&rustix::fs::fstat(held(*slot)?)?));
         }
@@ -309,22 +221,10 @@ fn act_on_slot(op: &Op, slots: &mut Slots) -> Result<String, Errno> {
                 return Ok(rustix::fs::seek(file, *to)?.to_string());
             }
         }
-        Op::CopyRange {
-            from,
-            to,
-            offset,
-            to_offset,
-            len,
-        } => {
+        Op::CopyRange { from, to, offset, to_offset, len } => {
             let (mut offset, mut to_offset) = (*offset, *to_offset);
             let (from, to) = (held(*from)?, held(*to)?);
-            let done = rustix::fs::copy_file_range(
-                from,
-                Some(&mut offset),
-                to,
-                Some(&mut to_offset),
-                *len,
-            )?;
+            let done = rustix::fs::copy_file_range(from, Some(&mut offset), to, Some(&mut to_offset), *len)?;
             return Ok(format!("{done} {}", describe(&rustix::fs::fstat(to)?)));
         }
         Op::Fstat { slot } => return Ok(describe(&rustix::fs::fstat(held(*slot)?)?)),
@@ -339,10 +239,7 @@ fn act_on_slot(op: &Op, slots: &mut Slots) -> Result<String, Errno> {
             rustix::fs::fchown(held(*slot)?, uid, gid)?;
         }
         Op::Futimens { slot, mtime } => {
-            let times = Timestamps {
-                last_access: Time::Omit.timespec(),
-                last_modification: mtime.timespec(),
-            };
+            let times = Timestamps { last_access: Time::Omit.timespec(), last_modification: mtime.timespec() };
             rustix::fs::futimens(held(*slot)?, &times)?;
             return Ok(describe(&rustix::fs::fstat(held(*slot)?)?));
         }
@@ -377,19 +274,14 @@ fn stat_at(slots: &Slots, at: &At, follow: Follow) -> Result<Stat, Errno> {
     rustix::fs::statat(base(slots, at)?, &at.1, follow.flags())
 }
 
-#[expect(
-    unsafe_code,
-    reason = "neither std nor rustix has truncate(2) by name, which is a request of its own"
-)]
+#[expect(unsafe_code, reason = "neither std nor rustix has truncate(2) by name, which is a request of its own")]
 fn truncate(path: &Path, len: u64) -> Result<(), Errno> {
     let path = std::ffi::CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
     // SAFETY: path is a string that ends in NUL and outlives the call.
     if unsafe { libc::truncate(path.as_ptr(), len as libc::off_t) } == 0 {
         return Ok(());
     }
-    let error = std::io::Error::last_os_error()
-        .raw_os_error()
-        .unwrap_or(libc::EIO);
+    let error = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
     Err(Errno::from_raw_os_error(error))
 }
 

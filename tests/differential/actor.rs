@@ -67,10 +67,7 @@ impl Actors {
     }
 
     /// Runs `look` as root, in the mount as its root directory.
-    pub fn look<T: Send + 'static>(
-        &self,
-        look: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, Hung> {
+    pub fn look<T: Send + 'static>(&self, look: impl FnOnce() -> T + Send + 'static) -> Result<T, Hung> {
         self.root.call(look)
     }
 
@@ -94,10 +91,7 @@ impl Worker {
     fn start(mount: PathBuf, who: Who) -> Self {
         let (jobs, inbox) = channel::<Job>();
         let thread = std::thread::spawn(move || live(&mount, who, &inbox));
-        Self {
-            jobs: Some(jobs),
-            thread: Some(thread),
-        }
+        Self { jobs: Some(jobs), thread: Some(thread) }
     }
 
     fn call<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Result<T, Hung> {
@@ -106,11 +100,7 @@ impl Worker {
             // Nobody waits for an answer that comes too late.
             let _ = answer.send(job());
         });
-        self.jobs
-            .as_ref()
-            .expect("the worker was not stopped")
-            .send(job)
-            .expect("the worker lives");
+        self.jobs.as_ref().expect("the worker was not stopped").send(job).expect("the worker lives");
         match result.recv_timeout(PATIENCE) {
             Ok(result) => Ok(result),
             Err(RecvTimeoutError::Timeout) => Err(Hung),
@@ -120,12 +110,8 @@ impl Worker {
 }
 
 fn live(mount: &Path, who: Who, inbox: &Receiver<Job>) {
-    #[expect(
-        deprecated,
-        reason = "unsafe only with CLONE_FILES, which is not given here"
-    )]
-    rustix::thread::unshare(UnshareFlags::FS)
-        .expect("root may give a thread its own root directory");
+    #[expect(deprecated, reason = "unsafe only with CLONE_FILES, which is not given here")]
+    rustix::thread::unshare(UnshareFlags::FS).expect("root may give a thread its own root directory");
     rustix::process::chroot(mount).expect("root may chroot");
     rustix::process::chdir("/").expect("a mount has a root");
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));

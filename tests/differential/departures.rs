@@ -36,9 +36,7 @@ const DEPARTURES: &[Departure] = &[
               ENOENT to them; listing and lookup agree in ours",
         then: Then::GoOn,
         is_it: |op, kernel, ours| match op {
-            Op::List { .. } => {
-                without(kernel, ours, ":CharacterDevice") || without(kernel, ours, ":RegularFile")
-            }
+            Op::List { .. } => without(kernel, ours, ":CharacterDevice") || without(kernel, ours, ":RegularFile"),
             Op::ListAndUnlink { .. } => without(kernel, ours, ":ENOENT"),
             _ => false,
         },
@@ -47,9 +45,7 @@ const DEPARTURES: &[Departure] = &[
         why: "a descriptor of a lower file that was removed has st_nlink 1 in the kernel, which asks \
               the lower; the file has no name left, and ours says 0",
         then: Then::GoOn,
-        is_it: |op, kernel, ours| {
-            op.slot().is_some() && kernel.replace("nlink=1", "nlink=0") == ours
-        },
+        is_it: |op, kernel, ours| op.slot().is_some() && kernel.replace("nlink=1", "nlink=0") == ours,
     },
     Departure {
         why: "the kernel cannot copy up a lower directory that was removed, and says EIO to what would \
@@ -82,9 +78,7 @@ fn without(kernel: &str, ours: &str, ending: &str) -> bool {
 
 /// Returns the departure that explains these two results (kernel's, ours) of `op`.
 pub fn explain(op: &Op, kernel: &str, ours: &str) -> Option<&'static Departure> {
-    DEPARTURES
-        .iter()
-        .find(|departure| (departure.is_it)(op, kernel, ours))
+    DEPARTURES.iter().find(|departure| (departure.is_it)(op, kernel, ours))
 }
 
 /// Returns `facts` without the mtime of a regular file.

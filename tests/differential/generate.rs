@@ -57,28 +57,12 @@ impl Model {
                     5 => (self.existing(rng, FILES), OFlags::APPEND),
                     _ => (self.existing(rng, FILES), OFlags::empty()),
                 };
-                let access = if rng.chance(50) {
-                    OFlags::WRONLY
-                } else {
-                    OFlags::RDWR
-                };
+                let access = if rng.chance(50) { OFlags::WRONLY } else { OFlags::RDWR };
                 let (offset, len) = (offset(rng), length(rng));
-                Op::WriteFile {
-                    at,
-                    flags: flags | access,
-                    mode: mode(rng),
-                    offset,
-                    len,
-                    seed: rng.next() % 100,
-                }
+                Op::WriteFile { at, flags: flags | access, mode: mode(rng), offset, len, seed: rng.next() % 100 }
             }
-            6..8 => Op::ReadFile {
-                at: self.existing(rng, FILES),
-            },
-            _ => Op::Truncate {
-                path: self.path(rng, FILES),
-                len: offset(rng),
-            },
+            6..8 => Op::ReadFile { at: self.existing(rng, FILES) },
+            _ => Op::Truncate { path: self.path(rng, FILES), len: offset(rng) },
         }
     }
 
@@ -86,20 +70,11 @@ impl Model {
         match rng.below(100) {
             0..12 => self.mkdir(rng),
             12..18 => self.mknod(rng),
-            18..24 => Op::Symlink {
-                target: target(rng),
-                at: self.new_name(rng),
-            },
+            18..24 => Op::Symlink { target: target(rng), at: self.new_name(rng) },
             24..36 => self.link(rng),
-            36..48 => Op::Unlink {
-                at: self.existing(rng, NOT_DIRS),
-            },
-            48..51 => Op::RemoveTree {
-                at: self.existing(rng, DIRS),
-            },
-            51..58 => Op::Rmdir {
-                at: self.existing(rng, DIRS),
-            },
+            36..48 => Op::Unlink { at: self.existing(rng, NOT_DIRS) },
+            48..51 => Op::RemoveTree { at: self.existing(rng, DIRS) },
+            51..58 => Op::Rmdir { at: self.existing(rng, DIRS) },
             _ => self.rename(rng),
         }
     }
@@ -116,12 +91,7 @@ impl Model {
             // What would be a whiteout.
             (FileType::CharacterDevice, (0, 0)),
         ]);
-        Op::Mknod {
-            at: self.new_name(rng),
-            kind,
-            mode: mode(rng),
-            device,
-        }
+        Op::Mknod { at: self.new_name(rng), kind, mode: mode(rng), device }
     }
 
     fn rename(&self, rng: &mut Rng) -> Op {
@@ -142,21 +112,12 @@ impl Model {
             return Op::Stat { at: from, follow };
         }
         let probe = rng.chance(40);
-        Op::Rename {
-            from,
-            to,
-            flags,
-            probe,
-        }
+        Op::Rename { from, to, flags, probe }
     }
 
     fn link(&self, rng: &mut Rng) -> Op {
         let (from, to) = (self.existing(rng, NOT_DIRS), self.new_name(rng));
-        let follow = if rng.chance(80) {
-            Follow::No
-        } else {
-            Follow::Yes
-        };
+        let follow = if rng.chance(80) { Follow::No } else { Follow::Yes };
         if self.redirects_long_name(&from, &to) {
             return Op::Stat { at: from, follow };
         }
@@ -168,107 +129,45 @@ impl Model {
         if is_longest(&at.1) {
             at.1.set_file_name("long");
         }
-        Op::Mkdir {
-            at,
-            mode: mode(rng),
-        }
+        Op::Mkdir { at, mode: mode(rng) }
     }
 
     fn on_attributes(&self, rng: &mut Rng) -> Op {
-        let follow = if rng.chance(50) {
-            Follow::Yes
-        } else {
-            Follow::No
-        };
+        let follow = if rng.chance(50) { Follow::Yes } else { Follow::No };
         match rng.below(100) {
-            0..18 => Op::Stat {
-                at: self.existing(rng, &[]),
-                follow,
-            },
+            0..18 => Op::Stat { at: self.existing(rng, &[]), follow },
             18..22 => {
-                let access = *rng.pick(&[
-                    Access::READ_OK,
-                    Access::WRITE_OK,
-                    Access::EXEC_OK,
-                    Access::EXISTS,
-                ]);
-                Op::Access {
-                    at: self.existing(rng, &[]),
-                    access,
-                }
+                let access = *rng.pick(&[Access::READ_OK, Access::WRITE_OK, Access::EXEC_OK, Access::EXISTS]);
+                Op::Access { at: self.existing(rng, &[]), access }
             }
-            22..28 => Op::Readlink {
-                at: self.existing(rng, &[FileType::Symlink]),
-            },
-            28..30 => Op::Statfs {
-                path: self.path(rng, &[]),
-            },
-            30..42 => Op::Chmod {
-                at: self.existing(rng, &[]),
-                mode: mode(rng),
-            },
+            22..28 => Op::Readlink { at: self.existing(rng, &[FileType::Symlink]) },
+            28..30 => Op::Statfs { path: self.path(rng, &[]) },
+            30..42 => Op::Chmod { at: self.existing(rng, &[]), mode: mode(rng) },
             42..52 => {
                 let (uid, gid) = some_owner(rng);
-                Op::Chown {
-                    at: self.existing(rng, &[]),
-                    uid,
-                    gid,
-                    follow,
-                }
+                Op::Chown { at: self.existing(rng, &[]), uid, gid, follow }
             }
             52..62 => {
                 let (atime, mtime) = (when(rng), when(rng));
-                Op::Utimens {
-                    at: self.existing(rng, &[]),
-                    atime,
-                    mtime,
-                    follow,
-                }
+                Op::Utimens { at: self.existing(rng, &[]), atime, mtime, follow }
             }
             62..76 => {
                 let (name, value) = xattr(rng);
-                let flags = *rng.pick(&[
-                    XattrFlags::empty(),
-                    XattrFlags::empty(),
-                    XattrFlags::CREATE,
-                    XattrFlags::REPLACE,
-                ]);
-                Op::SetXattr {
-                    path: self.path(rng, &[]),
-                    name,
-                    value,
-                    flags,
-                    follow,
-                }
+                let flags =
+                    *rng.pick(&[XattrFlags::empty(), XattrFlags::empty(), XattrFlags::CREATE, XattrFlags::REPLACE]);
+                Op::SetXattr { path: self.path(rng, &[]), name, value, flags, follow }
             }
-            76..84 => Op::GetXattr {
-                path: self.path(rng, &[]),
-                name: xattr(rng).0,
-                follow,
-            },
-            84..92 => Op::ListXattr {
-                path: self.path(rng, &[]),
-                follow,
-            },
-            _ => Op::RemoveXattr {
-                path: self.path(rng, &[]),
-                name: xattr(rng).0,
-                follow,
-            },
+            76..84 => Op::GetXattr { path: self.path(rng, &[]), name: xattr(rng).0, follow },
+            84..92 => Op::ListXattr { path: self.path(rng, &[]), follow },
+            _ => Op::RemoveXattr { path: self.path(rng, &[]), name: xattr(rng).0, follow },
         }
     }
 
     fn on_directory(&self, rng: &mut Rng) -> Op {
         let buffer = *rng.pick(&[400, 1000, 32 * 1024]);
         match rng.below(12) {
-            0 => Op::ListAndUnlink {
-                at: self.existing(rng, DIRS),
-                buffer,
-            },
-            _ => Op::List {
-                at: self.existing(rng, DIRS),
-                buffer,
-            },
+            0 => Op::ListAndUnlink { at: self.existing(rng, DIRS), buffer },
+            _ => Op::List { at: self.existing(rng, DIRS), buffer },
         }
     }
 
@@ -280,63 +179,33 @@ impl Model {
         let slot = *rng.pick(&used);
         match rng.below(100) {
             0..8 => Op::Close { slot },
-            8..20 => Op::Read {
-                slot,
-                offset: offset(rng),
-                len: length(rng),
-            },
+            8..20 => Op::Read { slot, offset: offset(rng), len: length(rng) },
             20..34 => {
                 let offset = rng.chance(50).then(|| offset(rng));
-                Op::Write {
-                    slot,
-                    offset,
-                    len: length(rng),
-                    seed: rng.next() % 100,
-                }
+                Op::Write { slot, offset, len: length(rng), seed: rng.next() % 100 }
             }
-            34..42 => Op::Ftruncate {
-                slot,
-                len: offset(rng),
-            },
+            34..42 => Op::Ftruncate { slot, len: offset(rng) },
             42..48 => self.fallocate(rng, slot),
             48..54 => self.seek(rng, slot),
             54..58 => {
                 let (offset, to_offset) = (offset(rng), offset(rng));
-                Op::CopyRange {
-                    from: *rng.pick(&used),
-                    to: slot,
-                    offset,
-                    to_offset,
-                    len: length(rng),
-                }
+                Op::CopyRange { from: *rng.pick(&used), to: slot, offset, to_offset, len: length(rng) }
             }
             58..74 => Op::Fstat { slot },
-            74..78 => Op::SameInode {
-                slot,
-                at: self.existing(rng, &[]),
-            },
-            78..82 => Op::Fchmod {
-                slot,
-                mode: mode(rng),
-            },
+            74..78 => Op::SameInode { slot, at: self.existing(rng, &[]) },
+            78..82 => Op::Fchmod { slot, mode: mode(rng) },
             82..85 => {
                 let (uid, gid) = some_owner(rng);
                 Op::Fchown { slot, uid, gid }
             }
-            85..88 => Op::Futimens {
-                slot,
-                mtime: when(rng),
-            },
+            85..88 => Op::Futimens { slot, mtime: when(rng) },
             88..92 => Op::Fsync { slot },
             92..95 => {
                 let (name, value) = xattr(rng);
                 Op::FsetXattr { slot, name, value }
             }
             95..98 => Op::FlistXattr { slot },
-            _ => Op::FremoveXattr {
-                slot,
-                name: xattr(rng).0,
-            },
+            _ => Op::FremoveXattr { slot, name: xattr(rng).0 },
         }
     }
 
@@ -345,12 +214,7 @@ impl Model {
         let mode = mode(rng);
         if rng.chance(25) {
             let at = self.existing(rng, DIRS);
-            return Op::Open {
-                slot,
-                at,
-                flags: OFlags::RDONLY | OFlags::DIRECTORY,
-                mode,
-            };
+            return Op::Open { slot, at, flags: OFlags::RDONLY | OFlags::DIRECTORY, mode };
         }
         let (at, extra) = match rng.below(10) {
             0 => (self.new_name(rng), OFlags::CREATE),
@@ -362,12 +226,7 @@ impl Model {
         };
         let access = *rng.pick(&[OFlags::RDONLY, OFlags::RDWR, OFlags::RDWR, OFlags::WRONLY]);
         // A FIFO must not wait for its other end.
-        Op::Open {
-            slot,
-            at,
-            flags: extra | access | OFlags::NONBLOCK,
-            mode,
-        }
+        Op::Open { slot, at, flags: extra | access | OFlags::NONBLOCK, mode }
     }
 
     /// FUSE passes these modes on and answers EOPNOTSUPP to the others by itself
@@ -384,12 +243,7 @@ impl Model {
                 FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
             ]),
         };
-        Op::Fallocate {
-            slot,
-            mode,
-            offset: offset(rng),
-            len: length(rng) as u64,
-        }
+        Op::Fallocate { slot, mode, offset: offset(rng), len: length(rng) as u64 }
     }
 
     fn seek(&self, rng: &mut Rng, slot: usize) -> Op {
@@ -475,10 +329,7 @@ fn named_xattr(rng: &mut Rng) -> (String, Vec<u8>) {
     let value = vec![b'v'; *rng.pick(&[0, 1, 5, 30, 1500])];
     match rng.below(20) {
         0..7 => ("user.one".to_owned(), value),
-        7..9 => (
-            format!("user.{}", "n".repeat(*rng.pick(&[2, 250, 251]))),
-            value,
-        ),
+        7..9 => (format!("user.{}", "n".repeat(*rng.pick(&[2, 250, 251]))), value),
         9..11 => ("trusted.two".to_owned(), value),
         11 => ("trusted.overlay.opaque".to_owned(), b"y".to_vec()),
         12 => ("trusted.overlay.foo".to_owned(), value),
@@ -487,10 +338,6 @@ fn named_xattr(rng: &mut Rng) -> (String, Vec<u8>) {
         15..17 => ("system.posix_acl_access".to_owned(), acl(rng)),
         17 => ("system.posix_acl_default".to_owned(), acl(rng)),
         18 => ("security.capability".to_owned(), capability()),
-        _ => (
-            rng.pick(&["user.", "none", "nonsense.x", "trusted."])
-                .to_string(),
-            value,
-        ),
+        _ => (rng.pick(&["user.", "none", "nonsense.x", "trusted."]).to_string(), value),
     }
 }

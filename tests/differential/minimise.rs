@@ -22,10 +22,7 @@ pub fn minimise(mut case: Case, failed: Played, deadline: Instant) -> (Case, Pla
             fails
         });
         drop_parts(case.prelude.clone(), deadline, |prelude| {
-            let smaller = Case {
-                prelude: prelude.to_vec(),
-                ..case.clone()
-            };
+            let smaller = Case { prelude: prelude.to_vec(), ..case.clone() };
             let played = play(&smaller, Source::Script(&best.steps));
             let fails = kind(&played) == wanted;
             if fails {
@@ -43,11 +40,7 @@ pub fn minimise(mut case: Case, failed: Played, deadline: Instant) -> (Case, Pla
         drop_parts(numbered, deadline, |items| {
             let mut smaller = case.clone();
             for (index, layer) in smaller.layers.iter_mut().enumerate() {
-                *layer = items
-                    .iter()
-                    .filter(|(of, _)| *of == index)
-                    .map(|(_, item)| item.clone())
-                    .collect();
+                *layer = items.iter().filter(|(of, _)| *of == index).map(|(_, item)| item.clone()).collect();
             }
             let played = play(&smaller, Source::Script(&best.steps));
             let fails = kind(&played) == wanted;
@@ -73,27 +66,15 @@ fn kind(played: &Played) -> Option<String> {
         // Where a tree was compared is chance.
         _ => None,
     };
-    let pair = failure
-        .what
-        .lines()
-        .skip_while(|line| !line.starts_with("  "))
-        .take(2);
-    let pair: Vec<Vec<&str>> = pair
-        .map(|line| line.split_whitespace().skip(1).collect())
-        .collect();
+    let pair = failure.what.lines().skip_while(|line| !line.starts_with("  ")).take(2);
+    let pair: Vec<Vec<&str>> = pair.map(|line| line.split_whitespace().skip(1).collect()).collect();
     let word = match pair.as_slice() {
         [one, two] => {
             let differs = (0..one.len().max(two.len())).find(|at| one.get(*at) != two.get(*at));
             let word = |words: &[&str]| differs.and_then(|at| Some(key(words.get(at)?)));
             format!("{:?} {:?}", word(one), word(two))
         }
-        _ => key(failure
-            .what
-            .lines()
-            .nth(1)
-            .unwrap_or(&failure.what)
-            .rsplit(": ")
-            .next()?),
+        _ => key(failure.what.lines().nth(1).unwrap_or(&failure.what).rsplit(": ").next()?),
     };
     Some(format!("{operation:?} {word}"))
 }
@@ -131,10 +112,7 @@ fn drop_parts<T: Clone>(mut all: Vec<T>, deadline: Instant, mut fails: impl FnMu
 
 /// Returns what a person needs to see the failure.
 pub fn report(case: &Case, played: &Played) -> String {
-    let mut text = format!(
-        "metacopy {:?}, layers {:?}, holes {:?}\n",
-        case.metacopy, case.placement, case.holes
-    );
+    let mut text = format!("metacopy {:?}, layers {:?}, holes {:?}\n", case.metacopy, case.placement, case.holes);
     let mut line = |line: String| {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{line}");
@@ -146,23 +124,14 @@ pub fn report(case: &Case, played: &Played) -> String {
         }
     }
     for step in &case.prelude {
-        line(format!(
-            "made with the kernel's overlayfs in lower 0: {step:?}"
-        ));
+        line(format!("made with the kernel's overlayfs in lower 0: {step:?}"));
     }
     for (index, step) in played.steps.iter().enumerate() {
-        let answer = played
-            .answers
-            .get(index)
-            .map_or("<- here", |answer| shown(answer));
+        let answer = played.answers.get(index).map_or("<- here", |answer| shown(answer));
         line(format!("{index:4} {step:?} = {answer}"));
     }
     if let Some(failure) = &played.failure {
-        let at = failure
-            .at
-            .map_or("before or after the steps".to_owned(), |at| {
-                format!("at step {at}")
-            });
+        let at = failure.at.map_or("before or after the steps".to_owned(), |at| format!("at step {at}"));
         line(format!("{at}: {}", failure.what));
     }
     text

@@ -25,13 +25,7 @@ pub struct Model {
 impl Model {
     /// Starts with the tree that the mounts show.
     pub fn new(tree: &Tree, holes: Holes, metacopy: Metacopy) -> Self {
-        let mut model = Self {
-            nodes: BTreeMap::new(),
-            gone: Vec::new(),
-            slots: [None; SLOTS],
-            holes,
-            metacopy,
-        };
+        let mut model = Self { nodes: BTreeMap::new(), gone: Vec::new(), slots: [None; SLOTS], holes, metacopy };
         model.learn(tree);
         model
     }
@@ -54,36 +48,14 @@ impl Model {
     /// Takes over what an operation did that had no error.
     pub fn did(&mut self, op: &Op) {
         match op {
-            Op::WriteFile {
-                at: At(None, path),
-                flags,
-                ..
-            } if flags.contains(OFlags::CREATE) => {
-                self.nodes
-                    .entry(path.clone())
-                    .or_insert(FileType::RegularFile);
+            Op::WriteFile { at: At(None, path), flags, .. } if flags.contains(OFlags::CREATE) => {
+                self.nodes.entry(path.clone()).or_insert(FileType::RegularFile);
             }
-            Op::Mkdir {
-                at: At(None, path), ..
-            } => self.add(path, FileType::Directory),
-            Op::Mknod {
-                at: At(None, path),
-                kind,
-                ..
-            } => self.add(path, *kind),
-            Op::Symlink {
-                at: At(None, path), ..
-            } => self.add(path, FileType::Symlink),
-            Op::Link {
-                from: At(None, from),
-                to: At(None, to),
-                ..
-            } => {
-                let kind = self
-                    .nodes
-                    .get(from)
-                    .copied()
-                    .unwrap_or(FileType::RegularFile);
+            Op::Mkdir { at: At(None, path), .. } => self.add(path, FileType::Directory),
+            Op::Mknod { at: At(None, path), kind, .. } => self.add(path, *kind),
+            Op::Symlink { at: At(None, path), .. } => self.add(path, FileType::Symlink),
+            Op::Link { from: At(None, from), to: At(None, to), .. } => {
+                let kind = self.nodes.get(from).copied().unwrap_or(FileType::RegularFile);
                 self.add(to, kind);
             }
             Op::Unlink { at: At(None, path) }
@@ -92,12 +64,7 @@ impl Model {
                 self.nodes.retain(|node, _| !is_within(node, path));
                 self.gone.push(path.clone());
             }
-            Op::Rename {
-                from: At(None, from),
-                to: At(None, to),
-                flags,
-                ..
-            } => {
+            Op::Rename { from: At(None, from), to: At(None, to), flags, .. } => {
                 let moved = self.take(from);
                 let replaced = self.take(to);
                 self.put(moved, from, to);
@@ -107,19 +74,11 @@ impl Model {
                     self.gone.push(from.clone());
                 }
             }
-            Op::Open {
-                slot, at, flags, ..
-            } => {
-                let kind = self
-                    .nodes
-                    .get(&at.1)
-                    .copied()
-                    .unwrap_or(FileType::RegularFile);
+            Op::Open { slot, at, flags, .. } => {
+                let kind = self.nodes.get(&at.1).copied().unwrap_or(FileType::RegularFile);
                 self.slots[*slot] = Some(kind);
                 if flags.contains(OFlags::CREATE) && at.0.is_none() {
-                    self.nodes
-                        .entry(at.1.clone())
-                        .or_insert(FileType::RegularFile);
+                    self.nodes.entry(at.1.clone()).or_insert(FileType::RegularFile);
                 }
             }
             Op::Close { slot } => self.slots[*slot] = None,
@@ -138,9 +97,7 @@ impl Model {
     /// file as well) that has the longest name in it, see [`is_longest`].
     pub fn redirects_long_name(&self, from: &At, to: &At) -> bool {
         let redirects = |at: &At| {
-            self.metacopy == Metacopy::On
-                || at.0.is_some()
-                || self.nodes.get(&at.1) == Some(&FileType::Directory)
+            self.metacopy == Metacopy::On || at.0.is_some() || self.nodes.get(&at.1) == Some(&FileType::Directory)
         };
         let is_long = is_longest(&from.1) || is_longest(&to.1);
         is_long && (redirects(from) || redirects(to))
@@ -148,9 +105,7 @@ impl Model {
 
     /// Returns the slots that hold a descriptor.
     pub fn used(&self) -> Vec<usize> {
-        (0..SLOTS)
-            .filter(|slot| self.slots[*slot].is_some())
-            .collect()
+        (0..SLOTS).filter(|slot| self.slots[*slot].is_some()).collect()
     }
 
     fn add(&mut self, path: &Path, kind: FileType) {
@@ -174,11 +129,7 @@ impl Model {
             let Ok(rest) = node.strip_prefix(from) else {
                 continue;
             };
-            let path = if rest.as_os_str().is_empty() {
-                to.to_owned()
-            } else {
-                to.join(rest)
-            };
+            let path = if rest.as_os_str().is_empty() { to.to_owned() } else { to.join(rest) };
             self.nodes.insert(path, kind);
         }
     }
@@ -218,11 +169,7 @@ impl Model {
             .filter(|(path, kind)| **kind == FileType::Directory && path.components().count() < 6)
             .map(|(path, _)| path)
             .collect();
-        if dirs.is_empty() || rng.chance(15) {
-            PathBuf::new()
-        } else {
-            (*rng.pick(&dirs)).clone()
-        }
+        if dirs.is_empty() || rng.chance(15) { PathBuf::new() } else { (*rng.pick(&dirs)).clone() }
     }
 
     /// Returns a path that is a special case.
@@ -247,9 +194,7 @@ impl Model {
     /// Returns `path` as seen from the root or, sometimes, from a directory that a slot holds; there
     /// only its last component stays.
     fn at(&self, rng: &mut Rng, path: PathBuf) -> At {
-        let dirs: Vec<usize> = (0..SLOTS)
-            .filter(|slot| self.slots[*slot] == Some(FileType::Directory))
-            .collect();
+        let dirs: Vec<usize> = (0..SLOTS).filter(|slot| self.slots[*slot] == Some(FileType::Directory)).collect();
         if let Some(last) = path.file_name()
             && !dirs.is_empty()
             && rng.chance(15)

@@ -51,11 +51,7 @@ pub fn errno(error: Errno) -> String {
 pub fn when(seconds: i64, nanoseconds: i64) -> String {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let now = now.map_or(0, |since| since.as_secs() as i64);
-    if (now - seconds).abs() < 86_400 {
-        "now".to_owned()
-    } else {
-        format!("{seconds}.{nanoseconds:09}")
-    }
+    if (now - seconds).abs() < 86_400 { "now".to_owned() } else { format!("{seconds}.{nanoseconds:09}") }
 }
 
 /// Returns what a program may rely on in a stat. The size and the link count of a directory are its
@@ -90,9 +86,7 @@ pub fn brief(value: &[u8]) -> String {
 
 /// Returns the FNV-1a hash of `bytes`.
 pub fn hash(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
-    })
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 /// Returns the length and the hash of all that can be read from `file`.
@@ -110,11 +104,8 @@ pub fn contents(file: BorrowedFd<'_>) -> Result<String, Errno> {
 
 /// Returns the names of a list that listxattr(2) gave, sorted.
 pub fn xattr_names(list: &[u8]) -> String {
-    let mut names: Vec<_> = list
-        .split(|byte| *byte == 0)
-        .filter(|name| !name.is_empty())
-        .map(|n| n.escape_ascii().to_string())
-        .collect();
+    let mut names: Vec<_> =
+        list.split(|byte| *byte == 0).filter(|name| !name.is_empty()).map(|n| n.escape_ascii().to_string()).collect();
     names.sort();
     names.join(" ")
 }

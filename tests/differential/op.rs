@@ -2,9 +2,7 @@
 
 use std::path::PathBuf;
 
-use rustix::fs::{
-    Access, AtFlags, FallocateFlags, FileType, OFlags, RenameFlags, SeekFrom, Timespec, XattrFlags,
-};
+use rustix::fs::{Access, AtFlags, FallocateFlags, FileType, OFlags, RenameFlags, SeekFrom, Timespec, XattrFlags};
 
 use super::observe::brief;
 

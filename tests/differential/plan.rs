@@ -9,9 +9,7 @@ use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags,
-};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::observe::brief;
@@ -54,14 +52,7 @@ pub struct Item {
 
 impl fmt::Debug for Item {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            path,
-            mode,
-            uid,
-            gid,
-            mtime,
-            ..
-        } = self;
+        let Self { path, mode, uid, gid, mtime, .. } = self;
         match &self.node {
             Node::Dir => write!(f, "dir      {path:?}")?,
             Node::File { size, extents } => {
@@ -75,11 +66,7 @@ impl fmt::Debug for Item {
             Node::Whiteout => return write!(f, "whiteout {path:?}"),
             Node::XattrWhiteout => return write!(f, "xattr whiteout {path:?}"),
         }
-        write!(
-            f,
-            " {mode:04o} {uid}:{gid} mtime={}.{:09}",
-            mtime.0, mtime.1
-        )?;
+        write!(f, " {mode:04o} {uid}:{gid} mtime={}.{:09}", mtime.0, mtime.1)?;
         for (name, value) in &self.xattrs {
             write!(f, " {name}={}", brief(value))?;
         }
@@ -104,14 +91,7 @@ pub fn is_longest(path: &Path) -> bool {
 
 /// Returns a name: few enough that operations meet each other.
 pub fn name(rng: &mut Rng) -> PathBuf {
-    const ODD: &[&[u8]] = &[
-        b"sp ace",
-        b"new\nline",
-        b"\xff\xfe",
-        b".hidden",
-        b"back\\slash",
-        b"co:lon",
-    ];
+    const ODD: &[&[u8]] = &[b"sp ace", b"new\nline", b"\xff\xfe", b".hidden", b"back\\slash", b"co:lon"];
     match rng.below(20) {
         0 => PathBuf::from(longest_name()),
         1..3 => std::ffi::OsString::from_vec(rng.pick(ODD).to_vec()).into(),
@@ -135,17 +115,14 @@ pub fn target(rng: &mut Rng) -> PathBuf {
 /// Returns a mode for a file or a directory; the suid, sgid and sticky bits are among them.
 pub fn mode(rng: &mut Rng) -> u32 {
     *rng.pick(&[
-        0o644, 0o644, 0o755, 0o755, 0o777, 0o600, 0o700, 0o000, 0o444, 0o555, 0o4755, 0o2755,
-        0o2711, 0o1777, 0o6775, 0o666, 0o711,
+        0o644, 0o644, 0o755, 0o755, 0o777, 0o600, 0o700, 0o000, 0o444, 0o555, 0o4755, 0o2755, 0o2711, 0o1777, 0o6775,
+        0o666, 0o711,
     ])
 }
 
 /// Returns an owner and a group.
 pub fn owner(rng: &mut Rng) -> (u32, u32) {
-    (
-        *rng.pick(&[0, 0, 1000, 1000, 1001]),
-        *rng.pick(&[0, 1000, 1000, 2000, 3000]),
-    )
+    (*rng.pick(&[0, 0, 1000, 1000, 1001]), *rng.pick(&[0, 1000, 1000, 2000, 3000]))
 }
 
 /// Returns a time that no run will ever take for "now".
@@ -154,10 +131,7 @@ pub fn time(rng: &mut Rng) -> (i64, i64) {
         0 => (0, 0),
         1 => (-1_000_000, 5),
         2 => (4_000_000_000, 123_456_789),
-        _ => (
-            1_000_000_000 + rng.below(300_000_000) as i64,
-            rng.below(1_000_000_000) as i64,
-        ),
+        _ => (1_000_000_000 + rng.below(300_000_000) as i64, rng.below(1_000_000_000) as i64),
     }
 }
 
@@ -165,10 +139,7 @@ pub fn time(rng: &mut Rng) -> (i64, i64) {
 /// `system.posix_acl_access`: version 2 and entries of tag, permissions and id.
 pub fn acl(rng: &mut Rng) -> Vec<u8> {
     const UNDEFINED: u32 = u32::MAX;
-    let mut entries = vec![
-        (0x01_u16, 7, UNDEFINED),
-        (0x04, rng.below(8) as u16, UNDEFINED),
-    ];
+    let mut entries = vec![(0x01_u16, 7, UNDEFINED), (0x04, rng.below(8) as u16, UNDEFINED)];
     if rng.chance(70) {
         entries.push((0x02, rng.below(8) as u16, 1000));
     }
@@ -249,11 +220,7 @@ fn xattrs(rng: &mut Rng, node: &Node) -> Vec<(String, Vec<u8>)> {
     if file && rng.chance(5) {
         all.push(("security.capability".to_owned(), capability()));
     }
-    if !matches!(
-        node,
-        Node::HardLink(_) | Node::Whiteout | Node::XattrWhiteout
-    ) && rng.chance(5)
-    {
+    if !matches!(node, Node::HardLink(_) | Node::Whiteout | Node::XattrWhiteout) && rng.chance(5) {
         all.push(("trusted.two".to_owned(), b"two".to_vec()));
     }
     all
@@ -331,30 +298,16 @@ fn generate_layer(rng: &mut Rng, below: &Below, place: Place, holes: Holes) -> L
     let mut taken: BTreeSet<PathBuf> = BTreeSet::new();
     let wanted = 8 + rng.below(18);
     for _ in 0..wanted {
-        let shared: Vec<_> = below
-            .dirs
-            .iter()
-            .filter(|dir| !taken.contains(*dir))
-            .cloned()
-            .collect();
+        let shared: Vec<_> = below.dirs.iter().filter(|dir| !taken.contains(*dir)).cloned().collect();
         if !shared.is_empty() && rng.chance(25) {
             let dir = rng.pick(&shared).clone();
             add_parents(rng, &dir, &mut layer, &mut dirs, &mut taken);
             continue;
         }
         let parent = rng.pick(&dirs).clone();
-        let existing: Vec<_> = below
-            .names
-            .get(&parent)
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect();
-        let path = if !existing.is_empty() && rng.chance(55) {
-            rng.pick(&existing).clone()
-        } else {
-            parent.join(name(rng))
-        };
+        let existing: Vec<_> = below.names.get(&parent).into_iter().flatten().cloned().collect();
+        let path =
+            if !existing.is_empty() && rng.chance(55) { rng.pick(&existing).clone() } else { parent.join(name(rng)) };
         if !taken.insert(path.clone()) {
             continue;
         }
@@ -371,9 +324,7 @@ fn generate_layer(rng: &mut Rng, below: &Below, place: Place, holes: Holes) -> L
             90..100
                 if with_xattr_whiteouts.contains(&parent)
                     && below.visible.contains(&path)
-                    && !layer
-                        .iter()
-                        .any(|item| is_opaque(item) && is_within(&path, &item.path)) =>
+                    && !layer.iter().any(|item| is_opaque(item) && is_within(&path, &item.path)) =>
             {
                 Node::XattrWhiteout
             }
@@ -403,17 +354,8 @@ fn generate_layer(rng: &mut Rng, below: &Below, place: Place, holes: Holes) -> L
 }
 
 /// Adds `dir` and those of its parents that the layer does not hold yet.
-fn add_parents(
-    rng: &mut Rng,
-    dir: &Path,
-    layer: &mut Layer,
-    dirs: &mut Vec<PathBuf>,
-    taken: &mut BTreeSet<PathBuf>,
-) {
-    let mut missing: Vec<_> = dir
-        .ancestors()
-        .filter(|p| !p.as_os_str().is_empty())
-        .collect();
+fn add_parents(rng: &mut Rng, dir: &Path, layer: &mut Layer, dirs: &mut Vec<PathBuf>, taken: &mut BTreeSet<PathBuf>) {
+    let mut missing: Vec<_> = dir.ancestors().filter(|p| !p.as_os_str().is_empty()).collect();
     missing.reverse();
     for path in missing {
         if dirs.iter().any(|known| known == path) {
@@ -430,29 +372,15 @@ fn add_parents(
 fn item(rng: &mut Rng, path: PathBuf, node: Node) -> Item {
     // A directory that nobody may enter hides what is in it from the unprivileged half of the
     // operations, so most are open.
-    let mode = if matches!(node, Node::Dir) && rng.chance(70) {
-        0o777
-    } else {
-        mode(rng)
-    };
+    let mode = if matches!(node, Node::Dir) && rng.chance(70) { 0o777 } else { mode(rng) };
     let (uid, gid) = owner(rng);
     let xattrs = xattrs(rng, &node);
-    Item {
-        path,
-        node,
-        mode,
-        uid,
-        gid,
-        mtime: time(rng),
-        xattrs,
-    }
+    Item { path, node, mode, uid, gid, mtime: time(rng), xattrs }
 }
 
 /// Returns `len` bytes that are never 0, so that data and holes differ.
 pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
-    (0..len as u64)
-        .map(|i| ((seed.wrapping_mul(31) + i * 7 + i / 251) % 255) as u8 + 1)
-        .collect()
+    (0..len as u64).map(|i| ((seed.wrapping_mul(31) + i * 7 + i / 251) % 255) as u8 + 1).collect()
 }
 
 /// Builds `layer` below the directory `root`, which exists and is empty. Items whose parent or link
@@ -535,10 +463,7 @@ fn write_all(file: &rustix::fd::OwnedFd, mut bytes: &[u8], mut offset: u64) -> R
 
 fn set_mtime(path: &Path, (tv_sec, tv_nsec): (i64, i64)) {
     let time = Timespec { tv_sec, tv_nsec };
-    let times = Timestamps {
-        last_access: time,
-        last_modification: time,
-    };
+    let times = Timestamps { last_access: time, last_modification: time };
     match rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW) {
         // ENOENT and ENOTDIR: the minimiser dropped what it stood in.
         Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => {}
@@ -548,9 +473,5 @@ fn set_mtime(path: &Path, (tv_sec, tv_nsec): (i64, i64)) {
 
 /// Tells whether `path` stands below `dir` or is it.
 pub fn is_within(path: &Path, dir: &Path) -> bool {
-    path == dir
-        || path
-            .as_os_str()
-            .as_bytes()
-            .starts_with(&[dir.as_os_str().as_bytes(), b"/"].concat())
+    path == dir || path.as_os_str().as_bytes().starts_with(&[dir.as_os_str().as_bytes(), b"/"].concat())
 }

@@ -6,9 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::support::{
-    Atime, Io, KernelMount, Layers, LowersUnchanged, Mounted, OurMount, Placement, Spec,
-};
+use crate::support::{Atime, Io, KernelMount, Layers, LowersUnchanged, Mounted, OurMount, Placement, Spec};
 
 use super::actor::{Actors, Hung};
 use super::departures::{Then, explain, without_mtime};
@@ -86,11 +84,7 @@ pub fn play(case: &Case, source: Source<'_>) -> Played {
         prelude(case, &layers, source).expect("the kernel's overlayfs can be mounted");
     }
     let lowers = LowersUnchanged::with(layers.lowers(), Atime::Ignore);
-    let mut played = Played {
-        steps: Vec::new(),
-        answers: Vec::new(),
-        failure: None,
-    };
+    let mut played = Played { steps: Vec::new(), answers: Vec::new(), failure: None };
     let mut at = None;
     let result = Pair::start(case, &layers)
         .and_then(|mut pair| {
@@ -100,9 +94,7 @@ pub fn play(case: &Case, source: Source<'_>) -> Played {
         })
         .and_then(|()| {
             catch_unwind(AssertUnwindSafe(|| lowers.check())).map_err(|panic| {
-                let text = panic
-                    .downcast_ref::<String>()
-                    .map_or("the lowers changed", |s| s);
+                let text = panic.downcast_ref::<String>().map_or("the lowers changed", |s| s);
                 text.to_owned()
             })
         });
@@ -132,21 +124,13 @@ fn prelude(case: &Case, layers: &Layers, source: Source<'_>) -> Result<Vec<Step>
     let mut spec = spec(case, layers, &Subject::Kernel, upper, &work, &at);
     spec.lowers = lowers.to_vec();
     let specs = [spec.clone(), spec];
-    let mut side = Side {
-        subject: Subject::Kernel,
-        specs,
-        actors: None,
-        mount: None,
-    };
+    let mut side = Side { subject: Subject::Kernel, specs, actors: None, mount: None };
     side.mount(0)?;
     let mut model = Model::new(&side.tree(Holes::Ignore)?, case.holes, case.metacopy);
     let mut steps = Vec::new();
     let (mut rng, script, count) = source.parts();
     for index in 0..count {
-        let step = script
-            .get(index)
-            .cloned()
-            .unwrap_or_else(|| model.next(&mut rng));
+        let step = script.get(index).cloned().unwrap_or_else(|| model.next(&mut rng));
         if let Step::Do(_, op) = &step {
             if side.act(&step)?.starts_with('E') {
                 model.failed(op);
@@ -218,8 +202,7 @@ impl Side {
     fn mount(&mut self, upper: usize) -> Result<(), String> {
         let spec = self.specs[upper].clone();
         let path = spec.at.clone();
-        let named =
-            |error: &dyn fmt::Display| format!("{:?} mounts upper {upper}: {error}", self.subject);
+        let named = |error: &dyn fmt::Display| format!("{:?} mounts upper {upper}: {error}", self.subject);
         let mount = match self.subject {
             Subject::Kernel => Mount::Kernel(mount_kernel(&spec).map_err(|e| named(&e))?),
             _ => Mount::Ours(OurMount::start(spec).map_err(|e| named(&e))?),
@@ -234,9 +217,7 @@ impl Side {
             actors.stop().map_err(|hung| self.hung(hung))?;
         }
         match self.mount.take() {
-            Some(mut mount) => mount
-                .unmount()
-                .map_err(|e| format!("{:?}: {e}", self.subject)),
+            Some(mut mount) => mount.unmount().map_err(|e| format!("{:?}: {e}", self.subject)),
             None => Ok(()),
         }
     }
@@ -253,15 +234,11 @@ impl Side {
     }
 
     fn tree(&mut self, holes: Holes) -> Result<Tree, String> {
-        self.actors()
-            .look(move || walk(holes))
-            .map_err(|hung| self.hung(hung))
+        self.actors().look(move || walk(holes)).map_err(|hung| self.hung(hung))
     }
 
     fn act(&mut self, step: &Step) -> Result<String, String> {
-        let Step::Do(who, op) = step else {
-            unreachable!("only operations are done by one side")
-        };
+        let Step::Do(who, op) = step else { unreachable!("only operations are done by one side") };
         match self.actors().act(*who, op) {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Ok(errno(error)),
@@ -308,22 +285,8 @@ impl Pair {
         }
         let side = |index: usize| {
             let subject = case.subjects[index].clone();
-            let specs = [0, 1].map(|upper| {
-                spec(
-                    case,
-                    layers,
-                    &subject,
-                    &uppers[upper],
-                    &works[upper],
-                    &mounts[index],
-                )
-            });
-            Side {
-                subject,
-                specs,
-                actors: None,
-                mount: None,
-            }
+            let specs = [0, 1].map(|upper| spec(case, layers, &subject, &uppers[upper], &works[upper], &mounts[index]));
+            Side { subject, specs, actors: None, mount: None }
         };
         let mut pair = Self {
             sides: [side(0), side(1)],
@@ -349,10 +312,7 @@ impl Pair {
     }
 
     fn trees(&mut self) -> Result<[Tree; 2], String> {
-        let mut trees = [
-            self.sides[0].tree(self.holes)?,
-            self.sides[1].tree(self.holes)?,
-        ];
+        let mut trees = [self.sides[0].tree(self.holes)?, self.sides[1].tree(self.holes)?];
         if self.metacopy == Metacopy::On {
             for entry in trees.iter_mut().flat_map(Tree::values_mut) {
                 entry.facts = without_mtime(&entry.facts);
@@ -375,11 +335,7 @@ impl Pair {
             };
             let numbers = renumbered(&trees[0], &trees[1]).into_iter();
             let wrong = numbers.filter(|number| lowers(number) && !number.is_root());
-            found.extend(
-                wrong
-                    .take(5)
-                    .map(|number| format!("st_ino of a lower: {number}")),
-            );
+            found.extend(wrong.take(5).map(|number| format!("st_ino of a lower: {number}")));
         }
         for (side, tree) in self.sides.iter().zip(&trees) {
             // The kernel's own only explain what else was found.
@@ -391,12 +347,7 @@ impl Pair {
         if found.is_empty() {
             return Ok(trees);
         }
-        Err(format!(
-            "{when}: the trees differ; first is {:?}, second {:?}\n{}",
-            names[0],
-            names[1],
-            found.join("\n")
-        ))
+        Err(format!("{when}: the trees differ; first is {:?}, second {:?}\n{}", names[0], names[1], found.join("\n")))
     }
 
     /// Unmounts, mounts again (each side with the other's upper where asked) and compares each tree
@@ -410,11 +361,7 @@ impl Pair {
                 self.swapped = !self.swapped;
                 // Numbers of two file systems are composed in a way that each keeps to itself.
                 let numbers = self.placement == Placement::OneFs;
-                (
-                    "after the other side has mounted the upper",
-                    [second, first],
-                    numbers,
-                )
+                ("after the other side has mounted the upper", [second, first], numbers)
             }
         };
         self.mount()?;
@@ -437,20 +384,12 @@ impl Pair {
         Ok(after)
     }
 
-    fn follow(
-        &mut self,
-        source: Source<'_>,
-        played: &mut Played,
-        at: &mut Option<usize>,
-    ) -> Result<(), String> {
+    fn follow(&mut self, source: Source<'_>, played: &mut Played, at: &mut Option<usize>) -> Result<(), String> {
         let [tree, _] = self.look("at the start")?;
         let mut model = Model::new(&tree, self.holes, self.metacopy);
         let (mut rng, script, count) = source.parts();
         for index in 0..count {
-            let step = script
-                .get(index)
-                .cloned()
-                .unwrap_or_else(|| model.next(&mut rng));
+            let step = script.get(index).cloned().unwrap_or_else(|| model.next(&mut rng));
             *at = Some(index);
             played.steps.push(step.clone());
             let answer = self.step(&step, &mut model)?;
@@ -480,11 +419,7 @@ impl Pair {
                 model.learn(&tree);
             }
             Step::Remount | Step::Swap => {
-                let swap = if matches!(step, Step::Swap) {
-                    Swap::Yes
-                } else {
-                    Swap::No
-                };
+                let swap = if matches!(step, Step::Swap) { Swap::Yes } else { Swap::No };
                 let [tree, _] = self.remount(swap)?;
                 model.learn(&tree);
                 model.closed();
@@ -500,8 +435,7 @@ impl Pair {
         if answers[0] == answers[1] {
             return Ok(None);
         }
-        if self.metacopy == Metacopy::On && without_mtime(&answers[0]) == without_mtime(&answers[1])
-        {
+        if self.metacopy == Metacopy::On && without_mtime(&answers[0]) == without_mtime(&answers[1]) {
             return Ok(Some("metacopy"));
         }
         if let Some(departure) = explain(op, &answers[0], &answers[1]) {
@@ -525,11 +459,7 @@ impl Pair {
     fn finish(&mut self) -> Result<(), String> {
         self.look("at the end")?;
         self.remount(Swap::No)?;
-        if self
-            .sides
-            .iter()
-            .all(|side| side.subject != Subject::FuseOverlayfs)
-        {
+        if self.sides.iter().all(|side| side.subject != Subject::FuseOverlayfs) {
             self.remount(Swap::Yes)?;
         }
         self.unmount()
@@ -553,14 +483,7 @@ fn build_root(dir: &Path) {
     rustix::fs::chmod(dir, mode).expect("a directory of our own");
 }
 
-fn spec(
-    case: &Case,
-    layers: &Layers,
-    subject: &Subject,
-    upper: &Path,
-    work: &Path,
-    at: &Path,
-) -> Spec {
+fn spec(case: &Case, layers: &Layers, subject: &Subject, upper: &Path, work: &Path, at: &Path) -> Spec {
     let io = match subject {
         Subject::Ours(io) => *io,
         Subject::Kernel | Subject::FuseOverlayfs => Io::Cached,

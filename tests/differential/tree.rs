@@ -46,27 +46,13 @@ pub fn walk(holes: Holes) -> Tree {
     tree
 }
 
-fn visit(
-    path: &Path,
-    stat: Result<Stat, Errno>,
-    mut faults: String,
-    holes: Holes,
-    tree: &mut Tree,
-) {
+fn visit(path: &Path, stat: Result<Stat, Errno>, mut faults: String, holes: Holes, tree: &mut Tree) {
     let stat = match stat {
         Ok(stat) => stat,
         Err(error) => {
             let facts = format!("listed, but stat says {}", errno(error));
             let kind = FileType::Unknown;
-            tree.insert(
-                path.to_owned(),
-                Entry {
-                    facts,
-                    faults,
-                    ino: 0,
-                    kind,
-                },
-            );
+            tree.insert(path.to_owned(), Entry { facts, faults, ino: 0, kind });
             return;
         }
     };
@@ -76,11 +62,7 @@ fn visit(
     match kind {
         FileType::RegularFile => facts.push_str(&data(path, holes)),
         FileType::Symlink => match rustix::fs::readlinkat(CWD, path, Vec::new()) {
-            Ok(target) => note(
-                &mut facts,
-                "target",
-                &target.as_bytes().escape_ascii().to_string(),
-            ),
+            Ok(target) => note(&mut facts, "target", &target.as_bytes().escape_ascii().to_string()),
             Err(error) => note(&mut facts, "target", &errno(error)),
         },
         FileType::Directory => match list(path, &stat) {
@@ -94,12 +76,7 @@ fn visit(
         },
         _ => {}
     }
-    let entry = Entry {
-        facts,
-        faults,
-        ino: stat.st_ino,
-        kind,
-    };
+    let entry = Entry { facts, faults, ino: stat.st_ino, kind };
     tree.insert(path.to_owned(), entry);
 }
 
@@ -139,11 +116,7 @@ fn list(path: &Path, stat: &Stat) -> Result<(Vec<Child>, String), Errno> {
             let child = path.join(std::ffi::OsStr::from_bytes(name));
             let stat = rustix::fs::statat(&dir, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW);
             if matches!(stat, Err(Errno::NOENT)) {
-                note(
-                    &mut odd,
-                    "listed and not there",
-                    &format!("{:?}", entry.file_name()),
-                );
+                note(&mut odd, "listed and not there", &format!("{:?}", entry.file_name()));
                 continue;
             }
             let mut listed = String::new();
@@ -164,11 +137,7 @@ fn list(path: &Path, stat: &Stat) -> Result<(Vec<Child>, String), Errno> {
     children.sort_by(|one, two| one.0.cmp(&two.0));
     for pair in children.windows(2) {
         if pair[0].0 == pair[1].0 {
-            note(
-                &mut odd,
-                "listed twice",
-                &format!("{:?}", pair[0].0.file_name()),
-            );
+            note(&mut odd, "listed twice", &format!("{:?}", pair[0].0.file_name()));
         }
     }
     Ok((children, odd))
@@ -181,18 +150,14 @@ fn xattrs(path: &Path) -> String {
         Ok(_) => {}
         Err(error) => note(&mut facts, "xattrs", &errno(error)),
     }
-    let mut names: Vec<_> = list
-        .split(|byte| *byte == 0)
-        .filter(|name| !name.is_empty())
-        .collect();
+    let mut names: Vec<_> = list.split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
     names.sort_unstable();
     for name in names {
         let mut value = Vec::with_capacity(65536);
-        let value =
-            match rustix::fs::lgetxattr(path, name, rustix::buffer::spare_capacity(&mut value)) {
-                Ok(_) => brief(&value),
-                Err(error) => errno(error),
-            };
+        let value = match rustix::fs::lgetxattr(path, name, rustix::buffer::spare_capacity(&mut value)) {
+            Ok(_) => brief(&value),
+            Err(error) => errno(error),
+        };
         note(&mut facts, &name.escape_ascii().to_string(), &value);
     }
     facts
@@ -233,10 +198,7 @@ pub fn differences(one: &Tree, two: &Tree) -> Vec<String> {
         match two.get(path) {
             None => found.push(format!("{path:?}: only the first has it: {}", entry.facts)),
             Some(other) if other.facts != entry.facts => {
-                found.push(format!(
-                    "{path:?}:\n  first  {}\n  second {}",
-                    entry.facts, other.facts
-                ));
+                found.push(format!("{path:?}:\n  first  {}\n  second {}", entry.facts, other.facts));
             }
             Some(_) => {}
         }
@@ -246,9 +208,7 @@ pub fn differences(one: &Tree, two: &Tree) -> Vec<String> {
     }
     let (links, other_links) = (links(one), links(two));
     if links != other_links {
-        found.push(format!(
-            "the same inode:\n  first  {links:?}\n  second {other_links:?}"
-        ));
+        found.push(format!("the same inode:\n  first  {links:?}\n  second {other_links:?}"));
     }
     found.truncate(12);
     found
@@ -257,9 +217,7 @@ pub fn differences(one: &Tree, two: &Tree) -> Vec<String> {
 /// Returns where a tree contradicts itself.
 pub fn faults(tree: &Tree) -> Vec<String> {
     let faulty = tree.iter().filter(|(_, entry)| !entry.faults.is_empty());
-    faulty
-        .map(|(path, entry)| format!("{path:?}:{}", entry.faults))
-        .collect()
+    faulty.map(|(path, entry)| format!("{path:?}:{}", entry.faults)).collect()
 }
 
 /// A path that has one number in one tree and another in the other.
@@ -279,11 +237,7 @@ impl Renumbered<'_> {
 
 impl std::fmt::Display for Renumbered<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{:?} is {} in the first and {} in the second",
-            self.path, self.one, self.two
-        )
+        write!(f, "{:?} is {} in the first and {} in the second", self.path, self.one, self.two)
     }
 }
 
@@ -291,11 +245,7 @@ impl std::fmt::Display for Renumbered<'_> {
 pub fn renumbered<'a>(one: &'a Tree, two: &Tree) -> Vec<Renumbered<'a>> {
     let differs = |(path, entry): (&'a PathBuf, &Entry)| {
         let other = two.get(path).filter(|other| other.ino != entry.ino)?;
-        Some(Renumbered {
-            path,
-            one: entry.ino,
-            two: other.ino,
-        })
+        Some(Renumbered { path, one: entry.ino, two: other.ino })
     };
     one.iter().filter_map(differs).collect()
 }
@@ -306,10 +256,7 @@ fn links(tree: &Tree) -> Vec<Vec<&Path>> {
     for (path, entry) in tree {
         by_ino.entry(entry.ino).or_default().push(path);
     }
-    let mut groups: Vec<_> = by_ino
-        .into_values()
-        .filter(|names| names.len() > 1)
-        .collect();
+    let mut groups: Vec<_> = by_ino.into_values().filter(|names| names.len() > 1).collect();
     groups.sort();
     groups
 }

@@ -76,18 +76,10 @@ pub enum Action {
 pub fn perform(mount: &Path, action: &Action) -> io::Result<()> {
     match action {
         Action::Create { path, seed, len } => {
-            let mut file = fs::OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .open(mount.join(path))?;
+            let mut file = fs::OpenOptions::new().write(true).create_new(true).open(mount.join(path))?;
             file.write_all(&pattern(*seed, *len))
         }
-        Action::Write {
-            path,
-            offset,
-            seed,
-            len,
-        } => {
+        Action::Write { path, offset, seed, len } => {
             use std::os::unix::fs::FileExt;
             let file = fs::OpenOptions::new().write(true).open(mount.join(path))?;
             file.write_all_at(&pattern(*seed, *len), *offset as u64)
@@ -99,10 +91,9 @@ pub fn perform(mount: &Path, action: &Action) -> io::Result<()> {
             fs::write(&name, pattern(*seed, *len))?;
             fs::rename(&name, full)
         }
-        Action::Truncate { path, len } => fs::OpenOptions::new()
-            .write(true)
-            .open(mount.join(path))?
-            .set_len(*len as u64),
+        Action::Truncate { path, len } => {
+            fs::OpenOptions::new().write(true).open(mount.join(path))?.set_len(*len as u64)
+        }
         Action::Chmod { path, mode } => set_mode(&mount.join(path), *mode),
         Action::Mkdir { path } => fs::create_dir(mount.join(path)),
         Action::Symlink { path, target } => std::os::unix::fs::symlink(target, mount.join(path)),
@@ -112,13 +103,7 @@ pub fn perform(mount: &Path, action: &Action) -> io::Result<()> {
         Action::Rmdir { path } => fs::remove_dir(mount.join(path)),
         Action::Rename { from, to } => fs::rename(mount.join(from), mount.join(to)),
         Action::Exchange { one, two } => {
-            renameat_with(
-                CWD,
-                mount.join(one),
-                CWD,
-                mount.join(two),
-                RenameFlags::EXCHANGE,
-            )?;
+            renameat_with(CWD, mount.join(one), CWD, mount.join(two), RenameFlags::EXCHANGE)?;
             Ok(())
         }
     }
@@ -131,7 +116,5 @@ pub fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
 
 /// Returns `len` bytes that follow from `seed`.
 pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
-    (0..len as u64)
-        .map(|i| (seed.wrapping_mul(37) + i * 5 + i / 253) as u8)
-        .collect()
+    (0..len as u64).map(|i| (seed.wrapping_mul(37) + i * 5 + i / 253) as u8).collect()
 }

@@ -22,11 +22,7 @@ pub struct Usage {
 impl AnyMount {
     /// Mounts `spec`. Panics with the reason where that fails.
     pub fn start(spec: Spec) -> Self {
-        if on_kernel() {
-            Self::Kernel(spec.mount())
-        } else {
-            Self::Ours(Box::new(spec.mount_ours()))
-        }
+        if on_kernel() { Self::Kernel(spec.mount()) } else { Self::Ours(Box::new(spec.mount_ours())) }
     }
 
     fn inner(&mut self) -> &mut dyn Mounted {
@@ -58,19 +54,14 @@ impl AnyMount {
     pub fn usage(&self) -> Option<Usage> {
         let Self::Ours(mount) = self else { return None };
         let proc = format!("/proc/{}", mount.pid()?);
-        let descriptors = fs::read_dir(format!("{proc}/fd"))
-            .expect("the daemon lives")
-            .count();
+        let descriptors = fs::read_dir(format!("{proc}/fd")).expect("the daemon lives").count();
         let status = fs::read_to_string(format!("{proc}/status")).expect("the daemon lives");
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let resident_kib = resident
             .and_then(|rest| rest.trim().strip_suffix(" kB"))
             .and_then(|number| number.parse().ok())
             .expect("status has VmRSS in kB (proc_pid_status(5))");
-        Some(Usage {
-            descriptors,
-            resident_kib,
-        })
+        Some(Usage { descriptors, resident_kib })
     }
 }
 
@@ -100,10 +91,7 @@ impl Usage {
             if descriptors && now.resident_kib <= before.resident_kib + Self::MORE_RESIDENT_KIB {
                 return;
             }
-            assert!(
-                Instant::now() < deadline,
-                "the daemon had {before:?} and has {now:?}"
-            );
+            assert!(Instant::now() < deadline, "the daemon had {before:?} and has {now:?}");
             std::thread::sleep(Duration::from_millis(100));
             // One time drops only what was not used since the last (dcache.c, DCACHE_REFERENCED).
             forget_inodes();

@@ -18,10 +18,7 @@ fn full() -> bool {
     std::env::var_os("UNIONFS_FULL").is_some_and(|full| full == "1")
 }
 
-const DIR: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::CLOEXEC);
+const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 fn down(dir: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
     openat(dir, name, DIR, Bits::empty())
@@ -34,8 +31,7 @@ fn root(path: &Path) -> OwnedFd {
 /// Makes `levels` directories of this name, each in the last one, and returns the last.
 fn dig(mut dir: OwnedFd, name: &str, levels: usize) -> OwnedFd {
     for level in 0..levels {
-        mkdirat(&dir, name, Bits::from_raw_mode(0o755))
-            .unwrap_or_else(|e| panic!("mkdir, level {level}: {e}"));
+        mkdirat(&dir, name, Bits::from_raw_mode(0o755)).unwrap_or_else(|e| panic!("mkdir, level {level}: {e}"));
         dir = down(&dir, name).unwrap_or_else(|e| panic!("open, level {level}: {e}"));
     }
     dir
@@ -55,8 +51,7 @@ fn write(dir: &OwnedFd, name: &str, bytes: &[u8]) {
 }
 
 fn read(dir: &OwnedFd, name: &str) -> Vec<u8> {
-    let file = openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Bits::empty())
-        .expect("the file is there");
+    let file = openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Bits::empty()).expect("the file is there");
     let mut bytes = vec![0; 100];
     let len = rustix::io::read(&file, &mut bytes).expect("it can be read");
     bytes.truncate(len);
@@ -69,8 +64,7 @@ fn fill_in(top: OwnedFd, name: &str, levels: usize) {
     for level in 0..levels {
         let above = down(&dir, "..").expect("every directory has a parent");
         drop(dir);
-        unlinkat(&above, name, AtFlags::REMOVEDIR)
-            .unwrap_or_else(|e| panic!("rmdir, {level} from below: {e}"));
+        unlinkat(&above, name, AtFlags::REMOVEDIR).unwrap_or_else(|e| panic!("rmdir, {level} from below: {e}"));
         dir = above;
     }
 }
@@ -101,12 +95,7 @@ fn deep(name: &str, lower: usize, levels: usize) {
     drop(in_lower);
     fill_in(root(mount.path()), name, levels);
     mount.remount();
-    assert_eq!(
-        fs::read_dir(mount.path())
-            .expect("the root can be listed")
-            .count(),
-        0
-    );
+    assert_eq!(fs::read_dir(mount.path()).expect("the root can be listed").count(), 0);
     mount.unmount();
     lowers.check();
 }
@@ -181,9 +170,7 @@ fn wide_directory_lists_whole_while_entries_are_removed() {
     // A third each: the upper lower, the lower lower, and through the mount.
     for index in 0..count {
         if index % 3 < 2 {
-            layers
-                .lower(index % 3)
-                .file(Path::new("wide").join(name(index)), "");
+            layers.lower(index % 3).file(Path::new("wide").join(name(index)), "");
         }
     }
     let lowers = LowersUnchanged::new(layers.lowers());
@@ -193,10 +180,7 @@ fn wide_directory_lists_whole_while_entries_are_removed() {
         fs::write(wide.join(name(index)), "").expect("a file can be created");
     }
     let all: Vec<String> = (0..count).map(name).collect();
-    assert!(
-        listed(&root(&wide)) == all,
-        "a listing shows each entry once"
-    );
+    assert!(listed(&root(&wide)) == all, "a listing shows each entry once");
 
     // Every second entry goes while a listing with a small buffer is read: what stays is seen once,
     // what goes at most once (readdir(3)).
@@ -212,27 +196,14 @@ fn wide_directory_lists_whole_while_entries_are_removed() {
     });
     drop(dir);
     seen.sort();
-    assert!(
-        seen == all,
-        "{} of {count} entries are seen while others go",
-        seen.len()
-    );
-    let left: Vec<String> = all
-        .iter()
-        .filter(|name| !removed.contains(*name))
-        .cloned()
-        .collect();
+    assert!(seen == all, "{} of {count} entries are seen while others go", seen.len());
+    let left: Vec<String> = all.iter().filter(|name| !removed.contains(*name)).cloned().collect();
     assert!(listed(&root(&wide)) == left, "what was not removed is left");
     mount.remount();
-    assert!(
-        listed(&root(&wide)) == left,
-        "what was not removed is left after a remount"
-    );
+    assert!(listed(&root(&wide)) == left, "what was not removed is left after a remount");
 
     let dir = root(&wide);
-    list(&dir, 600, |name| {
-        unlinkat(&dir, name, AtFlags::empty()).expect("an entry can be removed")
-    });
+    list(&dir, 600, |name| unlinkat(&dir, name, AtFlags::empty()).expect("an entry can be removed"));
     drop(dir);
     fs::remove_dir(&wide).expect("one listing was enough to empty it");
     mount.unmount();
@@ -269,14 +240,8 @@ fn many_layers_are_one_tree() {
             assert_eq!(shared, index.to_string());
             assert!(fs::metadata(at(&format!("none-{index}"))).is_err());
         }
-        assert_eq!(
-            fs::read_dir(at("dir")).expect("it can be listed").count(),
-            LAYERS
-        );
-        assert_eq!(
-            fs::read_dir(at("")).expect("it can be listed").count(),
-            LAYERS / 2 + 2
-        );
+        assert_eq!(fs::read_dir(at("dir")).expect("it can be listed").count(), LAYERS);
+        assert_eq!(fs::read_dir(at("")).expect("it can be listed").count(), LAYERS / 2 + 2);
         mount.remount();
     }
     fs::remove_dir_all(mount.path().join("dir")).expect("it can be removed");
@@ -318,30 +283,18 @@ fn many_inodes_cost_little_memory_and_are_forgotten() {
         }
     }
     let mut mount = AnyMount::start(layers.spec(Io::Cached));
-    assert_eq!(
-        fs::read_dir(mount.path())
-            .expect("the root can be listed")
-            .count(),
-        dirs
-    );
+    assert_eq!(fs::read_dir(mount.path()).expect("the root can be listed").count(), dirs);
     let before = mount.usage();
     let mut numbers = BTreeSet::new();
     let count = walk(mount.path(), &mut numbers);
     assert_eq!(count, dirs * (IN_A_DIRECTORY + 1));
-    assert_eq!(
-        numbers.len(),
-        dirs * IN_A_DIRECTORY,
-        "every file has a number of its own"
-    );
+    assert_eq!(numbers.len(), dirs * IN_A_DIRECTORY, "every file has a number of its own");
     if let (Some(before), Some(now)) = (before, mount.usage()) {
         let grown = now.resident_kib.saturating_sub(before.resident_kib) * 1024;
         // A million inodes in about 100 MB is what was promised; the rest is what the allocator and
         // the listings of a walk may take at its size.
         let allowed = 100 * count as u64 + 16 * 1024 * 1024;
-        assert!(
-            grown <= allowed,
-            "{count} inodes took {grown} bytes, and {allowed} are allowed"
-        );
+        assert!(grown <= allowed, "{count} inodes took {grown} bytes, and {allowed} are allowed");
     }
     let mut again = BTreeSet::new();
     walk(mount.path(), &mut again);
@@ -350,9 +303,6 @@ fn many_inodes_cost_little_memory_and_are_forgotten() {
     Usage::settles(&before, || mount.usage());
     again.clear();
     walk(mount.path(), &mut again);
-    assert!(
-        again == numbers,
-        "numbers do not change when the kernel has forgotten them"
-    );
+    assert!(again == numbers, "numbers do not change when the kernel has forgotten them");
     mount.unmount();
 }

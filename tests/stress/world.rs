@@ -54,42 +54,21 @@ impl World {
     /// Returns what the lowers hold for the worker `name`: directories, files of about `len` bytes,
     /// hard links and symlinks.
     pub fn initial(name: &str, len: usize) -> Self {
-        let mut world = Self {
-            name: name.to_owned(),
-            nodes: BTreeMap::new(),
-            files: BTreeMap::new(),
-            next_file: 0,
-        };
-        world
-            .nodes
-            .insert(PathBuf::from(name), Node::Dir { mode: 0o755 });
+        let mut world = Self { name: name.to_owned(), nodes: BTreeMap::new(), files: BTreeMap::new(), next_file: 0 };
+        world.nodes.insert(PathBuf::from(name), Node::Dir { mode: 0o755 });
         for dir in 0..4 {
             let dir = PathBuf::from(name).join(format!("d{dir}"));
             world.nodes.insert(dir.clone(), Node::Dir { mode: 0o755 });
             for file in 0..5_usize {
                 let seed = dir.as_os_str().len() as u64 + file as u64;
-                world.apply(&Action::Create {
-                    path: dir.join(format!("f{file}")),
-                    seed,
-                    len: len + file * 1000,
-                });
+                world.apply(&Action::Create { path: dir.join(format!("f{file}")), seed, len: len + file * 1000 });
             }
-            world.apply(&Action::Link {
-                from: dir.join("f0"),
-                to: dir.join("l0"),
-            });
-            world.apply(&Action::Symlink {
-                path: dir.join("s"),
-                target: PathBuf::from("f1"),
-            });
+            world.apply(&Action::Link { from: dir.join("f0"), to: dir.join("l0") });
+            world.apply(&Action::Symlink { path: dir.join("s"), target: PathBuf::from("f1") });
         }
         for file in 0..5 {
             let path = Path::new("shared").join(format!("{name}-{file}"));
-            world.apply(&Action::Create {
-                path,
-                seed: file,
-                len,
-            });
+            world.apply(&Action::Create { path, seed: file, len });
         }
         world
     }
@@ -112,11 +91,7 @@ impl World {
                 Node::File(file) => {
                     if let Some(first) = laid.get(file) {
                         // A hard link stays in the layer of its first name.
-                        let layer = if first.starts_with(lowers[0]) {
-                            lowers[0]
-                        } else {
-                            lowers[1]
-                        };
+                        let layer = if first.starts_with(lowers[0]) { lowers[0] } else { lowers[1] };
                         fs::hard_link(first, layer.join(path))?;
                     } else {
                         fs::write(lower.join(path), &self.files[file].bytes)?;
@@ -153,61 +128,28 @@ impl World {
         };
         let atomic = mix == Mix::Atomic;
         Some(match rng.below(100) {
-            0..10 if !full && !atomic => Action::Create {
-                path: self.fresh(rng)?,
-                seed,
-                len,
-            },
+            0..10 if !full && !atomic => Action::Create { path: self.fresh(rng)?, seed, len },
             10..22 if !atomic => {
                 let path = any(rng, &self.files())?;
                 let offset = rng.below(self.bytes(&path).len() + 1);
-                Action::Write {
-                    path,
-                    offset,
-                    seed,
-                    len: len + 1,
-                }
+                Action::Write { path, offset, seed, len: len + 1 }
             }
-            22..26 if !atomic => Action::Truncate {
-                path: any(rng, &self.files())?,
-                len,
-            },
+            22..26 if !atomic => Action::Truncate { path: any(rng, &self.files())?, len },
             0..26 if !full => {
-                let path = if rng.below(3) == 0 {
-                    self.fresh(rng)?
-                } else {
-                    any(rng, &self.files())?
-                };
+                let path = if rng.below(3) == 0 { self.fresh(rng)? } else { any(rng, &self.files())? };
                 Action::Replace { path, seed, len }
             }
             26..36 => {
                 let mode = [0o700, 0o750, 0o755, 0o744][rng.below(4)];
                 let all = [self.files(), self.dirs()].concat();
-                Action::Chmod {
-                    path: any(rng, &all)?,
-                    mode,
-                }
+                Action::Chmod { path: any(rng, &all)?, mode }
             }
-            36..44 if !full => Action::Mkdir {
-                path: self.fresh(rng)?,
-            },
-            44..48 if !full => Action::Symlink {
-                path: self.fresh(rng)?,
-                target: PathBuf::from(format!("to/{seed}")),
-            },
-            48..56 if !full => Action::Link {
-                from: any(rng, &self.files())?,
-                to: self.fresh(rng)?,
-            },
-            56..66 => Action::Unlink {
-                path: any(rng, &self.not_dirs())?,
-            },
-            66..70 if !atomic => Action::RemoveTree {
-                path: any(rng, &self.own_dirs())?,
-            },
-            66..72 => Action::Rmdir {
-                path: any(rng, &self.empty_dirs())?,
-            },
+            36..44 if !full => Action::Mkdir { path: self.fresh(rng)? },
+            44..48 if !full => Action::Symlink { path: self.fresh(rng)?, target: PathBuf::from(format!("to/{seed}")) },
+            48..56 if !full => Action::Link { from: any(rng, &self.files())?, to: self.fresh(rng)? },
+            56..66 => Action::Unlink { path: any(rng, &self.not_dirs())? },
+            66..70 if !atomic => Action::RemoveTree { path: any(rng, &self.own_dirs())? },
+            66..72 => Action::Rmdir { path: any(rng, &self.empty_dirs())? },
             72..94 => self.propose_rename(rng)?,
             94..100 => {
                 let all = self.movable();
@@ -227,11 +169,7 @@ impl World {
             Node::Dir { .. } => self.empty_dirs(),
             _ => self.not_dirs(),
         };
-        let to = if rng.below(3) == 0 {
-            any(rng, &over)?
-        } else {
-            self.fresh(rng)?
-        };
+        let to = if rng.below(3) == 0 { any(rng, &over)? } else { self.fresh(rng)? };
         let same_file = match (self.nodes.get(&from), self.nodes.get(&to)) {
             (Some(Node::File(one)), Some(Node::File(two))) => one == two,
             _ => false,
@@ -244,11 +182,7 @@ impl World {
     }
 
     fn of(&self, is: impl Fn(&Path, &Node) -> bool) -> Vec<PathBuf> {
-        self.nodes
-            .iter()
-            .filter(|(path, node)| is(path, node))
-            .map(|(path, _)| path.clone())
-            .collect()
+        self.nodes.iter().filter(|(path, node)| is(path, node)).map(|(path, _)| path.clone()).collect()
     }
 
     fn files(&self) -> Vec<PathBuf> {
@@ -265,9 +199,7 @@ impl World {
 
     /// Returns the directories that may go: all but the worker's root.
     fn own_dirs(&self) -> Vec<PathBuf> {
-        self.of(|path, node| {
-            matches!(node, Node::Dir { .. }) && path.as_os_str() != self.name.as_str()
-        })
+        self.of(|path, node| matches!(node, Node::Dir { .. }) && path.as_os_str() != self.name.as_str())
     }
 
     fn empty_dirs(&self) -> Vec<PathBuf> {
@@ -281,11 +213,7 @@ impl World {
     }
 
     fn children(&self, dir: &Path) -> BTreeSet<PathBuf> {
-        self.nodes
-            .keys()
-            .filter(|path| path.parent() == Some(dir))
-            .cloned()
-            .collect()
+        self.nodes.keys().filter(|path| path.parent() == Some(dir)).cloned().collect()
     }
 
     fn bytes(&self, path: &Path) -> &[u8] {
@@ -297,11 +225,7 @@ impl World {
 
     /// Returns a name that is free, in a directory that is there.
     fn fresh(&self, rng: &mut Rng) -> Option<PathBuf> {
-        let dirs: Vec<PathBuf> = self
-            .dirs()
-            .into_iter()
-            .filter(|dir| dir.components().count() < 8)
-            .collect();
+        let dirs: Vec<PathBuf> = self.dirs().into_iter().filter(|dir| dir.components().count() < 8).collect();
         let number = rng.below(40);
         let path = match rng.below(4) {
             0 => Path::new("shared").join(format!("{}-{number}", self.name)),
@@ -314,20 +238,12 @@ impl World {
     pub fn apply(&mut self, action: &Action) {
         match action {
             Action::Create { path, seed, len } | Action::Replace { path, seed, len } => {
-                let data = Data {
-                    bytes: pattern(*seed, *len),
-                    mode: 0o644,
-                };
+                let data = Data { bytes: pattern(*seed, *len), mode: 0o644 };
                 self.files.insert(self.next_file, data);
                 self.nodes.insert(path.clone(), Node::File(self.next_file));
                 self.next_file += 1;
             }
-            Action::Write {
-                path,
-                offset,
-                seed,
-                len,
-            } => self.change(path, |data| {
+            Action::Write { path, offset, seed, len } => self.change(path, |data| {
                 let end = offset + len;
                 let keep = data.bytes.len().max(end);
                 data.bytes.resize(keep, 0);
@@ -342,8 +258,7 @@ impl World {
                 self.nodes.insert(path.clone(), Node::Dir { mode: 0o755 });
             }
             Action::Symlink { path, target } => {
-                self.nodes
-                    .insert(path.clone(), Node::Symlink(target.clone()));
+                self.nodes.insert(path.clone(), Node::Symlink(target.clone()));
             }
             Action::Link { from, to } => {
                 let node = self.nodes[from].clone();
@@ -366,13 +281,7 @@ impl World {
         let named: BTreeSet<u64> = self
             .nodes
             .values()
-            .filter_map(|node| {
-                if let Node::File(file) = node {
-                    Some(*file)
-                } else {
-                    None
-                }
-            })
+            .filter_map(|node| if let Node::File(file) = node { Some(*file) } else { None })
             .collect();
         self.files.retain(|file, _| named.contains(file));
     }
@@ -384,12 +293,8 @@ impl World {
     }
 
     fn take(&mut self, path: &Path) -> Vec<(PathBuf, Node)> {
-        let taken: Vec<_> = self
-            .nodes
-            .iter()
-            .filter(|(node, _)| node.starts_with(path))
-            .map(|(p, n)| (p.clone(), n.clone()))
-            .collect();
+        let taken: Vec<_> =
+            self.nodes.iter().filter(|(node, _)| node.starts_with(path)).map(|(p, n)| (p.clone(), n.clone())).collect();
         self.nodes.retain(|node, _| !node.starts_with(path));
         taken
     }
@@ -397,11 +302,7 @@ impl World {
     fn put(&mut self, nodes: Vec<(PathBuf, Node)>, from: &Path, to: &Path) {
         for (path, node) in nodes {
             let rest = path.strip_prefix(from).expect("take() gave what is below");
-            let path = if rest.as_os_str().is_empty() {
-                to.to_owned()
-            } else {
-                to.join(rest)
-            };
+            let path = if rest.as_os_str().is_empty() { to.to_owned() } else { to.join(rest) };
             self.nodes.insert(path, node);
         }
     }
@@ -412,8 +313,7 @@ impl World {
         let mut inodes: BTreeMap<u64, (u64, &Path)> = BTreeMap::new();
         for (path, node) in &self.nodes {
             let full = mount.join(path);
-            let wrong =
-                |what: String| format!("{}: {what}; believed {}", path.display(), self.shown(node));
+            let wrong = |what: String| format!("{}: {what}; believed {}", path.display(), self.shown(node));
             let meta = fs::symlink_metadata(&full).map_err(|e| wrong(e.to_string()))?;
             let kind = meta.file_type();
             match node {
@@ -433,46 +333,28 @@ impl World {
                     self.verify_file(&full, *file, &meta).map_err(wrong)?;
                     let first = *inodes.entry(meta.ino()).or_insert((*file, path));
                     if first.0 != *file {
-                        return Err(wrong(format!(
-                            "has the number {} of {}",
-                            meta.ino(),
-                            first.1.display()
-                        )));
+                        return Err(wrong(format!("has the number {} of {}", meta.ino(), first.1.display())));
                     }
                 }
             }
         }
         // Each file has one number, so that there are as many numbers as files.
         if inodes.len() != self.files.len() {
-            return Err(format!(
-                "{} files have {} numbers",
-                self.files.len(),
-                inodes.len()
-            ));
+            return Err(format!("{} files have {} numbers", self.files.len(), inodes.len()));
         }
         Ok(())
     }
 
     fn verify_file(&self, full: &Path, file: u64, meta: &fs::Metadata) -> Result<(), String> {
         let data = &self.files[&file];
-        let names = self
-            .nodes
-            .values()
-            .filter(|node| **node == Node::File(file))
-            .count();
+        let names = self.nodes.values().filter(|node| **node == Node::File(file)).count();
         let mode = meta.mode() & 0o7777;
         if !meta.is_file() || mode != data.mode || meta.nlink() != names as u64 {
-            return Err(format!(
-                "has mode {mode:o} and {} links, not {names}",
-                meta.nlink()
-            ));
+            return Err(format!("has mode {mode:o} and {} links, not {names}", meta.nlink()));
         }
         let bytes = fs::read(full).map_err(|error| error.to_string())?;
         if bytes != data.bytes {
-            let at = bytes
-                .iter()
-                .zip(&data.bytes)
-                .position(|(is, was)| is != was);
+            let at = bytes.iter().zip(&data.bytes).position(|(is, was)| is != was);
             return Err(format!("has {} bytes that differ at {at:?}", bytes.len()));
         }
         Ok(())
@@ -480,8 +362,7 @@ impl World {
 
     /// Compares the listing of a directory; in one that others share, only the own names.
     fn verify_names(&self, mount: &Path, dir: &Path) -> Result<(), String> {
-        let listing =
-            fs::read_dir(mount.join(dir)).map_err(|e| format!("list {}: {e}", dir.display()))?;
+        let listing = fs::read_dir(mount.join(dir)).map_err(|e| format!("list {}: {e}", dir.display()))?;
         let mut listed = Vec::new();
         for entry in listing {
             let entry = entry.map_err(|e| format!("list {}: {e}", dir.display()))?;
@@ -496,10 +377,7 @@ impl World {
         if listed == believed {
             return Ok(());
         }
-        Err(format!(
-            "{} lists {listed:?}; believed {believed:?}",
-            dir.display()
-        ))
+        Err(format!("{} lists {listed:?}; believed {believed:?}", dir.display()))
     }
 
     fn shown(&self, node: &Node) -> String {
