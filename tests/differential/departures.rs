@@ -3,7 +3,8 @@
 //!
 //! What no comparison looks at in the first place, because no program can rely on it: st_nlink and
 //! st_size of directories (the kernel says 1 for a merged directory and its upper's for others),
-//! st_dev, st_blocks, ctime, the order of a listing, and the number of the mount's root.
+//! st_dev, st_blocks, ctime, the order of a listing, the d_ino of `..`, and the number of the mount's root.
+//! Nor the times of a directory from which a rename failed with ENOTEMPTY: the kernel has touched it.
 //!
 //! What the generator does not draw, because the answer is known and ends the comparison:
 //! RENAME_WHITEOUT (EINVAL from the kernel's overlayfs), O_TMPFILE and the fallocate modes that
