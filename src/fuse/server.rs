@@ -106,7 +106,8 @@ impl Server {
     pub(super) fn open(&self, id: NodeId, flags: OpenFlags, caller: Caller, reply: ReplyOpen) {
         let how = open_how(flags, caller);
         let passthrough = self.passthrough();
-        if passthrough.is_some_and(|p| p.has_lower_readers(id)) && (how != OpenFile::Read || self.union.is_in_upper(id))
+        if passthrough.is_some_and(|p| p.has_lower_readers(id))
+            && (how != OpenFile::Read || self.union.has_upper_data(id))
         {
             self.union.part(id);
             return reply.error(Errno::ESTALE);

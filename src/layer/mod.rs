@@ -46,6 +46,8 @@ pub struct Layer {
     pub path: PathBuf,
     /// The uuid of its file system, zeros where it has none, as overlayfs writes it into handles.
     pub uuid: [u8; 16],
+    /// Whether its file system has file handles.
+    pub handles: bool,
     root: OwnedFd,
     private: bool,
 }
@@ -105,7 +107,8 @@ impl Layer {
                 })?;
         // overlayfs writes zeros for a file system without a uuid, and so do we.
         let uuid = crate::sys::fhandle::filesystem_uuid(readable.as_fd()).unwrap_or_default();
-        Ok(Self { id, path: path.to_owned(), uuid, root: root.fd, private: root.private })
+        let handles = crate::sys::fhandle::name_to_handle(root.fd.as_fd(), OsStr::new("")).is_ok();
+        Ok(Self { id, path: path.to_owned(), uuid, handles, root: root.fd, private: root.private })
     }
 
     /// Returns the O_PATH descriptor of the layer's root.

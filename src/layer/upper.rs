@@ -106,6 +106,15 @@ impl<'a> Place<'a> {
         }
     }
 
+    /// Sets the permission bits, also through a descriptor that was opened with O_PATH.
+    fn set_mode(&self, mode: u32) -> rustix::io::Result<()> {
+        if self.name.is_empty() {
+            rustix::fs::chmod(proc_path(self.dir), Mode::from_raw_mode(mode))
+        } else {
+            self.chmod(mode)
+        }
+    }
+
     /// Sets the times of access and change.
     pub fn set_times(&self, atime: Timestamp, mtime: Timestamp) -> rustix::io::Result<()> {
         let spec = |t: Timestamp| rustix::fs::Timespec { tv_sec: t.secs, tv_nsec: t.nanos.into() };
@@ -250,9 +259,45 @@ impl Upper {
         self.layer.stat(dir, name).map_err(|e| self.layer.error("statx", name, e))
     }
 
+    /// Sets `mark` of a thing in upper or the workdir, also where its mode forbids its owner to write.
+    pub fn try_mark(&self, place: Place<'_>, mark: Mark, value: &[u8]) -> rustix::io::Result<()> {
+        match self.namespace.set(place.dir, place.name, mark, value) {
+            // `user.` xattrs take write permission, which a plain user may have to give himself for the moment.
+            Err(Errno::ACCESS) => {
+                let mode = self.layer.stat(place.dir, place.name)?.mode;
+                place.set_mode(mode | 0o200)?;
+                let done = self.namespace.set(place.dir, place.name, mark, value);
+                place.set_mode(mode)?;
+                done
+            }
+            done => done,
+        }
+    }
+
+    /// Runs `change`, which makes a name in `dir`, also where the mode of `dir` forbids its owner to.
+    ///
+    /// What is copied up is not new in the union, so permission to make names plays no part.
+    pub fn in_writable(
+        &self,
+        dir: BorrowedFd<'_>,
+        mode: u32,
+        change: impl Fn() -> rustix::io::Result<()>,
+    ) -> rustix::io::Result<()> {
+        match change() {
+            Err(Errno::ACCESS) => {
+                let place = Place::at(dir, OsStr::new("."));
+                place.set_mode(mode | 0o300)?;
+                let done = change();
+                place.set_mode(mode)?;
+                done
+            }
+            done => done,
+        }
+    }
+
     /// Sets `mark` of a thing that is being made; where it only makes numbers constant, doing without is no failure.
     pub fn set_mark(&self, place: Place<'_>, mark: Mark, value: &[u8]) -> Result<()> {
-        match self.namespace.set(place.dir, place.name, mark, value) {
+        match self.try_mark(place, mark, value) {
             // `user.` xattrs exist on regular files and directories alone.
             Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSPC) if matches!(mark, Mark::Origin | Mark::Impure) => Ok(()),
             done => done.map_err(|e| self.layer.error("setxattr", place.name, e)),

@@ -11,9 +11,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::acl;
 use crate::error::{Error, Result};
 use crate::sys::dents;
 
@@ -90,6 +91,7 @@ impl Workdir {
             |name: &&&str| matches!(rustix::fs::statat(&lock, **name, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT));
         let made = wanted.iter().filter(missing).copied().collect();
         let work = subdirectory(lock.as_fd(), WORK).map_err(|e| io("`work` cannot be made", e))?;
+        strip(work.as_fd()).map_err(|e| io("the permissions of `work` cannot be set", e))?;
         let mut workdir = Self { path: path.to_owned(), work, index: None, lock, next: AtomicU64::new(0), made };
         let ready = workdir.empty().map_err(|e| io("cannot be emptied", e)).and_then(|()| {
             if index {
@@ -153,15 +155,26 @@ impl Workdir {
 
     /// Removes `name` and all below it from the workdir; what cannot be removed goes at the next mount.
     pub fn discard(&self, name: &OsStr) {
-        match remove_tree(self.fd(), name) {
+        match self.remove(name) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(errno) => log::warn!("{}: {name:?} is left in the workdir: {errno}", self.path.display()),
         }
     }
 
+    fn remove(&self, name: &OsStr) -> rustix::io::Result<()> {
+        // A name that is left over from an earlier mount may look like one of ours.
+        let fresh = || loop {
+            let name = self.temporary();
+            if matches!(rustix::fs::statat(self.fd(), &name, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT)) {
+                return name;
+            }
+        };
+        remove_tree(self.fd(), name, fresh)
+    }
+
     fn empty(&self) -> rustix::io::Result<()> {
         for name in names(self.fd())? {
-            remove_tree(self.fd(), &name)?;
+            self.remove(&name)?;
         }
         Ok(())
     }
@@ -181,7 +194,7 @@ impl Workdir {
 
     /// Removes the mark, once what upper holds is on the disk.
     pub fn unmark_volatile(&self) -> rustix::io::Result<()> {
-        remove_tree(self.fd(), OsStr::new(INCOMPAT))
+        self.remove(OsStr::new(INCOMPAT))
     }
 }
 
@@ -219,6 +232,17 @@ fn subdirectory(dir: BorrowedFd<'_>, name: &str) -> rustix::io::Result<OwnedFd> 
     }
 }
 
+/// Takes what a directory has inherited: what is made in it must not inherit that in turn.
+fn strip(dir: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    for acl in [acl::DEFAULT, acl::ACCESS] {
+        match rustix::fs::fremovexattr(dir, acl) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    rustix::fs::fchmod(dir, Mode::RWXU)
+}
+
 /// Lists the names in `dir`, which must be open for reading.
 fn names(dir: BorrowedFd<'_>) -> rustix::io::Result<Vec<OsString>> {
     let listing = readable(dir, ".")?;
@@ -227,36 +251,38 @@ fn names(dir: BorrowedFd<'_>) -> rustix::io::Result<Vec<OsString>> {
     Ok(names)
 }
 
-/// Removes `name` in `dir` and all below it.
-pub fn remove_tree(dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
+/// Removes `name` in `dir` and all below it, with `fresh` giving names that nobody has in `dir`.
+///
+/// Directories inside are moved up to `dir` first, so that the depth of the tree does not matter.
+fn remove_tree(dir: BorrowedFd<'_>, name: &OsStr, fresh: impl Fn() -> OsString) -> rustix::io::Result<()> {
     match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
         // POSIX has EPERM for a directory, Linux EISDIR.
         Err(Errno::ISDIR | Errno::PERM) => {}
         done => return done,
     }
-    match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
-        Err(Errno::NOTEMPTY | Errno::EXIST) => {}
-        done => return done,
-    }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let inner = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
-        Err(Errno::ACCESS) => {
-            rustix::fs::chmodat(dir, name, Mode::RWXU, AtFlags::empty())?;
-            rustix::fs::openat(dir, name, flags, Mode::empty())?
+    let mut left = vec![name.to_owned()];
+    while let Some(name) = left.pop() {
+        match rustix::fs::unlinkat(dir, &name, AtFlags::REMOVEDIR) {
+            Ok(()) => continue,
+            Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
         }
-        done => done?,
-    };
-    let mut entries = Vec::new();
-    dents::each(inner.as_fd(), |name, kind, _| entries.push((OsStr::from_bytes(name).to_owned(), kind)))?;
-    for (entry, kind) in entries {
-        if kind == FileType::Directory {
-            remove_tree(inner.as_fd(), &entry)?;
-        } else {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let writable = rustix::fs::chmodat(dir, &name, Mode::RWXU, AtFlags::empty());
+        let inner = rustix::fs::openat(dir, &name, flags, Mode::empty()).or_else(|e| writable.and(Err(e)))?;
+        for entry in names(inner.as_fd())? {
             match rustix::fs::unlinkat(&inner, &entry, AtFlags::empty()) {
-                Err(Errno::ISDIR | Errno::PERM) => remove_tree(inner.as_fd(), &entry)?,
+                Err(Errno::ISDIR | Errno::PERM) => {
+                    // A plain user must be allowed to write a directory to move it; who is not told by the move.
+                    let _ = rustix::fs::chmodat(&inner, &entry, Mode::RWXU, AtFlags::empty());
+                    let moved = fresh();
+                    rustix::fs::renameat(&inner, &entry, dir, &moved)?;
+                    left.push(moved);
+                }
                 done => done?,
             }
         }
+        left.push(name);
     }
-    rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)
+    Ok(())
 }

@@ -19,6 +19,7 @@ use crate::config::{RedirectDir, UnionConfig, XattrNamespace};
 use crate::error::{Error, Result};
 use crate::layer::dir::Lowers;
 use crate::layer::fds::FdCache;
+use crate::layer::name::WH_OPAQUE;
 use crate::layer::overlay::{Marks, Namespace};
 use crate::layer::upper::{Upper, is_inside};
 use crate::layer::{Layer, LayerId, Root};
@@ -104,6 +105,7 @@ impl Union {
             metacopy: config.metacopy,
             atime: config.atime,
             server: Caller::current(),
+            overrides_modes: caps::effective(rustix::thread::CapabilitySet::DAC_OVERRIDE),
             may_chown: caps::effective(rustix::thread::CapabilitySet::CHOWN),
             table: Table::new(root),
             dirs: FdCache::new(quarter),
@@ -237,6 +239,7 @@ fn open_root(lowers: &Lowers, upper: Option<&Upper>, numbers: &Numbers, namespac
         let failed =
             |e| Error::setup(&upper.layer.path, format!("its xattrs cannot be read: {e}"), "check the file system");
         marks = namespace.marks(upper.layer.root(), own).map_err(failed)?;
+        marks.opaque |= upper.layer.stat(upper.layer.root(), OsStr::new(WH_OPAQUE)).is_ok();
     }
     let mut parts = Vec::new();
     if !marks.opaque {
@@ -263,7 +266,7 @@ fn open_root(lowers: &Lowers, upper: Option<&Upper>, numbers: &Numbers, namespac
             ino: Ino(number.unwrap_or(NodeId::ROOT.0)),
             kind: crate::layer::attr::FileKind::Directory,
             place,
-            origin: None,
+            from_below: false,
             upper_ino,
             nlink_delta: None,
             dir: Some(Dir::new(parts.into(), marks.xwhiteouts, marks.impure)),

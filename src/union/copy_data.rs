@@ -15,10 +15,7 @@ const BUFFER: usize = 1 << 20;
 ///
 /// Holes stay holes. Errors: those of reading and writing, ENOSPC above all.
 pub fn copy(source: BorrowedFd<'_>, target: BorrowedFd<'_>, len: u64) -> Result<()> {
-    if len == 0 {
-        return Ok(());
-    }
-    if rustix::fs::ioctl_ficlone(target, source).is_ok() {
+    if len > 0 && rustix::fs::ioctl_ficlone(target, source).is_ok() {
         return rustix::fs::ftruncate(target, len);
     }
     let mut at = 0;

@@ -5,12 +5,14 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, OFlags};
 use rustix::io::Errno;
 
+use super::file::Access;
 use super::inode::{DataPlace, Inode, Real};
 use super::search::InUpper;
 use super::{Union, copy_data, dir_of};
@@ -96,7 +98,7 @@ impl Union {
                     let failed = |e| self.lowers.layer(&source.dir).error("readlinkat", &source.name, e);
                     rustix::fs::readlinkat(fd, &*source.name, Vec::new()).map_err(failed)
                 })?;
-                let target = OsString::from(<OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(target.as_bytes()));
+                let target = OsStr::from_bytes(target.as_bytes()).to_owned();
                 self.make_other(upper, &source, Shape::Symlink(&target))?
             }
             kind => self.make_other(upper, &source, Shape::Node(kind, source.attr.rdev))?,
@@ -115,12 +117,12 @@ impl Union {
     fn make_regular(&self, upper: &Upper, inode: &Arc<Inode>, source: &Source, data: Data) -> Result<Made> {
         let layer = self.lowers.layer(&source.dir);
         let metadata_alone = data == Data::Metadata && self.metacopy && source.attr.size > 0;
-        let (len, fd) = match data {
-            Data::First(len) => (len.min(source.attr.size), None),
-            _ if metadata_alone => (0, None),
-            _ => (source.attr.size, None::<OwnedFd>),
+        let len = match data {
+            Data::First(len) => len.min(source.attr.size),
+            _ if metadata_alone => 0,
+            _ => source.attr.size,
         };
-        let fd = if len > 0 { Some(self.open_lower_data(inode)?) } else { fd };
+        let fd = if len > 0 { Some(self.open_data(inode, Access::Read)?) } else { None };
         let fill = |target: BorrowedFd<'_>| -> Result<()> {
             if let Some(fd) = &fd {
                 copy_data::copy(fd.as_fd(), target, len).map_err(|e| layer.error("copy", &source.name, e))?;
@@ -128,7 +130,8 @@ impl Union {
             if metadata_alone {
                 let failed = |e| upper.layer.error("ftruncate", &source.name, e);
                 rustix::fs::ftruncate(target, source.attr.size).map_err(failed)?;
-                self.set_metacopy(upper, source, target)?;
+                // It has the name of what it is a copy of, so that needs no redirect, whatever that one has.
+                upper.set_mark(Place::file(target), Mark::Metacopy, b"")?;
             }
             self.copy_metadata(upper, source, Place::file(target))?;
             if upper.durable && source.attr.size > 0 {
@@ -162,20 +165,29 @@ impl Union {
     fn copy_metadata(&self, upper: &Upper, source: &Source, target: Place<'_>) -> Result<()> {
         let failed = |call: &'static str| move |e: Errno| upper.layer.error(call, &source.name, e);
         let attr = &source.attr;
-        if (attr.uid, attr.gid) != (self.server.uid, self.server.gid) || !target.name.is_empty() {
-            target.chown(attr.uid, attr.gid).map_err(failed("chown"))?;
-        }
+        target.chown(attr.uid, attr.gid).map_err(failed("chown"))?;
         self.copy_xattrs(upper, source, target)?;
-        if attr.kind != FileKind::Symlink {
-            // After chown, which clears set-user-id; explicit, so that no umask plays a part.
-            target.chmod(attr.mode).map_err(failed("chmod"))?;
-        }
-        let origin = self.origin_of(&source.dir, &source.name)?.and_then(|origin| origin.encode());
         if upper.features.xattrs {
+            let origin = self.origin_of(&source.dir, &source.name)?.and_then(|origin| origin.encode());
             // Empty where the lower has no handles: then the file is only known to have come from below.
             upper.set_mark(target, Mark::Origin, &origin.unwrap_or_default())?;
         }
+        if attr.nlink > 1 && self.keeps_links(&source.dir, attr.kind) {
+            // Relative to the lower's count until the first name in upper is made.
+            upper.set_mark(target, Mark::Nlink, b"L+0")?;
+        }
+        if attr.kind != FileKind::Symlink {
+            // After chown, which clears set-user-id, and after the xattrs, which take write permission; explicit, so that
+            // no umask plays a part.
+            target.chmod(self.movable_mode(attr)).map_err(failed("chmod"))?;
+        }
         target.set_times(attr.atime, attr.mtime).map_err(failed("utimensat"))
+    }
+
+    /// Returns the mode under which a copy can be moved to its place: to move a directory, a plain user must be allowed
+    /// to write it.
+    fn movable_mode(&self, attr: &Attr) -> u32 {
+        if attr.is_dir() && !self.overrides_modes { attr.mode | 0o200 } else { attr.mode }
     }
 
     /// Copies the xattrs and ACLs, the overlay's own aside.
@@ -190,7 +202,9 @@ impl Union {
                 match target.set_xattr(name, &value) {
                     Ok(()) => {}
                     // A security module sets its own labels; a plain user, or another file system, cannot keep them.
-                    Err(Errno::PERM | Errno::OPNOTSUPP) if is_label(name) => {}
+                    Err(Errno::PERM) if is_label(name) => {}
+                    // As the kernel's overlayfs: only what decides about access must not be lost.
+                    Err(Errno::OPNOTSUPP) if is_label(name) || !decides_access(name) => {}
                     Err(errno) => return Err(upper.layer.error("setxattr", name, errno)),
                 }
             }
@@ -209,44 +223,60 @@ impl Union {
         }
         let dir = self.upper_dir(&parent)?;
         let before = upper.stat(dir.as_fd(), OsStr::new(""))?;
+        self.mark_impure(upper, &parent)?;
         let indexed = self.publish_indexed(upper, source, made)?;
-        let linked = match (&indexed, made) {
-            (Some(entry), _) => {
-                let index = upper.work.index().ok_or(Error::Refused(Errno::STALE))?;
-                rustix::fs::linkat(index, entry, dir.as_fd(), &*place.name, AtFlags::empty())
-            }
+        let linked = upper.in_writable(dir.as_fd(), before.mode, || match (&indexed, made) {
+            (Some(entry), _) => match upper.work.index() {
+                Some(index) => rustix::fs::linkat(index, entry, dir.as_fd(), &*place.name, AtFlags::empty()),
+                None => Err(Errno::STALE),
+            },
             (None, Made::Nameless(fd)) => upper.link_file(fd.as_fd(), dir.as_fd(), &place.name),
             (None, Made::Temporary(name)) => upper.publish(name, dir.as_fd(), &place.name, Publish::New),
-        };
+        });
         linked.map_err(|e| upper.layer.error("publish", &place.name, e))?;
-        self.mark_impure(upper, &parent)?;
-        let restored = Place::at(dir.as_fd(), OsStr::new(".")).set_times(before.atime, before.mtime);
-        restored.map_err(|e| upper.layer.error("utimensat", &place.name, e))?;
         let attr = upper.stat(dir.as_fd(), &place.name)?;
-        if let Some(entry) = &indexed {
-            // Both counts grow and shrink together from now on.
-            let delta = source.attr.nlink as i32 - attr.nlink as i32;
-            self.write_nlink(upper, dir.as_fd(), &place.name, delta)?;
-            inode.set_nlink_delta(delta);
-            self.switch(inode, Real::Index(entry.as_os_str().into()), attr.ino);
-        } else {
-            self.switch(inode, Real::Upper, attr.ino);
+        match &indexed {
+            Some(entry) => {
+                // Both counts grow and shrink together from now on.
+                inode.set_nlink_delta((source.attr.nlink as i32).saturating_sub(attr.nlink as i32));
+                self.switch(inode, Real::Index(entry.as_os_str().into()), attr.ino);
+            }
+            None => self.switch(inode, Real::Upper, attr.ino),
         }
         dir_of(&parent)?.changed();
+        // The copy is a part of the union; what is left changes nothing that could be undone.
+        if let Err(error) = self.tidy_up(upper, inode, source, (dir.as_fd(), &place.name), &before) {
+            log::warn!("{error}");
+        }
         drop(names);
         Ok(())
     }
 
+    /// Does what follows from a copy that has its name: the count of an indexed file, the last mode of a directory, and
+    /// the times of the directory that it is in.
+    fn tidy_up(
+        &self,
+        upper: &Upper,
+        inode: &Inode,
+        source: &Source,
+        (dir, name): (BorrowedFd<'_>, &OsStr),
+        before: &Attr,
+    ) -> Result<()> {
+        if let Some(delta) = inode.nlink_delta() {
+            self.write_nlink(upper, dir, name, delta)?;
+        }
+        if self.movable_mode(&source.attr) != source.attr.mode {
+            let done = Place::at(dir, name).chmod(source.attr.mode);
+            done.map_err(|e| upper.layer.error("chmod", name, e))?;
+        }
+        let restored = Place::at(dir, OsStr::new(".")).set_times(before.atime, before.mtime);
+        restored.map_err(|e| upper.layer.error("utimensat", name, e))
+    }
+
     /// Puts the copy of a file with several names into the index; returns its name there.
     fn publish_indexed(&self, upper: &Upper, source: &Source, made: &Made) -> Result<Option<OsString>> {
-        let Some(entry) = self.index_entry(upper, &source.dir, &source.name, &source.attr)? else { return Ok(None) };
+        let Some(entry) = self.index_entry(&source.dir, &source.name, &source.attr)? else { return Ok(None) };
         let index = upper.work.index().ok_or(Error::Refused(Errno::STALE))?;
-        let target = match made {
-            Made::Nameless(fd) => Place::file(fd.as_fd()),
-            Made::Temporary(name) => Place::at(upper.work.fd(), name),
-        };
-        // Relative to the lower's count until the first name in upper is made.
-        upper.set_mark(target, Mark::Nlink, b"L+0")?;
         let published = match made {
             Made::Nameless(fd) => upper.link_file(fd.as_fd(), index, &entry),
             Made::Temporary(name) => upper.publish(name, index, &entry, Publish::New),
@@ -291,11 +321,13 @@ impl Union {
     /// Records in upper's part of `parent` that entries of it have an origin.
     pub(super) fn mark_impure(&self, upper: &Upper, parent: &Arc<Inode>) -> Result<()> {
         let dir = dir_of(parent)?;
-        if !upper.features.xattrs || dir.impure.swap(true, Ordering::AcqRel) {
+        if !upper.features.xattrs || dir.impure.load(Ordering::Acquire) {
             return Ok(());
         }
         let fd = self.upper_dir(parent)?;
-        upper.set_mark(Place::at(fd.as_fd(), OsStr::new("")), Mark::Impure, b"y")
+        upper.set_mark(Place::at(fd.as_fd(), OsStr::new("")), Mark::Impure, b"y")?;
+        dir.impure.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// Copies up a hard link of an indexed file under the name that an operation is about to change.
@@ -303,6 +335,8 @@ impl Union {
         self.ensure_upper(parent)?;
         self.copy_up(inode, data)?;
         if inode.nlink_delta().is_some() {
+            // Two names in two directories change one count.
+            let _copying = inode.lock_copy_up();
             let _names = dir_of(parent)?.lock.write();
             if matches!(self.in_upper(parent, name)?, InUpper::Nothing) {
                 self.link_alias(inode, parent, name)?;
@@ -344,32 +378,66 @@ impl Union {
         Place::file(target.as_fd()).set_times(times.atime, times.mtime).map_err(failed("futimens"))?;
         self.namespace.clear(target.as_fd(), OsStr::new(""), Mark::Metacopy).map_err(failed("removexattr"))?;
         inode.set_data_place(DataPlace::Here);
+        // Whoever is opening the data at the moment opens it again.
+        self.drop_place(Some(inode.relocate(|_| {})));
         if inode.note_descriptor(false) {
             self.close_files(inode.serial);
         }
         Ok(())
     }
 
-    /// Records where the data of a metacopy is, before it has a name that does not say so; `place` is the metacopy.
-    pub(super) fn lead_metacopy_below(&self, upper: &Upper, place: Place<'_>, inode: &Arc<Inode>) -> Result<()> {
-        let Some((dir, name)) = self.data_below(inode)? else { return Ok(()) };
-        let mut path = dir.components();
-        path.push(name);
+    /// Records where a metacopy goes on below, before it has a name that does not say so.
+    ///
+    /// `place` is the metacopy in upper, and the last two its parent and name until now.
+    pub(super) fn lead_metacopy_below(
+        &self,
+        upper: &Upper,
+        place: Place<'_>,
+        inode: &Arc<Inode>,
+        (parent, name): (&Arc<Inode>, &OsStr),
+    ) -> Result<()> {
+        if self.data_below(inode)?.is_none() {
+            return Ok(());
+        }
+        let failed = |e: Errno| upper.layer.error("getxattr", name, e);
+        let known = self.namespace.get(place.dir, place.name, Mark::Redirect).map_err(failed)?;
+        let path = match known.as_deref().map(Redirect::parse) {
+            Some(Ok(Redirect::Absolute(_))) => return Ok(()),
+            Some(Ok(Redirect::Sibling(below))) => self.path_below(parent, &below)?,
+            _ => self.path_below(parent, name)?,
+        };
         upper.set_mark(place, Mark::Redirect, &Redirect::Absolute(path).to_bytes())
     }
 
-    /// Marks a copy as one of metadata alone, and says where its data is when that is not under its own name.
-    fn set_metacopy(&self, upper: &Upper, source: &Source, target: BorrowedFd<'_>) -> Result<()> {
-        upper.set_mark(Place::file(target), Mark::Metacopy, b"")?;
-        let layer = self.lowers.layer(&source.dir);
-        let marks = self.lowers.with_fd(&source.dir, |fd| {
-            self.namespace.marks(fd, &source.name).map_err(|e| layer.error("listxattr", &source.name, e))
-        })?;
-        match marks.redirect {
-            Some(redirect) => upper.set_mark(Place::file(target), Mark::Redirect, &redirect),
-            None => Ok(()),
+    /// Returns the path that leads to `name` of the directory `parent` in the layers below upper: the names of its
+    /// ancestors, or where upper says that they go on.
+    pub(super) fn path_below(&self, parent: &Arc<Inode>, name: &OsStr) -> Result<Vec<OsString>> {
+        let upper = self.writable()?;
+        let mut path = vec![name.to_owned()];
+        let mut at = parent.clone();
+        loop {
+            let (place, _) = at.place();
+            let Some(above) = place.parent else { break };
+            let fd = self.upper_dir(&at)?;
+            let failed = |e: Errno| upper.layer.error("getxattr", &place.name, e);
+            let redirect = self.namespace.get(fd.as_fd(), OsStr::new(""), Mark::Redirect).map_err(failed)?;
+            match redirect.as_deref().map(Redirect::parse) {
+                Some(Ok(Redirect::Absolute(start))) => {
+                    path.extend(start.into_iter().rev());
+                    break;
+                }
+                Some(Ok(Redirect::Sibling(below))) => path.push(below),
+                _ => path.push(place.name.to_os_string()),
+            }
+            at = above;
         }
+        path.reverse();
+        Ok(path)
     }
+}
+
+fn decides_access(name: &OsStr) -> bool {
+    [&b"security."[..], b"system.posix_acl_"].iter().any(|prefix| name.as_bytes().starts_with(prefix))
 }
 
 fn is_label(name: &OsStr) -> bool {

@@ -259,7 +259,7 @@ impl Union {
     /// Gives what was made its owner, ACLs and mode.
     fn dress(&self, upper: &Upper, place: Place<'_>, new: New<'_>, wanted: &Wanted) -> Result<()> {
         let failed = |call: &'static str| move |e: Errno| upper.layer.error(call, OsStr::new("work"), e);
-        if wanted.caller != self.server && self.may_chown {
+        if self.may_chown {
             place.chown(wanted.caller.uid, wanted.caller.gid).map_err(failed("chown"))?;
         }
         for (name, value) in [(acl::DEFAULT, &wanted.default), (acl::ACCESS, &wanted.access)] {

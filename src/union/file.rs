@@ -184,6 +184,7 @@ impl Union {
                 return Ok(fd);
             }
             self.close_files(inode.serial);
+            std::thread::yield_now();
         }
     }
 
@@ -223,11 +224,6 @@ impl Union {
         let layer = self.lowers.layer(dir);
         self.lowers
             .with_fd(dir, |fd| layer.open_noatime(fd, name, OFlags::RDONLY).map_err(|e| layer.error("openat", name, e)))
-    }
-
-    /// Opens the data of the lower file that is copied up.
-    pub(super) fn open_lower_data(&self, inode: &Arc<Inode>) -> Result<OwnedFd> {
-        self.open_data(inode, Access::Read)
     }
 
     /// Opens the object of `inode` itself.
@@ -282,7 +278,7 @@ impl Union {
             Real::Lower(dir) => usize::from(dir.layer.0),
             _ => 0,
         };
-        self.search_data(place.parent.as_ref(), &place.name, layer, marks.redirect.as_deref()).map(Some)
+        self.search_data(place.parent.as_ref(), &place.name, layer, marks.redirect).map(Some)
     }
 
     /// Puts the blocks of the data below into the attributes of a metacopy.

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::copy_up::Data;
 use super::file::{Access, read_at};
-use super::inode::{Inode, NodeId};
+use super::inode::{DataPlace, Inode, NodeId};
 use super::{Caller, Union};
 use crate::error::{Error, Result};
 
@@ -75,6 +75,7 @@ impl Union {
             }
         };
         let kept = self.files.get(&(inode.serial, Access::Write));
+        // Before the file is opened: a lower file must not pass for upper's because it was copied up meanwhile.
         let upper = inode.is_upper();
         let file = match kept {
             // The one that made the file: it works even where its mode forbids the owner to open it.
@@ -84,6 +85,7 @@ impl Union {
         if let OpenFile::Truncate(caller) = how {
             self.set_size(&inode, &*file, 0, caller)?;
         }
+        let upper = upper && inode.data_place() == DataPlace::Here;
         Ok(self.handles.add(Handle { inode, access, file: Mutex::new((file, upper)) }))
     }
 
@@ -105,7 +107,8 @@ impl Union {
             return Ok(file);
         }
         let fresh = Arc::new(self.open_data(&handle.inode, handle.access)?);
-        let old = std::mem::replace(&mut *handle.file.lock(), (fresh.clone(), true));
+        let upper = handle.inode.data_place() == DataPlace::Here;
+        let old = std::mem::replace(&mut *handle.file.lock(), (fresh.clone(), upper));
         drop(old);
         Ok(fresh)
     }
@@ -150,8 +153,8 @@ impl Union {
         }
     }
 
-    /// Returns whether `id` is in upper, so that writing to it copies nothing up.
-    pub fn is_in_upper(&self, id: NodeId) -> bool {
-        self.inode(id).is_ok_and(|inode| inode.is_upper())
+    /// Returns whether the data of `id` is in upper.
+    pub fn has_upper_data(&self, id: NodeId) -> bool {
+        self.inode(id).is_ok_and(|inode| inode.is_upper() && self.data_below(&inode).is_ok_and(|below| below.is_none()))
     }
 }

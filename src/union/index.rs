@@ -59,7 +59,7 @@ impl Union {
                 // Left by a crash between two steps: the lower's own count says the rest.
                 let lower = self.lower_nlink(dir, name).unwrap_or(attr.nlink);
                 let wanted = lower.saturating_add_signed(delta);
-                Ok(Some(wanted as i32 - attr.nlink as i32))
+                Ok(Some((wanted as i32).saturating_sub(attr.nlink as i32)))
             }
             None => Ok(Some(0)),
         }
@@ -76,22 +76,17 @@ impl Union {
 
     /// Returns whether the names of a lower file of this kind stay linked when one is copied up.
     ///
-    /// That takes an index, and xattrs on the file itself, which `user.` ones are on regular files and directories alone.
-    pub(super) fn keeps_links(&self, kind: FileKind) -> bool {
+    /// That takes an index, a handle to find its entry by, and xattrs on the file itself, which `user.` ones are on
+    /// regular files and directories alone.
+    pub(super) fn keeps_links(&self, dir: &LayerDir, kind: FileKind) -> bool {
         let Some(upper) = &self.upper else { return true };
         let able = kind == FileKind::Regular || kind != FileKind::Directory && self.namespace == Namespace::Trusted;
-        able && upper.work.index().is_some()
+        able && upper.work.index().is_some() && self.lowers.layer(dir).handles
     }
 
     /// Returns the name in the index for a lower file that has several names; `None` where there is no index.
-    pub(super) fn index_entry(
-        &self,
-        upper: &Upper,
-        dir: &Arc<LayerDir>,
-        name: &OsStr,
-        lower: &Attr,
-    ) -> Result<Option<OsString>> {
-        if lower.nlink < 2 || !self.keeps_links(lower.kind) || upper.work.index().is_none() {
+    pub(super) fn index_entry(&self, dir: &Arc<LayerDir>, name: &OsStr, lower: &Attr) -> Result<Option<OsString>> {
+        if lower.nlink < 2 || !self.keeps_links(dir, lower.kind) {
             return Ok(None);
         }
         Ok(self.origin_of(dir, name)?.and_then(|origin| origin.index_name()))
@@ -110,16 +105,14 @@ impl Union {
         let index = upper.work.index().ok_or(Error::Refused(Errno::STALE))?;
         let dir = self.upper_dir(parent)?;
         let before = upper.stat(dir.as_fd(), OsStr::new(""))?;
-        let delta = inode.nlink_delta().unwrap_or(0) - 1;
-        // One too low until the link is made: a crash between the two loses a name's count, never a file, because the
-        // entry in the index stays until a mount of ours sees the last name removed.
-        self.write_nlink(upper, index, entry, delta)?;
-        if let Err(errno) = rustix::fs::linkat(index, &**entry, dir.as_fd(), name, AtFlags::empty()) {
-            self.write_nlink(upper, index, entry, delta + 1)?;
-            return Err(upper.layer.error("linkat", name, errno));
-        }
-        inode.set_nlink_delta(delta);
+        let delta = inode.nlink_delta().unwrap_or(0).saturating_sub(1);
         self.mark_impure(upper, parent)?;
+        let linked = rustix::fs::linkat(index, &**entry, dir.as_fd(), name, AtFlags::empty());
+        linked.map_err(|e| upper.layer.error("linkat", name, e))?;
+        // One too high until now: a crash between the two keeps an entry that nobody needs. One too low would drop one
+        // that other names lead to.
+        inode.set_nlink_delta(delta);
+        self.write_nlink(upper, index, entry, delta)?;
         let place = Place::at(dir.as_fd(), OsStr::new("."));
         place.set_times(before.atime, before.mtime).map_err(|e| upper.layer.error("utimensat", name, e))
     }

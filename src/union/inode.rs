@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
@@ -153,12 +153,14 @@ pub struct Inode {
     pub kind: FileKind,
     /// Tells this object from all others that were there before.
     pub serial: Serial,
-    /// The number (device, inode) of the lower object that it is, or was copied up from.
-    pub origin: Option<((u32, u32), u64)>,
+    /// Whether it is a lower object, or was copied up from one, whose number it then has.
+    pub from_below: bool,
     id: AtomicU64,
     /// Rank 4. Guards the switch of name and object. No syscall while held.
     place: Mutex<Place>,
     version: AtomicU32,
+    /// Operations that are changing the name on the disk at the moment.
+    moving: AtomicU32,
     /// Rank 2. Held while the inode is copied up, data included; nothing unrelated waits for it.
     copy_up: Mutex<()>,
     upper_ino: AtomicU64,
@@ -167,7 +169,7 @@ pub struct Inode {
     data: AtomicU8,
     has_descriptor: AtomicBool,
     /// Inodes in the table that have this one as their parent.
-    children: AtomicUsize,
+    children: AtomicU32,
     dir: Option<Box<Dir>>,
 }
 
@@ -179,8 +181,8 @@ pub struct Parts {
     pub kind: FileKind,
     /// Name and object.
     pub place: Place,
-    /// The lower object behind it.
-    pub origin: Option<((u32, u32), u64)>,
+    /// Whether there is a lower object behind it.
+    pub from_below: bool,
     /// The number in upper's file system; 0 when it is not there.
     pub upper_ino: u64,
     /// The link count's distance from upper's, for an indexed file.
@@ -196,17 +198,18 @@ impl Inode {
             ino: parts.ino,
             kind: parts.kind,
             serial: Serial::next(),
-            origin: parts.origin,
+            from_below: parts.from_below,
             id: AtomicU64::new(id.0),
             place: Mutex::new(parts.place),
             version: AtomicU32::new(0),
+            moving: AtomicU32::new(0),
             copy_up: Mutex::new(()),
             upper_ino: AtomicU64::new(parts.upper_ino),
             indexed: AtomicBool::new(parts.nlink_delta.is_some()),
             nlink_delta: AtomicI32::new(parts.nlink_delta.unwrap_or(0)),
             data: AtomicU8::new(0),
             has_descriptor: AtomicBool::new(false),
-            children: AtomicUsize::new(0),
+            children: AtomicU32::new(0),
             dir: parts.dir.map(Box::new),
         })
     }
@@ -228,9 +231,15 @@ impl Inode {
         (place.clone(), self.version.load(Ordering::Relaxed))
     }
 
-    /// Returns whether name and object are still those of `version`.
+    /// Returns whether name and object are still those of `version`, and nobody is changing them on the disk.
     pub fn is_at(&self, version: u32) -> bool {
-        self.version.load(Ordering::Acquire) == version
+        self.moving.load(Ordering::Acquire) == 0 && self.version.load(Ordering::Acquire) == version
+    }
+
+    /// Says that the name is about to change on the disk: what a call by name finds from now on may be another file.
+    pub fn moving(self: &Arc<Self>) -> Leaving {
+        self.moving.fetch_add(1, Ordering::AcqRel);
+        Leaving(self.clone())
     }
 
     /// Changes name or object; returns what was there before.
@@ -278,7 +287,8 @@ impl Inode {
         let mut place = self.place.lock();
         place.resident = false;
         count(&place.parent, -1);
-        place.parent.take()
+        // It keeps its parent: without one it would pass for the root.
+        place.parent.clone()
     }
 
     /// Returns whether an inode in the table has this one as its parent.
@@ -378,11 +388,22 @@ impl Inode {
     }
 }
 
+/// The time in which the name of an inode changes on the disk; over when the inode knows, or nothing came of it.
+pub struct Leaving(Arc<Inode>);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        // First the version, so that nobody takes what was found meanwhile for current.
+        self.0.version.fetch_add(1, Ordering::AcqRel);
+        self.0.moving.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// Counts a child that `parent` gained or lost.
-fn count(parent: &Option<Arc<Inode>>, change: isize) {
+fn count(parent: &Option<Arc<Inode>>, change: i32) {
     if let Some(parent) = parent {
         // Wraps around for -1, as it is meant to.
-        parent.children.fetch_add(change as usize, Ordering::AcqRel);
+        parent.children.fetch_add(change as u32, Ordering::AcqRel);
     }
 }
 

@@ -41,7 +41,14 @@ impl Union {
             return Err(Error::Refused(Errno::NOENT));
         }
         let source = self.pin(&inode)?;
-        self.lead_metacopy_below(upper, Place::file(source.as_fd()), &inode)?;
+        let (place, _) = inode.place();
+        if let Some(home) = &place.parent {
+            self.lead_metacopy_below(upper, Place::file(source.as_fd()), &inode, (home, &place.name))?;
+        }
+        if inode.from_below {
+            // Before the name, so that its number is the lower file's in every listing.
+            self.mark_impure(upper, &parent)?;
+        }
         let to = |dir: BorrowedFd<'_>, name: &OsStr| {
             let linked = rustix::fs::linkat(CWD, proc_path(&source), dir, name, AtFlags::SYMLINK_FOLLOW);
             linked.map_err(|e| upper.layer.error("linkat", name, e))
@@ -57,9 +64,6 @@ impl Union {
         }
         if vacancy == Vacancy::Hidden {
             remove_mark(upper, dir.as_fd(), &name)?;
-        }
-        if inode.origin.is_some() {
-            self.mark_impure(upper, &parent)?;
         }
         dir_of(&parent)?.changed();
         self.drop_place(inode.relocate_if_unlinked(&parent, &name));

@@ -15,7 +15,7 @@ use crate::layer::attr::FileKind;
 use crate::layer::dir::Serial;
 
 /// Entries of all listings that are kept at most.
-const ENTRIES_MAX: usize = 1 << 20;
+const ENTRIES_MAX: usize = 1 << 17;
 
 /// The first cookie of a name; those below are for `.` and `..`.
 const FIRST: u64 = 3;
@@ -123,6 +123,10 @@ impl Listings {
     pub fn insert(&self, serial: Serial, listing: Arc<Listing>) {
         let mut evicted = Vec::new();
         let mut kept = self.kept.lock();
+        if kept.0.peek(&serial).is_some_and(|newer| newer.version > listing.version) {
+            // Two readers listed at one time: who began later must not go on in what is older.
+            return;
+        }
         kept.1 += listing.len();
         if let Some((_, old)) = kept.0.push(serial, listing) {
             kept.1 -= old.len();

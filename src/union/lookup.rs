@@ -31,8 +31,8 @@ pub struct Entry {
 pub(super) struct Identity {
     /// What stat(2) shows, unless another file has it.
     number: u64,
-    /// The lower object behind it.
-    origin: Option<((u32, u32), u64)>,
+    /// Whether there is a lower object behind it.
+    from_below: bool,
     /// The number in upper's file system; 0 when it is not there.
     upper_ino: u64,
     /// The link count's distance, for an indexed file.
@@ -116,6 +116,12 @@ impl Union {
         Err(Error::Refused(Errno::OVERFLOW))
     }
 
+    /// Returns the inode of what was found, in the table until the guard is dropped: for what is done to it without the
+    /// lock of its directory, so that nobody makes a second object of the file meanwhile.
+    pub(super) fn hold(&self, parent: &Arc<Inode>, name: &OsStr, hit: &Hit) -> Result<Held<'_>> {
+        Ok(Held { union: self, inode: self.intern(parent, name, hit, Count::Lookup)? })
+    }
+
     /// Returns the inode that has `number`, by whatever id it goes.
     pub(super) fn known(&self, number: u64) -> Option<Arc<Inode>> {
         self.table.get(NodeId(number)).filter(|inode| inode.ino.0 == number)
@@ -140,29 +146,25 @@ impl Union {
                 Top::Upper => (Real::Upper, hit.attr.ino),
                 Top::Lower(dir) => (Real::Lower(dir.clone()), 0),
             };
-            return Ok(Identity { number, origin, upper_ino, nlink_delta: None, real });
+            return Ok(Identity { number, from_below: origin.is_some(), upper_ino, nlink_delta: None, real });
         }
         match &hit.top {
             Top::Upper => self.identify_upper(parent, name, hit, own),
             Top::Lower(dir) => {
-                let origin = Some((hit.attr.dev, hit.attr.ino));
-                if hit.attr.nlink > 1 {
-                    if self.keeps_links(hit.attr.kind) {
-                        if let Some(identity) = self.identify_indexed(dir, name, own, origin)? {
-                            return Ok(identity);
-                        }
-                    } else {
-                        let number = self.numbers.of_name(hit.attr.dev, hit.attr.ino, parent.ino.0, name);
-                        return Ok(Identity {
-                            number,
-                            origin,
-                            upper_ino: 0,
-                            nlink_delta: None,
-                            real: Real::Lower(dir.clone()),
-                        });
-                    }
+                let lower = |number| Identity {
+                    number,
+                    from_below: true,
+                    upper_ino: 0,
+                    nlink_delta: None,
+                    real: Real::Lower(dir.clone()),
+                };
+                if hit.attr.nlink < 2 {
+                    return Ok(lower(own));
                 }
-                Ok(Identity { number: own, origin, upper_ino: 0, nlink_delta: None, real: Real::Lower(dir.clone()) })
+                if !self.keeps_links(dir, hit.attr.kind) {
+                    return Ok(lower(self.numbers.of_name(hit.attr.dev, hit.attr.ino, parent.ino.0, name)));
+                }
+                Ok(self.identify_indexed(dir, name, own)?.unwrap_or_else(|| lower(own)))
             }
         }
     }
@@ -170,7 +172,7 @@ impl Union {
     /// Works out the identity of a file in upper: its number is that of the lower file it was copied up from.
     fn identify_upper(&self, parent: &Arc<Inode>, name: &OsStr, hit: &Hit, own: u64) -> Result<Identity> {
         let mut identity =
-            Identity { number: own, origin: None, upper_ino: hit.attr.ino, nlink_delta: None, real: Real::Upper };
+            Identity { number: own, from_below: false, upper_ino: hit.attr.ino, nlink_delta: None, real: Real::Upper };
         let dir = dir_of(parent)?;
         // Only a file of a merged directory, or of one that says so, was copied up or moved here.
         if dir.lower.is_empty() && !dir.impure.load(Ordering::Acquire) && hit.attr.nlink < 2 {
@@ -187,14 +189,15 @@ impl Union {
         let Some(origin) = value.as_deref().and_then(Origin::decode) else { return Ok(identity) };
         if let (Some(dev), Some(ino)) = (self.numbers.device(&origin.uuid), origin.inode_number()) {
             identity.number = self.numbers.number(dev, ino);
-            identity.origin = Some((dev, ino));
+            identity.from_below = true;
         }
-        if marks.nlink
-            && upper.work.index().is_some()
-            && let Some(index) = origin.index_name()
+        let entry = upper.work.index().zip(origin.index_name().filter(|_| marks.nlink));
+        if let Some((index, entry)) = entry
+            // Without its entry, as in a workdir that was emptied, it is a file like any other.
+            && upper.layer.stat(index, &entry).is_ok_and(|indexed| indexed.ino == hit.attr.ino)
         {
             identity.nlink_delta = self.read_nlink(fd.as_fd(), name, &hit.attr, &marks)?;
-            identity.real = Real::Index(index.as_os_str().into());
+            identity.real = Real::Index(entry.as_os_str().into());
         }
         Ok(identity)
     }
@@ -205,7 +208,6 @@ impl Union {
         dir: &Arc<crate::layer::dir::LayerDir>,
         name: &OsStr,
         own: u64,
-        origin: Option<((u32, u32), u64)>,
     ) -> Result<Option<Identity>> {
         if !self.index_used.load(Ordering::Acquire) {
             return Ok(None);
@@ -221,7 +223,7 @@ impl Union {
         let marks = Marks { nlink: true, ..Marks::default() };
         let nlink_delta = Some(self.read_nlink(index, &entry, &attr, &marks)?.unwrap_or(0));
         let real = Real::Index(entry.as_os_str().into());
-        Ok(Some(Identity { number: own, origin, upper_ino: attr.ino, nlink_delta, real }))
+        Ok(Some(Identity { number: own, from_below: true, upper_ino: attr.ino, nlink_delta, real }))
     }
 
     /// Returns the handle of a lower file; `None` where its file system has none.
@@ -252,12 +254,32 @@ impl Union {
                 ino: Ino(number),
                 kind: hit.attr.kind,
                 place,
-                origin: identity.origin,
+                from_below: identity.from_below,
                 upper_ino: identity.upper_ino,
                 nlink_delta: identity.nlink_delta,
                 dir,
             },
         )
+    }
+}
+
+/// An inode that an operation has looked up for itself.
+pub(super) struct Held<'a> {
+    union: &'a Union,
+    inode: Arc<Inode>,
+}
+
+impl std::ops::Deref for Held<'_> {
+    type Target = Arc<Inode>;
+
+    fn deref(&self) -> &Arc<Inode> {
+        &self.inode
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.union.forget(self.inode.id(), 1);
     }
 }
 
@@ -275,7 +297,8 @@ fn is_same(known: &Inode, parent: &Arc<Inode>, name: &OsStr, hit: &Hit, identity
         return false;
     }
     match identity.upper_ino {
-        0 => known.origin.is_some() && known.origin == identity.origin,
+        // They have one number, which is that of the lower file.
+        0 => known.from_below && identity.from_below,
         upper_ino => known.upper_ino() == upper_ino,
     }
 }

@@ -118,6 +118,8 @@ pub struct Union {
     server: Caller,
     /// Whether files can be given to others: CAP_CHOWN.
     may_chown: bool,
+    /// Whether modes do not bind the server: CAP_DAC_OVERRIDE.
+    overrides_modes: bool,
     numbers: Numbers,
     table: Table,
     /// Descriptors of upper's directories.
@@ -326,6 +328,8 @@ impl Union {
             if inode.is_at(version) {
                 return result;
             }
+            // Whoever changes the name needs a system call or two for it.
+            std::thread::yield_now();
         }
     }
 

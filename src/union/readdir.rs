@@ -286,7 +286,7 @@ impl Union {
                     Merged::Shown { ino: self.numbers.number(part.dev, ino), kind: FileKind::Directory, settled: true }
                 }
                 // Without an index each name of a hard link has its own number, which takes a look at the file.
-                Some(kind) if self.keeps_links(kind) => {
+                Some(kind) if self.keeps_links(part, kind) => {
                     Merged::Shown { ino: self.numbers.number(part.dev, ino), kind, settled: true }
                 }
                 kind => Merged::Shown { ino, kind: kind.unwrap_or(FileKind::Regular), settled: false },

@@ -15,8 +15,9 @@ use super::search::{Hit, Top};
 use super::{Union, dir_of};
 use crate::error::{Error, Result};
 use crate::layer::name::Name;
-use crate::layer::upper::{Publish, Upper};
+use crate::layer::upper::{Place, Publish, Shape, Upper};
 use crate::layer::whiteout::{Format, Standing};
+use crate::sys::{dents, xattr};
 
 /// What became of a quick attempt to remove a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +57,7 @@ impl Union {
         self.ensure_upper(&parent)?;
         if self.will_stay_linked(&hit) {
             // Its other names must go on leading to one file with the right count, which the index keeps.
-            let inode = self.intern(&parent, &name, &hit, Count::Transient)?;
+            let inode = self.hold(&parent, &name, &hit)?;
             if pace == Pace::Quick && !inode.is_upper() {
                 return Ok(Unlinked::Copies);
             }
@@ -70,9 +71,11 @@ impl Union {
         let inode = self.intern(&parent, &name, &hit, Count::Transient)?;
         let pinned = self.pin_if_known(&parent, &inode, &name, &hit)?;
         let standing = if matches!(hit.top, Top::Upper) { Standing::File } else { Standing::Nothing };
+        let leaving = inode.moving();
         self.take_away(&parent, &name, standing)?;
         dir_of(&parent)?.changed();
         self.unname(&parent, &inode, &name, pinned);
+        drop(leaving);
         self.drop_unused_index(&inode)?;
         drop(names);
         Ok(Unlinked::Done)
@@ -101,10 +104,12 @@ impl Union {
         }
         let pinned = self.pin_if_known(&parent, &inode, &name, &hit)?;
         let standing = if matches!(hit.top, Top::Upper) { Standing::Directory } else { Standing::Nothing };
+        let leaving = inode.moving();
         let leftover = self.take_away(&parent, &name, standing)?;
         dir_of(&parent)?.changed();
         dir_of(&inode)?.changed();
         self.unname(&parent, &inode, &name, pinned);
+        drop(leaving);
         self.release(&inode);
         drop(inner);
         drop(names);
@@ -130,8 +135,10 @@ impl Union {
 
     /// Returns whether `hit` is a lower file whose other names will still lead to it.
     pub(super) fn will_stay_linked(&self, hit: &Hit) -> bool {
-        let lower_link = matches!(hit.top, Top::Lower(_)) && !hit.attr.is_dir() && hit.attr.nlink > 1;
-        lower_link && self.keeps_links(hit.attr.kind)
+        match &hit.top {
+            Top::Lower(dir) => hit.attr.nlink > 1 && !hit.attr.is_dir() && self.keeps_links(dir, hit.attr.kind),
+            Top::Upper => false,
+        }
     }
 
     /// Opens the object in upper that is about to lose its name, if somebody may be using it.
@@ -197,15 +204,34 @@ impl Union {
         moved.map(|()| temporary).map_err(|e| upper.layer.error("renameat", name, e))
     }
 
-    /// Replaces a directory that shows as empty by one that is empty and opaque, so that it can be renamed over.
+    /// Replaces a directory that shows as empty, and holds whiteouts, by one that is empty and opaque, so that it can be
+    /// renamed over; owner, mode, xattrs and times are the same, in case the rename then fails.
     pub(super) fn clear_whiteouts(&self, parent: &Arc<Inode>, name: &OsStr) -> Result<()> {
         let upper = self.writable()?;
         let dir = self.upper_dir(parent)?;
+        let failed = |call: &'static str| move |e: Errno| upper.layer.error(call, name, e);
+        let open = upper.layer.open(dir.as_fd(), name, OFlags::RDONLY | OFlags::DIRECTORY).map_err(failed("openat"))?;
+        let mut holds = false;
+        dents::each(open.as_fd(), |_, _, _| holds = true).map_err(failed("getdents"))?;
+        if !holds {
+            return Ok(());
+        }
+        let attr = upper.stat(dir.as_fd(), name)?;
         upper.work.with_temporary(|temporary| {
-            upper.make(temporary, crate::layer::upper::Shape::Directory)?;
-            self.set_opaque(upper, crate::layer::upper::Place::at(upper.work.fd(), temporary))?;
+            upper.make(temporary, Shape::Directory)?;
+            let place = Place::at(upper.work.fd(), temporary);
+            place.chown(attr.uid, attr.gid).map_err(failed("chown"))?;
+            let own = OsStr::new("");
+            for xattr in xattr::list(open.as_fd(), own).map_err(failed("listxattr"))? {
+                if let Some(value) = xattr::read(open.as_fd(), own, &xattr).map_err(failed("getxattr"))? {
+                    place.set_xattr(&xattr, &value).map_err(failed("setxattr"))?;
+                }
+            }
+            self.set_opaque(upper, place)?;
+            place.chmod(attr.mode).map_err(failed("chmod"))?;
+            place.set_times(attr.atime, attr.mtime).map_err(failed("utimensat"))?;
             let swapped = upper.publish(temporary, dir.as_fd(), name, Publish::Exchange);
-            swapped.map_err(|e| upper.layer.error("exchange", name, e))?;
+            swapped.map_err(failed("exchange"))?;
             upper.work.discard(temporary);
             Ok(())
         })

@@ -1,7 +1,8 @@
 //! Rename: what is moved is brought to upper first, and what a lower layer shows under the old name is hidden.
 
+use std::cell::Cell;
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -36,6 +37,9 @@ bitflags::bitflags! {
     }
 }
 
+/// How often a rename starts anew because others changed the names while it copied up.
+const ATTEMPTS: usize = 100;
+
 /// One end of a rename: a name in a directory, and what is there.
 struct End<'a> {
     parent: &'a Arc<Inode>,
@@ -43,6 +47,16 @@ struct End<'a> {
     dir: UpperDir<'a>,
     hit: Option<Hit>,
     inode: Option<Arc<Inode>>,
+}
+
+/// A rename whose preparations are done.
+struct Step<'a> {
+    old: &'a End<'a>,
+    new: &'a End<'a>,
+    inode: &'a Arc<Inode>,
+    exchanged: bool,
+    /// The object that is replaced, for those who use it.
+    pinned: Cell<Option<OwnedFd>>,
 }
 
 impl Union {
@@ -65,7 +79,7 @@ impl Union {
             return Err(Error::Refused(Errno::INVAL));
         }
         let (from, to) = (self.directory(parent)?, self.directory(new_parent)?);
-        loop {
+        for _ in 0..ATTEMPTS {
             self.prepare(&from, name, &to, new_name, flags)?;
             let _tree = (!Arc::ptr_eq(&from, &to)).then(|| self.tree.lock());
             let locks = lock_both(&from, &to)?;
@@ -81,6 +95,7 @@ impl Union {
             }
             return self.rename_locked(&old, &new, flags);
         }
+        Err(Error::Refused(Errno::BUSY))
     }
 
     /// Brings to upper what the rename needs there, before any directory is locked.
@@ -96,7 +111,7 @@ impl Union {
         self.check_movable(&moved)?;
         self.ensure_upper(from)?;
         self.ensure_upper(to)?;
-        let inode = self.intern(from, &name, &moved, Count::Transient)?;
+        let inode = self.hold(from, &name, &moved)?;
         self.copy_up_name(&inode, from, &name, Data::Metadata)?;
         let exchanged = flags.contains(RenameFlags::EXCHANGE);
         let Some(target) = self.search(to, &new_name)? else {
@@ -106,7 +121,7 @@ impl Union {
             self.check_movable(&target)?;
         }
         if exchanged || self.will_stay_linked(&target) {
-            let inode = self.intern(to, &new_name, &target, Count::Transient)?;
+            let inode = self.hold(to, &new_name, &target)?;
             self.copy_up_name(&inode, to, &new_name, Data::Metadata)?;
         }
         Ok(())
@@ -173,16 +188,30 @@ impl Union {
             }
             _ => None,
         };
-        let directories = moved.attr.is_dir() || new.hit.as_ref().is_some_and(|hit| hit.attr.is_dir());
-        let marker = directories.then(|| Moving::start(&self.moves));
-        let result = if exchanged { self.exchange(old, new) } else { self.replace(old, new, flags) };
-        if result.is_ok() {
-            self.record(old, new, inode, exchanged, pinned);
+        self.mark_moved(old, new, inode, exchanged)?;
+        let leaving = (inode.moving(), new.inode.as_ref().map(|target| target.moving()));
+        let step = Step { old, new, inode, exchanged, pinned: Cell::new(pinned) };
+        if exchanged {
+            self.move_in_upper(&step, SysFlags::EXCHANGE)?
+        } else {
+            self.replace(&step, flags)?
         }
-        drop(marker);
-        result?;
+        drop(leaving);
         drop(inner);
-        self.finish_rename(old, new, inode, exchanged)
+        self.finish_rename(old, new, exchanged)
+    }
+
+    /// Records in upper that what comes from below gets there, before it does.
+    fn mark_moved(&self, old: &End<'_>, new: &End<'_>, inode: &Inode, exchanged: bool) -> Result<()> {
+        let upper = self.writable()?;
+        let from_below = |inode: &Inode| inode.from_below || inode.dir().is_some_and(|dir| !dir.lower.is_empty());
+        if from_below(inode) {
+            self.mark_impure(upper, new.parent)?;
+        }
+        match &new.inode {
+            Some(target) if exchanged && from_below(target) => self.mark_impure(upper, old.parent),
+            _ => Ok(()),
+        }
     }
 
     /// Refuses to replace one kind by another. Errors: EISDIR, ENOTDIR, ENOTEMPTY.
@@ -201,22 +230,23 @@ impl Union {
         let upper = self.writable()?;
         let place = Place::at(end.dir.as_fd(), &end.name);
         let Some(dir) = inode.dir() else {
-            return self.lead_metacopy_below(upper, place, inode);
+            return self.lead_metacopy_below(upper, place, inode, (end.parent, &end.name));
         };
-        let Some(lower) = dir.lower.first() else {
+        if dir.lower.is_empty() {
             if hit.marks.opaque || dir_of(parent)?.lower.is_empty() {
                 return Ok(());
             }
             return self.set_opaque(upper, place);
-        };
+        }
         let same_parent = Arc::ptr_eq(end.parent, parent);
         let redirect = match hit.marks.redirect.as_deref().map(Redirect::parse) {
             Some(Ok(Redirect::Absolute(_))) => return Ok(()),
             Some(Ok(Redirect::Sibling(_))) if same_parent => return Ok(()),
             None if same_parent => Redirect::Sibling(end.name.as_os_str().to_owned()),
-            _ => Redirect::Absolute(lower.components()),
+            Some(Ok(Redirect::Sibling(name))) => Redirect::Absolute(self.path_below(end.parent, &name)?),
+            _ => Redirect::Absolute(self.path_below(end.parent, &end.name)?),
         };
-        match self.namespace.set(place.dir, place.name, Mark::Redirect, &redirect.to_bytes()) {
+        match upper.try_mark(place, Mark::Redirect, &redirect.to_bytes()) {
             Ok(()) => Ok(()),
             // Too long a path for an xattr: the caller copies instead, as it does between file systems.
             Err(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE) => Err(Error::Refused(Errno::XDEV)),
@@ -224,47 +254,56 @@ impl Union {
         }
     }
 
-    fn exchange(&self, old: &End<'_>, new: &End<'_>) -> Result<()> {
-        self.move_in_upper(old, new, SysFlags::EXCHANGE)
-    }
-
-    fn move_in_upper(&self, old: &End<'_>, new: &End<'_>, flags: SysFlags) -> Result<()> {
+    /// Moves the old name to the new one in upper, and lets the inodes know; for whoever reopens a directory by name
+    /// the two are one step.
+    fn move_in_upper(&self, step: &Step<'_>, flags: SysFlags) -> Result<()> {
         let upper = self.writable()?;
+        let Step { old, new, inode, .. } = step;
+        let directories = [Some(*inode), new.inode.as_ref()].into_iter().flatten().any(|inode| inode.dir().is_some());
+        let moving = directories.then(|| Moving::start(&self.moves));
         rustix::fs::renameat_with(&old.dir, &*old.name, &new.dir, &*new.name, flags)
-            .map_err(|e| upper.layer.error("renameat2", &old.name, e))
+            .map_err(|e| upper.layer.error("renameat2", &old.name, e))?;
+        if let Some(target) = &new.inode {
+            if step.exchanged {
+                self.rename_inode(target, new, old);
+            } else {
+                self.unname(new.parent, target, &new.name, step.pinned.take());
+            }
+        }
+        self.rename_inode(inode, old, new);
+        drop(moving);
+        Ok(())
     }
 
     /// Moves the old name onto the new one in upper, leaving a whiteout where a lower layer shows the old one.
-    fn replace(&self, old: &End<'_>, new: &End<'_>, flags: RenameFlags) -> Result<()> {
+    fn replace(&self, step: &Step<'_>, flags: RenameFlags) -> Result<()> {
         let upper = self.writable()?;
+        let Step { old, new, inode, .. } = step;
         // A whiteout that hides nothing is left where it was asked for and costs no mark on its directory.
         let asked = flags.contains(RenameFlags::WHITEOUT) && upper.whiteouts.format() == Format::Char;
         let hide = asked || self.shows_below(old.parent, &old.name)?;
-        let directory = old.hit.as_ref().is_some_and(|hit| hit.attr.is_dir());
         if hide {
             self.prepare_whiteout(upper, old.parent)?;
         }
-        match self.in_upper(new.parent, &new.name)? {
-            InUpper::Whiteout if hide && upper.whiteouts.format() != Format::DotWh => self.exchange(old, new),
-            InUpper::Whiteout if directory => {
-                self.exchange(old, new)?;
+        let standing = match self.in_upper(new.parent, &new.name)? {
+            InUpper::Whiteout if hide && upper.whiteouts.format() != Format::DotWh => {
+                return self.move_in_upper(step, SysFlags::EXCHANGE);
+            }
+            InUpper::Whiteout if inode.dir().is_some() => {
+                self.move_in_upper(step, SysFlags::EXCHANGE)?;
                 let removed = rustix::fs::unlinkat(&old.dir, &*old.name, AtFlags::empty());
                 removed.map_err(|e| upper.layer.error("unlinkat", &old.name, e))?;
-                if hide { self.hide(upper, old.dir.as_fd(), &old.name) } else { Ok(()) }
+                return if hide { self.hide(upper, old.dir.as_fd(), &old.name) } else { Ok(()) };
             }
-            InUpper::Nothing if hide => self.move_and_hide(upper, old, new, Standing::Nothing),
-            InUpper::Nothing => self.move_in_upper(old, new, SysFlags::NOREPLACE),
+            InUpper::Nothing if !hide => return self.move_in_upper(step, SysFlags::NOREPLACE),
+            InUpper::Nothing => Standing::Nothing,
             InUpper::Dir(..) => {
                 self.clear_whiteouts(new.parent, &new.name)?;
-                if hide {
-                    self.move_and_hide(upper, old, new, Standing::Directory)
-                } else {
-                    self.move_in_upper(old, new, SysFlags::empty())
-                }
+                Standing::Directory
             }
-            InUpper::Whiteout | InUpper::File(_) if hide => self.move_and_hide(upper, old, new, Standing::File),
-            InUpper::Whiteout | InUpper::File(_) => self.move_in_upper(old, new, SysFlags::empty()),
-        }
+            InUpper::Whiteout | InUpper::File(_) => Standing::File,
+        };
+        if hide { self.move_and_hide(upper, step, standing) } else { self.move_in_upper(step, SysFlags::empty()) }
     }
 
     fn hide(&self, upper: &Upper, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
@@ -273,14 +312,15 @@ impl Union {
     }
 
     /// Moves and leaves a whiteout, in one call where the file system can.
-    fn move_and_hide(&self, upper: &Upper, old: &End<'_>, new: &End<'_>, standing: Standing) -> Result<()> {
+    fn move_and_hide(&self, upper: &Upper, step: &Step<'_>, standing: Standing) -> Result<()> {
+        let Step { old, new, .. } = step;
         match upper.whiteouts.format() {
             Format::DotWh => {
                 // The mark comes first, so that what is below never shows.
                 self.hide(upper, old.dir.as_fd(), &old.name)?;
-                self.move_in_upper(old, new, SysFlags::empty())
+                self.move_in_upper(step, SysFlags::empty())
             }
-            Format::Char if upper.features.rename_whiteout => self.move_in_upper(old, new, SysFlags::WHITEOUT),
+            Format::Char if upper.features.rename_whiteout => self.move_in_upper(step, SysFlags::WHITEOUT),
             Format::Char | Format::Xattr => upper.work.with_temporary(|temporary| {
                 // The target gives way to a whiteout, which then changes places with what is moved. A crash between
                 // the two leaves the target removed and the rest as it was.
@@ -289,32 +329,13 @@ impl Union {
                 let how = if standing == Standing::Nothing { Publish::New } else { Publish::Exchange };
                 let placed = upper.publish(temporary, new.dir.as_fd(), &new.name, how);
                 placed.map_err(|e| upper.layer.error("publish", &new.name, e))?;
-                self.exchange(old, new)?;
+                self.move_in_upper(step, SysFlags::EXCHANGE)?;
                 if standing != Standing::Nothing {
                     upper.work.discard(temporary);
                 }
                 Ok(())
             }),
         }
-    }
-
-    /// Gives the inodes their new names.
-    fn record(
-        &self,
-        old: &End<'_>,
-        new: &End<'_>,
-        inode: &Arc<Inode>,
-        exchanged: bool,
-        pinned: Option<std::os::fd::OwnedFd>,
-    ) {
-        if let Some(target) = &new.inode {
-            if exchanged {
-                self.rename_inode(target, new, old);
-            } else {
-                self.unname(new.parent, target, &new.name, pinned);
-            }
-        }
-        self.rename_inode(inode, old, new);
     }
 
     fn rename_inode(&self, inode: &Arc<Inode>, old: &End<'_>, new: &End<'_>) {
@@ -327,25 +348,14 @@ impl Union {
     }
 
     /// Does what follows from a rename that has happened.
-    fn finish_rename(&self, old: &End<'_>, new: &End<'_>, inode: &Arc<Inode>, exchanged: bool) -> Result<()> {
+    fn finish_rename(&self, old: &End<'_>, new: &End<'_>, exchanged: bool) -> Result<()> {
         let upper = self.writable()?;
         dir_of(old.parent)?.changed();
         dir_of(new.parent)?.changed();
         if dir_of(new.parent)?.dotwh.possible() {
             remove_mark(upper, new.dir.as_fd(), &new.name)?;
         }
-        let came_from_below =
-            |inode: &Inode| inode.origin.is_some() || inode.dir().is_some_and(|dir| !dir.lower.is_empty());
-        if came_from_below(inode) {
-            self.mark_impure(upper, new.parent)?;
-        }
-        let Some(target) = &new.inode else { return Ok(()) };
-        if exchanged {
-            if came_from_below(target) {
-                self.mark_impure(upper, old.parent)?;
-            }
-            return Ok(());
-        }
+        let Some(target) = new.inode.as_ref().filter(|_| !exchanged) else { return Ok(()) };
         if let Some(dir) = target.dir() {
             dir.changed();
             self.release(target);

@@ -1,5 +1,6 @@
 //! What the layers together say about a name: top down, ending at a whiteout, an opaque directory or a file.
 
+use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use super::name_index::NameIndex;
 use super::{Union, dir_of};
 use crate::config::RedirectDir;
 use crate::error::{Error, Location, Result};
-use crate::layer::attr::Attr;
+use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::{Found, LayerDir, examine, hides_by_name};
 use crate::layer::overlay::Marks;
 use crate::layer::redirect::Redirect;
@@ -269,7 +270,7 @@ impl Union {
         }
     }
 
-    /// Finds the regular file that holds the data of a metacopy: along `redirect`, or under its own name below.
+    /// Finds the regular file that holds the data of a metacopy: along its redirect, or under its own name below.
     ///
     /// `layer` is the position of the metacopy, whose data is in a layer below. Errors: EIO when there is none.
     pub(super) fn search_data(
@@ -277,57 +278,53 @@ impl Union {
         parent: Option<&Arc<Inode>>,
         name: &OsStr,
         layer: usize,
-        redirect: Option<&[u8]>,
+        redirect: Option<Vec<u8>>,
     ) -> Result<(Arc<LayerDir>, OsString)> {
         let location = || Location::new(if layer == 0 { "upper".into() } else { format!("lower{}", layer - 1) }, name);
         let corrupt = |reason: &str| Error::Corrupt { file: location(), reason: reason.into() };
         let lost = || corrupt("a metacopy whose data is in no layer below");
-        let path = match redirect.map(Redirect::parse) {
-            Some(Err(reason)) => return Err(corrupt(reason)),
-            Some(Ok(Redirect::Absolute(path))) => Some(path),
-            Some(Ok(Redirect::Sibling(_))) | None => None,
+        let mut dirs: VecDeque<Arc<LayerDir>> = match parent {
+            Some(parent) => {
+                let below = dir_of(parent)?.lower.iter().filter(|dir| usize::from(dir.layer.0) > layer);
+                below.cloned().collect()
+            }
+            None => VecDeque::new(),
         };
-        let sibling = match redirect.map(Redirect::parse) {
-            Some(Ok(Redirect::Sibling(other))) => other,
-            _ => name.to_owned(),
-        };
-        let candidates: Vec<(Arc<LayerDir>, OsString)> = match (path, parent) {
-            (Some(mut path), _) => {
-                let file = path.pop().ok_or_else(lost)?;
-                let mut dirs = Vec::new();
-                for root in self.lowers.roots().get(layer..).unwrap_or_default() {
-                    let (found, stop) = self.walk(root, &mut path)?;
-                    dirs.extend(found.map(|dir| (dir, file.clone())));
-                    if stop {
-                        break;
+        let mut name = name.to_owned();
+        let (mut layer, mut redirect) = (layer, redirect);
+        loop {
+            match redirect.take().as_deref().map(Redirect::parse) {
+                None => {}
+                Some(Err(reason)) => return Err(corrupt(reason)),
+                Some(Ok(Redirect::Sibling(other))) => name = other,
+                Some(Ok(Redirect::Absolute(mut path))) => {
+                    name = path.pop().ok_or_else(lost)?;
+                    dirs.clear();
+                    for root in self.lowers.roots().get(layer..).unwrap_or_default() {
+                        let (found, stop) = self.walk(root, &mut path)?;
+                        dirs.extend(found);
+                        if stop {
+                            break;
+                        }
                     }
                 }
-                dirs
             }
-            (None, Some(parent)) => {
-                let below = dir_of(parent)?.lower.iter().filter(|dir| usize::from(dir.layer.0) > layer);
-                below.map(|dir| (dir.clone(), sibling.clone())).collect()
-            }
-            (None, None) => return Err(lost()),
-        };
-        for (dir, file) in candidates {
-            match self.lowers.examine(&dir, &file)? {
+            let dir = dirs.pop_front().ok_or_else(lost)?;
+            match self.lowers.examine(&dir, &name)? {
                 Found::Absent => {}
-                Found::File(attr) if attr.kind == crate::layer::attr::FileKind::Regular => {
+                Found::File(attr) if attr.kind == FileKind::Regular => {
                     let marks = self.lowers.with_fd(&dir, |fd| {
-                        let failed = |e: Errno| self.lowers.layer(&dir).error("listxattr", &file, e);
-                        self.namespace.marks(fd, &file).map_err(failed)
+                        let failed = |e: Errno| self.lowers.layer(&dir).error("listxattr", &name, e);
+                        self.namespace.marks(fd, &name).map_err(failed)
                     })?;
                     if !marks.metacopy {
-                        return Ok((dir, file));
+                        return Ok((dir, name));
                     }
-                    if let Some(redirect) = marks.redirect {
-                        return self.search_data(None, &file, usize::from(dir.layer.0), Some(&redirect));
-                    }
+                    layer = usize::from(dir.layer.0);
+                    redirect = marks.redirect;
                 }
                 Found::File(_) | Found::Dir(..) | Found::Whiteout => return Err(lost()),
             }
         }
-        Err(lost())
     }
 }
