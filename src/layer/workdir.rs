@@ -267,22 +267,40 @@ fn remove_tree(dir: BorrowedFd<'_>, name: &OsStr, fresh: impl Fn() -> OsString) 
             Err(Errno::NOTEMPTY | Errno::EXIST) => {}
             Err(errno) => return Err(errno),
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let writable = rustix::fs::chmodat(dir, &name, Mode::RWXU, AtFlags::empty());
-        let inner = rustix::fs::openat(dir, &name, flags, Mode::empty()).or_else(|e| writable.and(Err(e)))?;
-        for entry in names(inner.as_fd())? {
-            match rustix::fs::unlinkat(&inner, &entry, AtFlags::empty()) {
-                Err(Errno::ISDIR | Errno::PERM) => {
-                    // A plain user must be allowed to write a directory to move it; who is not told by the move.
-                    let _ = rustix::fs::chmodat(&inner, &entry, Mode::RWXU, AtFlags::empty());
-                    let moved = fresh();
-                    rustix::fs::renameat(&inner, &entry, dir, &moved)?;
-                    left.push(moved);
-                }
-                done => done?,
+        match lift(dir, &name, &fresh) {
+            // Somebody may still have the directory, so its mode is left alone where it can be.
+            Err(Errno::ACCESS) => {
+                rustix::fs::chmodat(dir, &name, Mode::RWXU, AtFlags::empty())?;
+                left.extend(lift(dir, &name, &fresh)?);
             }
+            lifted => left.extend(lifted?),
         }
-        left.push(name);
+        rustix::fs::unlinkat(dir, &name, AtFlags::REMOVEDIR)?;
     }
     Ok(())
+}
+
+/// Removes what is in the directory `name` of `dir`, but for directories, which are moved to `dir`; returns their names.
+fn lift(dir: BorrowedFd<'_>, name: &OsStr, fresh: &impl Fn() -> OsString) -> rustix::io::Result<Vec<OsString>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let inner = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    let mut lifted = Vec::new();
+    for entry in names(inner.as_fd())? {
+        match rustix::fs::unlinkat(&inner, &entry, AtFlags::empty()) {
+            Err(Errno::ISDIR | Errno::PERM) => {
+                let moved = fresh();
+                match rustix::fs::renameat(&inner, &entry, dir, &moved) {
+                    // To move a directory, a plain user must be allowed to write it.
+                    Err(Errno::ACCESS) => {
+                        rustix::fs::chmodat(&inner, &entry, Mode::RWXU, AtFlags::empty())?;
+                        rustix::fs::renameat(&inner, &entry, dir, &moved)?;
+                    }
+                    done => done?,
+                }
+                lifted.push(moved);
+            }
+            done => done?,
+        }
+    }
+    Ok(lifted)
 }

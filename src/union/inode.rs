@@ -301,6 +301,12 @@ impl Inode {
         self.place.lock().real.is_upper()
     }
 
+    /// Returns whether the name that the inode was known by is gone, or may be by now.
+    pub fn is_losing_its_name(&self) -> bool {
+        // First the mark of a change that is under way: it ends only after its outcome is known.
+        self.moving.load(Ordering::Acquire) > 0 || self.is_unlinked()
+    }
+
     /// Returns whether the inode's name is `name` in `parent`.
     pub fn is_named(&self, parent: &Arc<Inode>, name: &OsStr) -> bool {
         let place = self.place.lock();

@@ -292,8 +292,8 @@ fn is_same(known: &Inode, parent: &Arc<Inode>, name: &OsStr, hit: &Hit, identity
         // Perhaps it was copied up between the search and now.
         return known.upper_ino() == identity.upper_ino || identity.upper_ino == 0 || known.upper_ino() == 0;
     }
-    // Only a file with several names, or one that lost the name it was known by, is found under another.
-    if hit.attr.is_dir() || hit.attr.nlink < 2 && !known.is_unlinked() {
+    // Only a file with several names, or one that lost or is losing the name it was known by, is found under another.
+    if hit.attr.is_dir() || hit.attr.nlink < 2 && !known.is_losing_its_name() {
         return false;
     }
     match identity.upper_ino {

@@ -334,7 +334,7 @@ fn named_xattr(rng: &mut Rng) -> (String, Vec<u8>) {
         11 => ("trusted.overlay.opaque".to_owned(), b"y".to_vec()),
         12 => ("trusted.overlay.foo".to_owned(), value),
         13 => ("trusted.overlay.redirect".to_owned(), b"/a".to_vec()),
-        14 => ("user.overlay.opaque".to_owned(), b"y".to_vec()),
+        14 => ("user.other".to_owned(), b"y".to_vec()),
         15..17 => ("system.posix_acl_access".to_owned(), acl(rng)),
         17 => ("system.posix_acl_default".to_owned(), acl(rng)),
         18 => ("security.capability".to_owned(), capability()),
