@@ -50,7 +50,7 @@ impl Dev {
 }
 
 fn caller(req: &Request) -> Caller {
-    Caller { uid: req.uid(), gid: req.gid() }
+    Caller { uid: req.uid(), gid: req.gid(), pid: req.pid() }
 }
 
 fn id(ino: INodeNo) -> NodeId {
@@ -401,7 +401,7 @@ impl Filesystem for Dev {
 
     fn setxattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -411,8 +411,9 @@ impl Filesystem for Dev {
     ) {
         let (name, value) = (name.to_owned(), value.to_vec());
         let flags = XattrFlags::from_bits_retain(flags as u32);
+        let caller = caller(req);
         self.at_pace(self.copies(ino), move |server| {
-            finish(reply, server.union.setxattr(id(ino), &name, &value, flags));
+            finish(reply, server.union.setxattr(id(ino), &name, &value, flags, caller));
         });
     }
 

@@ -21,6 +21,24 @@ pub fn trusted_xattrs() -> bool {
     effective(CapabilitySet::SYS_ADMIN) && in_initial_user_namespace()
 }
 
+/// What another process may do, as /proc/PID/status has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Its supplementary groups.
+    pub groups: Vec<u32>,
+    /// Its effective capabilities, in its own user namespace.
+    pub effective: CapabilitySet,
+}
+
+/// Returns what `pid` may do; `None` when it is gone or cannot be seen.
+pub fn standing(pid: u32) -> Option<Standing> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+    let groups = line("Groups:")?.split_ascii_whitespace().filter_map(|group| group.parse().ok()).collect();
+    let effective = CapabilitySet::from_bits_retain(u64::from_str_radix(line("CapEff:")?, 16).ok()?);
+    Some(Standing { groups, effective })
+}
+
 /// Raises the soft limit on open files to the hard one and returns it.
 pub fn raise_open_files() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

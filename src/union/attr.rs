@@ -113,9 +113,11 @@ impl Union {
         self.drop_privileges_of(caller, file.as_fd())
     }
 
-    /// Clears the privileges of a file that `caller` has changed, unless it is root, whom the kernel lets keep them.
+    /// Clears the privileges of a file that `caller` has changed, unless it may keep them.
     pub(super) fn drop_privileges_of(&self, caller: Caller, fd: BorrowedFd<'_>) -> Result<()> {
-        if caller.uid == 0 { Ok(()) } else { self.drop_privileges(fd) }
+        let mode = rustix::fs::fstat(fd).map_err(Error::Refused)?.st_mode;
+        // Looking at the caller is for the few files that have such bits.
+        if mode & 0o6000 == 0 || caller.keeps_set_id() { Ok(()) } else { self.drop_privileges(fd) }
     }
 
     /// Clears set-user-id, and set-group-id of a file that its group may execute; the kernel has cleared the
@@ -127,6 +129,15 @@ impl Union {
             cleared &= !0o2000;
         }
         if cleared == mode & 0o7777 { Ok(()) } else { self.set_mode(fd, cleared) }
+    }
+
+    /// Clears set-group-id of a file whose group `caller` is not in, unless it may keep it.
+    pub(super) fn drop_set_group_id(&self, fd: BorrowedFd<'_>, caller: Caller) -> Result<()> {
+        let stat = rustix::fs::fstat(fd).map_err(Error::Refused)?;
+        if stat.st_mode & 0o2000 == 0 || caller.keeps_set_id() || caller.is_in_group(stat.st_gid) {
+            return Ok(());
+        }
+        self.set_mode(fd, stat.st_mode & 0o7777 & !0o2000)
     }
 
     fn set_times(&self, fd: BorrowedFd<'_>, set: SetAttr) -> Result<()> {

@@ -115,7 +115,7 @@ impl Union {
         let dir = self.upper_dir(parent)?;
         let inherits = self.has_default_acl(upper, parent, dir.as_fd())?;
         // Whose file it is the kernel settles as it should where we act as the caller does; so does it the ACLs.
-        if vacancy == Vacancy::Free && (caller == self.server || !self.may_chown) {
+        if vacancy == Vacancy::Free && (caller.owns_as(&self.server) || !self.may_chown) {
             let masked = if inherits { mode } else { mode & !umask };
             let quiet = if self.atime { OFlags::empty() } else { OFlags::NOATIME };
             let fd = make_in_place(upper, dir.as_fd(), name, new, masked, quiet)?;

@@ -42,6 +42,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::Mutex;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
+use rustix::thread::CapabilitySet;
 
 pub use crate::layer::attr::{Attr, FileKind, Timestamp};
 pub use crate::layer::name::Name;
@@ -63,6 +64,7 @@ use crate::layer::dir::{Lowers, Serial};
 use crate::layer::fds::FdCache;
 use crate::layer::overlay::Namespace;
 use crate::layer::upper::Upper;
+use crate::sys::caps;
 use file::FileKey;
 use handle::Handles;
 use inode::{Dir, Inode, Place, Real};
@@ -77,12 +79,34 @@ pub struct Caller {
     pub uid: u32,
     /// Group id, for the group of what is made.
     pub gid: u32,
+    /// Process id, to find out what else the caller may do; 0 where it is not known.
+    pub pid: u32,
 }
 
 impl Caller {
     /// The user and group that this process acts as.
     pub fn current() -> Self {
-        Self { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
+        Self {
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+            pid: rustix::process::getpid().as_raw_nonzero().get().unsigned_abs(),
+        }
+    }
+
+    /// Returns whether what both make belongs to the same user and group.
+    fn owns_as(&self, other: &Self) -> bool {
+        (self.uid, self.gid) == (other.uid, other.gid)
+    }
+
+    /// Returns whether the set-user-id and set-group-id bits stay when the caller changes a file: root with CAP_FSETID.
+    fn keeps_set_id(&self) -> bool {
+        // Of another user's capabilities it is not known in which user namespace they count.
+        self.uid == 0 && caps::standing(self.pid).is_none_or(|s| s.effective.contains(CapabilitySet::FSETID))
+    }
+
+    /// Returns whether the caller is in the group `gid`.
+    fn is_in_group(&self, gid: u32) -> bool {
+        self.gid == gid || caps::standing(self.pid).is_some_and(|standing| standing.groups.contains(&gid))
     }
 }
 

@@ -53,13 +53,16 @@ impl Union {
     }
 
     /// Sets the xattr `name` of `id`. Errors: EEXIST, ENODATA, EOPNOTSUPP, ENOSPC, ERANGE, EROFS.
-    pub fn setxattr(&self, id: NodeId, name: &OsStr, value: &[u8], flags: XattrFlags) -> Result<()> {
+    ///
+    /// An access ACL takes the set-group-id bit of a file whose group `caller` is not in, as chmod(2) would.
+    pub fn setxattr(&self, id: NodeId, name: &OsStr, value: &[u8], flags: XattrFlags, caller: Caller) -> Result<()> {
         let inode = self.inode(id)?;
         self.copy_up(&inode, Data::Metadata)?;
         let pinned = self.pin(&inode)?;
         let done = xattr::set(pinned.as_fd(), OsStr::new(""), &stored(name), value, flags);
         self.note_acl(&inode, name);
-        done.map_err(|e| self.upper_error("setxattr", &inode, e))
+        done.map_err(|e| self.upper_error("setxattr", &inode, e))?;
+        if name == acl::ACCESS { self.drop_set_group_id(pinned.as_fd(), caller) } else { Ok(()) }
     }
 
     /// Removes the xattr `name` of `id`. Errors: ENODATA, EROFS.
