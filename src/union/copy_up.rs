@@ -238,6 +238,7 @@ impl Union {
         match &indexed {
             Some(entry) => {
                 // Both counts grow and shrink together from now on.
+                let _changing = inode.moving();
                 inode.set_nlink_delta((source.attr.nlink as i32).saturating_sub(attr.nlink as i32));
                 self.switch(inode, Real::Index(entry.as_os_str().into()), attr.ino);
             }

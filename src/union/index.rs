@@ -107,11 +107,13 @@ impl Union {
         let before = upper.stat(dir.as_fd(), OsStr::new(""))?;
         let delta = inode.nlink_delta().unwrap_or(0).saturating_sub(1);
         self.mark_impure(upper, parent)?;
+        let changing = inode.moving();
         let linked = rustix::fs::linkat(index, &**entry, dir.as_fd(), name, AtFlags::empty());
         linked.map_err(|e| upper.layer.error("linkat", name, e))?;
         // One too high until now: a crash between the two keeps an entry that nobody needs. One too low would drop one
         // that other names lead to.
         inode.set_nlink_delta(delta);
+        drop(changing);
         self.write_nlink(upper, index, entry, delta)?;
         let place = Place::at(dir.as_fd(), OsStr::new("."));
         place.set_times(before.atime, before.mtime).map_err(|e| upper.layer.error("utimensat", name, e))

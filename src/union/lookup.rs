@@ -85,9 +85,11 @@ impl Union {
         let Some(hit) = self.search(parent, &name)? else { return Ok(None) };
         let inode = self.intern(parent, &name, &hit, count)?;
         let mut attr = hit.attr;
-        if let (Real::Index(_), Top::Lower(_)) = (inode.place().0.real, &hit.top) {
-            // Another name of this lower file was copied up: its object is the one in the index.
-            return Ok(Some((inode.clone(), self.stat(&inode)?)));
+        if inode.nlink_delta().is_some() {
+            // Another name of this lower file may have been copied up, and its object is the one in the index; and the
+            // count of links must be of one time with what it differs by.
+            let attr = self.stat(&inode)?;
+            return Ok(Some((inode, attr)));
         }
         self.count_blocks(&inode, &mut attr)?;
         Ok(Some((inode.clone(), inode.finish(attr))))

@@ -369,9 +369,18 @@ impl Union {
 
     /// Reads the attributes of the object of `inode`, as the union shows them.
     fn stat(&self, inode: &Arc<Inode>) -> Result<Attr> {
-        let attr = self
-            .with_object(inode, |layer, dir, name| layer.stat(dir, name).map_err(|e| layer.error("statx", name, e)))?;
-        Ok(inode.finish(attr))
+        loop {
+            let (_, version) = inode.place();
+            let attr = self.with_object(inode, |layer, dir, name| {
+                layer.stat(dir, name).map_err(|e| layer.error("statx", name, e))
+            })?;
+            let finished = inode.finish(attr);
+            // The count of links has two parts, which must be of one time.
+            if inode.is_at(version) {
+                return Ok(finished);
+            }
+            std::thread::yield_now();
+        }
     }
 }
 
