@@ -363,6 +363,7 @@ impl Filesystem for Dev {
                     Looked::Up(entry) => {
                         (entry_attributes(entry.id, &entry.attr), server.attr_ttl(entry).min(server.entry_timeout))
                     }
+                    Looked::Old(entry) => (entry_attributes(entry.id, &entry.attr), Duration::ZERO),
                     // The kernel takes only name, number and type of `.` and `..`.
                     Looked::Dots => (FileAttr { ino: INodeNo(dirent.ino), ..absent() }, Duration::ZERO),
                     // Kept for no time, so that the kernel looks it up, and gets the error, before it uses it.

@@ -39,6 +39,9 @@ pub enum Looked<'a> {
     Dots,
     /// An inode; it counts as a lookup.
     Up(&'a Entry),
+    /// The first number of a file that parted from its readers, which counts as a lookup. It is the one to list; who
+    /// uses the entry must look the name up again.
+    Old(&'a Entry),
     /// An entry that answers an error. It is known by a number that no inode has, and that need not be forgotten.
     Broken(NodeId),
 }
@@ -101,7 +104,9 @@ impl Union {
                 Ok(None) => continue,
                 Ok(Some(entry)) => {
                     (shown.ino, shown.kind) = (entry.attr.ino, entry.attr.kind);
-                    let flow = each(shown, Looked::Up(&entry));
+                    let entry = self.list_by_first_number(entry);
+                    let old = entry.id != self.inode(entry.id)?.id();
+                    let flow = each(shown, if old { Looked::Old(&entry) } else { Looked::Up(&entry) });
                     if flow == Flow::Full {
                         self.forget(entry.id, 1);
                     }
@@ -119,6 +124,17 @@ impl Union {
             }
         }
         Ok(())
+    }
+
+    /// Exchanges a lookup of a file that goes by another number since it parted for one of its first number, which
+    /// is the one that stat(2) shows.
+    fn list_by_first_number(&self, entry: Entry) -> Entry {
+        let first = NodeId(entry.attr.ino);
+        if entry.id == first || !self.table.count_number(first) {
+            return entry;
+        }
+        self.forget(entry.id, 1);
+        Entry { id: first, ..entry }
     }
 
     fn look_up_item(&self, inode: &Arc<Inode>, name: &OsStr) -> Result<Option<Entry>> {
