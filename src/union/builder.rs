@@ -98,8 +98,13 @@ impl Union {
                 upper.withdraw();
             }
         })?;
+        let upper_dev = match &upper {
+            Some(upper) => upper.stat(upper.layer.root(), OsStr::new(""))?.dev,
+            None => (0, 0),
+        };
         let index_used = upper.as_ref().is_some_and(index_is_used);
         Ok(Self {
+            upper_dev,
             namespace,
             redirect_dir,
             metacopy: config.metacopy,

@@ -19,7 +19,7 @@ use super::{Union, copy_data, dir_of};
 use crate::error::{Error, Result};
 use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::LayerDir;
-use crate::layer::overlay::{Mark, View, view};
+use crate::layer::overlay::{Mark, Namespace, View, view};
 use crate::layer::redirect::Redirect;
 use crate::layer::upper::{Place, Publish, Shape, Upper};
 use crate::sys::xattr;
@@ -167,7 +167,7 @@ impl Union {
         let attr = &source.attr;
         target.chown(attr.uid, attr.gid).map_err(failed("chown"))?;
         self.copy_xattrs(upper, source, target)?;
-        if upper.features.xattrs {
+        if upper.features.xattrs && self.keeps_number(source) {
             let origin = self.origin_of(&source.dir, &source.name)?.and_then(|origin| origin.encode());
             // Empty where the lower has no handles: then the file is only known to have come from below.
             upper.set_mark(target, Mark::Origin, &origin.unwrap_or_default())?;
@@ -182,6 +182,15 @@ impl Union {
             target.chmod(self.movable_mode(attr)).map_err(failed("chmod"))?;
         }
         target.set_times(attr.atime, attr.mtime).map_err(failed("utimensat"))
+    }
+
+    /// Returns whether the copy will say by its origin what its number is. As in the kernel's overlayfs, one of several
+    /// names that do not stay linked is a file of its own; and some files cannot hold the xattr.
+    fn keeps_number(&self, source: &Source) -> bool {
+        let kind = source.attr.kind;
+        let holds = self.namespace == Namespace::Trusted || matches!(kind, FileKind::Regular | FileKind::Directory);
+        let linked = source.attr.nlink < 2 || kind == FileKind::Directory || self.keeps_links(&source.dir, kind);
+        holds && linked && self.lowers.layer(&source.dir).handles
     }
 
     /// Returns the mode under which a copy can be moved to its place: to move a directory, a plain user must be allowed
@@ -242,7 +251,13 @@ impl Union {
                 inode.set_nlink_delta((source.attr.nlink as i32).saturating_sub(attr.nlink as i32));
                 self.switch(inode, Real::Index(entry.as_os_str().into()), attr.ino);
             }
-            None => self.switch(inode, Real::Upper, attr.ino),
+            None => {
+                if inode.dir().is_none() && !self.keeps_number(source) {
+                    // While the inode is known it keeps its number, whatever upper's object is found by.
+                    self.table.alias(self.numbers.number(attr.dev, attr.ino), inode);
+                }
+                self.switch(inode, Real::Upper, attr.ino);
+            }
         }
         dir_of(&parent)?.changed();
         // The copy is a part of the union; what is left changes nothing that could be undone.
@@ -304,6 +319,9 @@ impl Union {
                 opened.map_err(|e| upper.layer.error("openat", name, e))?
             }
         };
+        if let Made::Temporary(name) = made {
+            upper.work.discard(name);
+        }
         let ino = upper.stat(fd.as_fd(), OsStr::new(""))?.ino;
         self.switch(inode, Real::Detached(Arc::new(fd)), ino);
         Ok(())

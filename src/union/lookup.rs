@@ -79,7 +79,7 @@ impl Union {
 
     /// Returns the inode of `name` in `parent`, whose lock the caller holds.
     pub(super) fn find(&self, parent: &Arc<Inode>, name: Name<'_>, count: Count) -> Result<Option<(Arc<Inode>, Attr)>> {
-        if name.is_reserved() {
+        if name.is_reserved() || parent.is_unlinked() {
             return Ok(None);
         }
         let Some(hit) = self.search(parent, &name)? else { return Ok(None) };

@@ -135,6 +135,8 @@ impl Caller {
 pub struct Union {
     lowers: Lowers,
     upper: Option<Upper>,
+    /// The device of upper's file system.
+    upper_dev: (u32, u32),
     namespace: Namespace,
     redirect_dir: RedirectDir,
     metacopy: bool,
@@ -253,6 +255,9 @@ impl Union {
     fn release(&self, inode: &Inode) {
         if inode.note_descriptor(false) {
             self.close_files(inode.serial);
+        }
+        if inode.from_below && inode.dir().is_none() && inode.upper_ino() != 0 {
+            self.table.forget_alias(self.numbers.number(self.upper_dev, inode.upper_ino()), inode);
         }
         if inode.dir().is_some() {
             self.dirs.remove(&inode.serial);

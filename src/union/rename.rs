@@ -79,6 +79,12 @@ impl Union {
             return Err(Error::Refused(Errno::INVAL));
         }
         let (from, to) = (self.directory(parent)?, self.directory(new_parent)?);
+        if Arc::ptr_eq(&from, &to) && name == new_name {
+            self.present(&from, name)?;
+            // As rename(2) for two names of one file: nothing happens.
+            let refused = flags.contains(RenameFlags::NOREPLACE);
+            return if refused { Err(Error::Refused(Errno::EXIST)) } else { Ok(()) };
+        }
         for _ in 0..ATTEMPTS {
             self.prepare(&from, name, &to, new_name, flags)?;
             let _tree = (!Arc::ptr_eq(&from, &to)).then(|| self.tree.lock());

@@ -221,33 +221,29 @@ impl Union {
     fn walk(&self, root: &Arc<LayerDir>, path: &mut Vec<OsString>) -> Result<(Option<Arc<LayerDir>>, bool)> {
         let mut at = root.clone();
         let mut stop = false;
-        let mut below = None;
+        // The way that this layer leads the ones below, as far as it has the path.
+        let mut below: Vec<OsString> = Vec::with_capacity(path.len());
         for (depth, name) in path.iter().enumerate() {
             let found = self.lowers.examine(&at, name)?;
             stop |= self.lowers.hides_by_name(&at, name)?;
             match found {
-                Found::Absent => return Ok((None, stop)),
+                Found::Absent => {
+                    below.extend_from_slice(path.get(depth..).unwrap_or_default());
+                    *path = below;
+                    return Ok((None, stop));
+                }
                 Found::Whiteout | Found::File(_) => return Ok((None, true)),
                 Found::Dir(attr, marks) => {
                     stop |= marks.opaque;
-                    if !marks.opaque {
-                        let rest = path.get(depth + 1..).unwrap_or_default();
-                        match self.way_below(&marks, name, &|| self.lowers.location(&at, name))? {
-                            Way::Path(start) => below = Some([&start, rest].concat()),
-                            Way::Sibling(other) if other != *name => {
-                                let start = path.get(..depth).unwrap_or_default();
-                                below = Some([start, &[other], rest].concat());
-                            }
-                            Way::Sibling(_) => {}
-                        }
+                    match self.way_below(&marks, name, &|| self.lowers.location(&at, name))? {
+                        Way::Path(start) => below = start,
+                        Way::Sibling(name) => below.push(name),
                     }
                     at = at.child(name, &attr, &marks);
                 }
             }
         }
-        if let Some(below) = below {
-            *path = below;
-        }
+        *path = below;
         Ok((Some(at), stop))
     }
 

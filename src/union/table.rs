@@ -101,6 +101,18 @@ impl Table {
         id != number && self.nodes.get(&number).is_some_and(|first| first.inode.id().0 == id && first.lookups > 0)
     }
 
+    /// Lets `inode` be found by `number` besides its own, until [`Table::forget_alias`].
+    pub fn alias(&self, number: u64, inode: &Arc<Inode>) {
+        if let Entry::Vacant(entry) = self.nodes.entry(number) {
+            entry.insert(Node { inode: inode.clone(), lookups: 0 });
+        }
+    }
+
+    /// Ends an alias of `inode`.
+    pub fn forget_alias(&self, number: u64, inode: &Inode) {
+        self.nodes.remove_if(&number, |_, node| std::ptr::eq(&*node.inode, inode));
+    }
+
     /// Adds a lookup to the count of an inode that is known.
     pub fn count(&self, inode: &Inode) {
         if let Some(mut node) = self.nodes.get_mut(&inode.id().0) {

@@ -127,7 +127,7 @@ impl Run {
                 cookie = item.cookie;
                 match entry {
                     Looked::Dots => {}
-                    Looked::Up(entry) => {
+                    Looked::Up(entry) | Looked::Old(entry) => {
                         let name = item.name.to_string_lossy().into_owned();
                         answer.push((name, Listed { ino: item.ino, kind: item.kind }, *entry));
                     }
