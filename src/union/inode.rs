@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
@@ -170,8 +170,13 @@ pub struct Inode {
     has_descriptor: AtomicBool,
     /// Inodes in the table that have this one as their parent.
     children: AtomicU32,
+    /// Rank 5 (leaf). Another name of a hard link, to go by when the first one is removed. No syscall while held.
+    other: Mutex<Option<Box<OtherName>>>,
     dir: Option<Box<Dir>>,
 }
+
+/// A name that was seen to lead to an inode; it may be gone by now.
+type OtherName = (Weak<Inode>, Box<OsStr>);
 
 /// What a new inode is made of.
 pub struct Parts {
@@ -210,6 +215,7 @@ impl Inode {
             data: AtomicU8::new(0),
             has_descriptor: AtomicBool::new(false),
             children: AtomicU32::new(0),
+            other: Mutex::new(None),
             dir: parts.dir.map(Box::new),
         })
     }
@@ -289,6 +295,21 @@ impl Inode {
         count(&place.parent, -1);
         // It keeps its parent: without one it would pass for the root.
         place.parent.clone()
+    }
+
+    /// Remembers a name that leads to the inode, unless it is the one it goes by.
+    pub fn note_name(&self, parent: &Arc<Inode>, name: &OsStr) {
+        if !self.is_named(parent, name) {
+            let noted = Box::new((Arc::downgrade(parent), Box::from(name)));
+            let old = self.other.lock().replace(noted);
+            drop(old);
+        }
+    }
+
+    /// Takes the other name that was remembered, with its directory if that is still there.
+    pub fn take_other_name(&self) -> Option<(Arc<Inode>, Box<OsStr>)> {
+        let noted = self.other.lock().take()?;
+        noted.0.upgrade().map(|parent| (parent, noted.1))
     }
 
     /// Returns whether an inode in the table has this one as its parent.

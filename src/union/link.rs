@@ -67,6 +67,7 @@ impl Union {
         }
         dir_of(&parent)?.changed();
         self.drop_place(inode.relocate_if_unlinked(&parent, &name));
+        inode.note_name(&parent, &name);
         let attr = self.stat(&inode)?;
         self.table.count(&inode);
         Ok(Entry { id: inode.id(), attr })

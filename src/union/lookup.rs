@@ -133,6 +133,9 @@ impl Union {
     fn anchor(&self, inode: Arc<Inode>, parent: &Arc<Inode>, name: &OsStr, hit: &Hit) -> Arc<Inode> {
         if matches!(hit.top, Top::Upper) && hit.attr.kind != crate::layer::attr::FileKind::Directory {
             self.drop_place(inode.relocate_if_unlinked(parent, name));
+            if hit.attr.nlink > 1 {
+                inode.note_name(parent, name);
+            }
         }
         inode
     }

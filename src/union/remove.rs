@@ -237,6 +237,34 @@ impl Union {
         })
     }
 
+    /// Gives a hard link that lost the name it went by another one, so that it needs no descriptor of its own.
+    fn go_by_other_name(&self, inode: &Arc<Inode>) {
+        let Some((parent, name)) = inode.take_other_name() else { return };
+        if !self.table.get(parent.id()).is_some_and(|known| Arc::ptr_eq(&known, &parent))
+            || !self.leads_to(&parent, &name, inode)
+        {
+            return;
+        }
+        let Some(before) = inode.relocate_if_unlinked(&parent, &name) else { return };
+        if self.leads_to(&parent, &name, inode) {
+            // Whoever removes that name from now on finds the inode under it.
+            self.drop_place(Some(before));
+        } else {
+            // It was removed before the inode went by it.
+            self.drop_place(Some(inode.relocate(|place| {
+                place.unlinked = true;
+                place.real = before.real;
+            })));
+        }
+    }
+
+    /// Returns whether `name` in upper's `parent` is the object of `inode`.
+    fn leads_to(&self, parent: &Arc<Inode>, name: &OsStr, inode: &Inode) -> bool {
+        let Some(upper) = &self.upper else { return false };
+        let attr = self.upper_dir(parent).and_then(|dir| upper.stat(dir.as_fd(), name));
+        attr.is_ok_and(|attr| attr.ino == inode.upper_ino())
+    }
+
     /// Records that the name of `inode` is gone; `pinned` keeps its object for those who use it.
     pub(super) fn unname(&self, parent: &Arc<Inode>, inode: &Arc<Inode>, name: &OsStr, pinned: Option<OwnedFd>) {
         if !inode.is_named(parent, name) {
@@ -248,5 +276,6 @@ impl Union {
                 place.real = Real::Detached(Arc::new(fd));
             }
         })));
+        self.go_by_other_name(inode);
     }
 }
