@@ -253,6 +253,8 @@ fn start(spec: &Spec) -> Result<Running, StartError> {
         let new = mounts_at(&at, Some(child.id())).into_iter().find(|m| !known.contains(&m.id));
         if let Some(mount) = new {
             remember(mount.minor, &at, child.id());
+            // It is in the table before it has shaken hands with the kernel; this waits for the answer, whatever it is.
+            let _answer = rustix::fs::statvfs(&at);
             return Ok(Running { child, minor: mount.minor });
         }
         if let Some(status) = child.try_wait().expect("an own child can be waited for") {
