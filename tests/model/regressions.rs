@@ -191,3 +191,37 @@ fn regression_a_path_with_two_redirects_in_one_layer_leads_below() {
     ];
     holds(Variant::DEFAULT, lower(&[("p/c/e/f", FILE), ("q/g", FILE)], &[]), &ops);
 }
+
+#[test]
+fn regression_a_metacopy_that_is_found_by_another_name_of_its_lower_file_is_linked() {
+    let variant = Variant { metacopy: true, ..Variant::DEFAULT };
+    let ops = [chown("f"), Op::ForgetAll, Op::Hold("d/g".into()), Op::Link { of: path("d/g"), to: "h".into() }];
+    holds(variant, lower(&[("f", FILE)], &[("f", "d/g")]), &ops);
+}
+
+#[test]
+fn regression_a_file_that_was_copied_up_without_its_number_is_removed_while_it_is_held() {
+    let variant = Variant { index: false, ..Variant::DEFAULT };
+    let ops = [
+        Op::Hold("d/a".into()),
+        chown("d/a"),
+        Op::Unlink("d/a".into()),
+        Op::Write { at: At::Held(0), offset: 0, len: 1, fill: b'w', who: Who::Root },
+    ];
+    holds(variant, lower(&[("d/a", FILE)], &[("d/a", "b")]), &ops);
+}
+
+#[test]
+fn regression_a_file_that_was_copied_up_without_its_number_is_renamed() {
+    let variant = Variant { namespace: XattrNamespace::User, ..Variant::DEFAULT };
+    let ops = [Op::Hold("s".into()), chown("s"), rename("s", "d/f", 0)];
+    holds(variant, lower(&[("s", Thing::Symlink("t")), ("d/f", FILE)], &[]), &ops);
+}
+
+#[test]
+fn regression_rename_of_one_hard_link_to_another_in_another_directory() {
+    for whiteouts in [WhiteoutFormat::Char, WhiteoutFormat::Xattr, WhiteoutFormat::DotWh] {
+        let variant = Variant { whiteouts, ..Variant::DEFAULT };
+        holds(variant, lower(&[("b", FILE)], &[("b", "d/b")]), &[rename("d/b", "b", 0), Op::Remount(End::Clean)]);
+    }
+}

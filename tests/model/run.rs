@@ -264,6 +264,8 @@ impl Run {
         if self.variant.read_only && end == End::Restack {
             return Ok(());
         }
+        // The index, which knows about names that were not copied up yet, does not come along.
+        let end = if end == End::Restack && self.tree.has_lower_links() { End::Clean } else { end };
         // The mark that a volatile mount leaves is there to refuse what follows a crash.
         let end = if self.variant.volatile && end == End::Crash { End::Clean } else { end };
         self.check_tree()?;

@@ -456,12 +456,8 @@ impl Tree {
             let node = self.node_mut(id);
             node.ino = None;
             node.lower = true;
-            node.links = match node.links {
-                _ if count > 1 && !keeps => Links::Broken { lower: count, names: 1 },
-                // Perhaps it was never copied up, and is where it was.
-                Links::Broken { lower, .. } => Links::Broken { lower, names: count },
-                Links::Exactly(_) => Links::Exactly(count),
-            };
+            node.links =
+                if count > 1 && !keeps { Links::Broken { lower: count, names: 1 } } else { Links::Exactly(count) };
             if count > 1 && !keeps {
                 for (dir, name) in &names[1..] {
                     let copy = self.node(id).clone();
@@ -470,6 +466,22 @@ impl Tree {
             }
         }
         self.node_mut(ROOT).ino = None;
+    }
+
+    /// Whether a file with several names came from a lower layer.
+    pub fn has_lower_links(&self) -> bool {
+        let mut dirs = vec![ROOT];
+        while let Some(dir) = dirs.pop() {
+            for (_, child) in self.names(dir) {
+                let node = self.node(child);
+                if node.is_dir() {
+                    dirs.push(child);
+                } else if node.lower && node.links != Links::Exactly(1) {
+                    return true;
+                }
+            }
+        }
+        false
     }
 
     /// Whether the names of a lower file stay linked when one of them is copied up.
