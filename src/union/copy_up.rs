@@ -437,9 +437,14 @@ impl Union {
         loop {
             let (place, _) = at.place();
             let Some(above) = place.parent else { break };
-            let fd = self.upper_dir(&at)?;
-            let failed = |e: Errno| upper.layer.error("getxattr", &place.name, e);
-            let redirect = self.namespace.get(fd.as_fd(), OsStr::new(""), Mark::Redirect).map_err(failed)?;
+            // What is not in upper, as where an indexed file has another name, has its name below.
+            let redirect = if place.real.is_upper() {
+                let fd = self.upper_dir(&at)?;
+                let failed = |e: Errno| upper.layer.error("getxattr", &place.name, e);
+                self.namespace.get(fd.as_fd(), OsStr::new(""), Mark::Redirect).map_err(failed)?
+            } else {
+                None
+            };
             match redirect.as_deref().map(Redirect::parse) {
                 Some(Ok(Redirect::Absolute(start))) => {
                     path.extend(start.into_iter().rev());

@@ -104,7 +104,7 @@ impl Union {
             let same = |known: &Inode| is_same(known, parent, name, hit, &identity);
             let interned = match count {
                 Count::Lookup => self.table.intern(number, 1, same, make),
-                Count::Transient => match self.known(number) {
+                Count::Transient => match self.table.get(NodeId(number)) {
                     Some(known) if same(&known) => Interned::Here(known),
                     Some(_) => Interned::Taken,
                     None => Interned::Here(make()),

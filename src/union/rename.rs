@@ -162,7 +162,7 @@ impl Union {
             return Err(Error::Refused(Errno::INVAL));
         }
         if let (Some(target), Some(target_inode)) = (&new.hit, &new.inode) {
-            if Arc::ptr_eq(inode, target_inode) {
+            if inode.ino == target_inode.ino {
                 // Two names of one file: rename(2) does nothing and succeeds.
                 return Ok(());
             }
