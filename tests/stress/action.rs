@@ -120,15 +120,15 @@ pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
     (0..len as u64).map(|i| (seed.wrapping_mul(37) + i * 5 + i / 253) as u8).collect()
 }
 
-/// Makes a hard link, at the second try where the kernel has miscounted.
+/// Makes a hard link, at the second try where the first is ENOENT though the file is there.
 ///
-/// Linux's FUSE takes one from its own count of a file's links when a name is removed, also when another process has
+/// An open question, not a settled one: it looks as if Linux's FUSE takes one from its own count of a file's links when a name is removed, also when another process has
 /// got the new count from the server just before; at zero link(2) is ENOENT without asking. stat(2) gets the count
 /// right again (docs/SEMANTICS.md). A file that is not there fails the second time too.
 fn link(from: &Path, to: &Path) -> std::io::Result<()> {
     match fs::hard_link(from, to) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && fs::symlink_metadata(from)?.nlink() > 0 => {
-            eprintln!("the kernel has lost count of the links of {}", from.display());
+            eprintln!("link(2) was ENOENT although it is there: {}", from.display());
             fs::hard_link(from, to)
         }
         done => done,
