@@ -12,6 +12,7 @@ mod rng;
 
 mod stress {
     pub mod action;
+    mod counts;
     pub mod daemon;
     pub mod scale;
     #[allow(dead_code, reason = "the crash test uses the rest")]

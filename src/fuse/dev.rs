@@ -18,7 +18,7 @@ use super::convert::{absent, decode_device, entry_attributes, errno, file_type, 
 use super::pool::guard;
 use super::server::{GENERATION, Server, open_how};
 use crate::error::Result;
-use crate::union::{self, Caller, Fh, FileKind, Flow, Looked, Name, New, NodeId, OpenFile, Seek, SetAttr, Unlinked};
+use crate::union::{self, Caller, Fh, FileKind, Flow, Looked, Name, New, NodeId, OpenFile, Seek, SetAttr};
 
 /// The largest read or write that the kernel sends, in bytes.
 const TRANSFER: u32 = 1 << 20;
@@ -197,11 +197,12 @@ impl Filesystem for Dev {
                 Err(e) => return finish(reply, Err(e.into())),
             };
             match self.server.union.unlink_quickly(id(parent), checked) {
-                Ok(Unlinked::Done) => reply.ok(),
-                Ok(Unlinked::Copies) => {
+                Ok(Some(removed)) => self.server.removed(reply, id(parent), Ok(removed)),
+                Ok(None) => {
                     let name = name.to_owned();
                     self.at_pace(true, move |server| {
-                        finish(reply, with_name(&name, |name| server.union.unlink(id(parent), name)));
+                        let removed = with_name(&name, |name| server.union.unlink(id(parent), name));
+                        server.removed(reply, id(parent), removed);
                     });
                 }
                 Err(error) => reply.error(errno(&error)),
@@ -235,7 +236,7 @@ impl Filesystem for Dev {
             let renamed = with_name(&name, |name| {
                 with_name(&newname, |newname| server.union.rename(id(parent), name, id(newparent), newname, flags))
             });
-            finish(reply, renamed);
+            server.removed(reply, id(newparent), renamed);
         });
     }
 

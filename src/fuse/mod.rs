@@ -5,6 +5,7 @@
 mod convert;
 mod dev;
 mod device;
+mod notices;
 mod passthrough;
 mod pool;
 mod server;

@@ -6,17 +6,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fuser::{
-    BackingId, Errno, FileHandle, FopenFlags, Generation, OpenFlags, ReplyAttr, ReplyCreate, ReplyEntry, ReplyOpen,
-    ReplyWrite,
+    BackingId, Errno, FileHandle, FopenFlags, Generation, OpenFlags, ReplyAttr, ReplyCreate, ReplyEmpty, ReplyEntry,
+    ReplyOpen, ReplyWrite,
 };
 
 use super::convert::{attributes, entry_attributes, errno};
+use super::notices::Notices;
 use super::passthrough::{Answer, Passthrough};
 use super::pool::Pool;
 use crate::config::{IoMode, MountConfig};
 use crate::error::Result;
 use crate::sys::caps;
-use crate::union::{self, Caller, Entry, Fh, NodeId, OpenFile, Union};
+use crate::union::{self, Caller, Entry, Fh, NodeId, OpenFile, Removed, Union};
 
 /// Numbers are never given to another file while the kernel knows one, so one generation is enough.
 pub(super) const GENERATION: Generation = Generation(0);
@@ -25,6 +26,7 @@ pub(super) const GENERATION: Generation = Generation(0);
 pub(super) struct Server {
     pub(super) union: Union,
     pub(super) pool: Pool,
+    pub(super) notices: Notices,
     pub(super) entry_timeout: Duration,
     attr_timeout: Duration,
     pub(super) negative_timeout: Duration,
@@ -54,6 +56,7 @@ impl Server {
         Self {
             union,
             pool: Pool::new(LONG),
+            notices: Notices::default(),
             entry_timeout: config.entry_timeout,
             attr_timeout: config.attr_timeout,
             negative_timeout: config.negative_timeout,
@@ -68,6 +71,7 @@ impl Server {
     /// Finishes long work and ends the use of the layers.
     pub(super) fn end(&self) -> Result<()> {
         self.pool.end();
+        self.notices.end();
         self.union.end()
     }
 
@@ -85,6 +89,19 @@ impl Server {
             Ok(entry) => {
                 let attr = entry_attributes(entry.id, &entry.attr);
                 reply.entry_with_ttls(&self.attr_ttl(&entry), &self.entry_timeout, &attr, GENERATION);
+            }
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    /// Answers the removal of a name in `parent`.
+    pub(super) fn removed(&self, reply: ReplyEmpty, parent: NodeId, result: Result<Removed>) {
+        match result {
+            Ok(removed) => {
+                reply.ok();
+                if let Some(id) = removed.linked {
+                    self.notices.recount(parent, id);
+                }
             }
             Err(error) => reply.error(errno(&error)),
         }

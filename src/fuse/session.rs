@@ -81,7 +81,10 @@ impl Mount {
         let mut options = fuser::Config::default();
         options.n_threads = Some(threads(config).get());
         match Session::from_fd(Dev::new(server.clone()), fd, acl, options) {
-            Ok(session) => Ok(Self { session, server, unmounter }),
+            Ok(session) => {
+                server.notices.start(&server, session.notifier());
+                Ok(Self { session, server, unmounter })
+            }
             Err(error) => {
                 for undone in [unmounter.unmount(), server.end()] {
                     if let Err(error) = undone {

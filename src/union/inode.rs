@@ -416,6 +416,7 @@ impl Inode {
 }
 
 /// The time in which the name of an inode changes on the disk; over when the inode knows, or nothing came of it.
+#[derive(Debug)]
 pub struct Leaving(Arc<Inode>);
 
 impl Drop for Leaving {

@@ -131,7 +131,8 @@ impl Union {
 
     /// Gives an inode whose name was removed the name that it was found under now.
     fn anchor(&self, inode: Arc<Inode>, parent: &Arc<Inode>, name: &OsStr, hit: &Hit) -> Arc<Inode> {
-        if matches!(hit.top, Top::Upper) && hit.attr.kind != crate::layer::attr::FileKind::Directory {
+        let object = matches!(hit.top, Top::Upper) || inode.nlink_delta().is_some();
+        if object && !hit.attr.is_dir() {
             self.drop_place(inode.relocate_if_unlinked(parent, name));
             if hit.attr.nlink > 1 {
                 inode.note_name(parent, name);

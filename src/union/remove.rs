@@ -19,14 +19,23 @@ use crate::layer::upper::{Place, Publish, Shape, Upper};
 use crate::layer::whiteout::{Format, Standing};
 use crate::sys::{dents, xattr};
 
-/// What became of a quick attempt to remove a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unlinked {
-    /// It is removed.
-    Done,
-    /// Nothing is done: the other names of the file need a copy of its data first.
-    Copies,
+/// What a removal left.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// The file, where it had more names than the one that was removed.
+    pub linked: Option<NodeId>,
 }
+
+impl Removed {
+    /// Says what is left of `inode`, which was found as `hit` before it lost a name.
+    pub(super) fn new(hit: &Hit, inode: &Inode) -> Self {
+        let links = hit.attr.nlink.saturating_add_signed(inode.nlink_delta().unwrap_or(0));
+        Self { linked: (links > 1 && inode.dir().is_none()).then(|| inode.id()) }
+    }
+}
+
+/// How often an operation looks at its names anew because others changed them while it copied up.
+pub(super) const ATTEMPTS: usize = 100;
 
 /// Whether an operation may copy data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,46 +48,63 @@ impl Union {
     /// Removes the name `name` of a file in `parent`.
     ///
     /// Who has the file open goes on using it. Errors: ENOENT, EISDIR, EROFS.
-    pub fn unlink(&self, parent: NodeId, name: Name<'_>) -> Result<()> {
-        self.unlink_at_pace(parent, name, Pace::Any).map(drop)
+    pub fn unlink(&self, parent: NodeId, name: Name<'_>) -> Result<Removed> {
+        self.unlink_at_pace(parent, name, Pace::Any).map(Option::unwrap_or_default)
     }
 
-    /// Removes a name as [`Union::unlink`], unless data must be copied up for it first.
-    pub fn unlink_quickly(&self, parent: NodeId, name: Name<'_>) -> Result<Unlinked> {
+    /// Removes a name as [`Union::unlink`], unless the other names of the file need a copy of its data first.
+    ///
+    /// `None` in that case, and nothing is done.
+    pub fn unlink_quickly(&self, parent: NodeId, name: Name<'_>) -> Result<Option<Removed>> {
         self.unlink_at_pace(parent, name, Pace::Quick)
     }
 
-    fn unlink_at_pace(&self, parent: NodeId, name: Name<'_>, pace: Pace) -> Result<Unlinked> {
+    /// Returns directory and name of the file `id`, where it has one name and that is known.
+    pub fn only_name(&self, id: NodeId) -> Option<(NodeId, OsString)> {
+        let inode = self.inode(id).ok()?;
+        let one = inode.dir().is_none() && self.stat(&inode).is_ok_and(|attr| attr.nlink == 1);
+        let (place, _) = inode.place();
+        let parent = place.parent.filter(|_| one && !place.unlinked)?;
+        Some((parent.id(), place.name.to_os_string()))
+    }
+
+    fn unlink_at_pace(&self, parent: NodeId, name: Name<'_>, pace: Pace) -> Result<Option<Removed>> {
         let parent = self.directory(parent)?;
-        let hit = self.removable(&parent, name)?;
-        if hit.attr.is_dir() {
-            return Err(Error::Refused(Errno::ISDIR));
-        }
-        self.ensure_upper(&parent)?;
-        if self.will_stay_linked(&hit) {
-            // Its other names must go on leading to one file with the right count, which the index keeps.
-            let inode = self.hold(&parent, &name, &hit)?;
-            if pace == Pace::Quick && !inode.is_upper() {
-                return Ok(Unlinked::Copies);
+        for _ in 0..ATTEMPTS {
+            let names = dir_of(&parent)?.lock.write();
+            let hit = self.removable(&parent, name)?;
+            if hit.attr.is_dir() {
+                return Err(Error::Refused(Errno::ISDIR));
             }
-            self.copy_up_name(&inode, &parent, &name, Data::Copy)?;
+            if parent.is_upper() && !self.will_stay_linked(&hit) {
+                return self.unlink_locked(&parent, name, &hit).map(Some);
+            }
+            // What is copied up is copied without the lock; then all is looked at anew.
+            drop(names);
+            self.ensure_upper(&parent)?;
+            if self.will_stay_linked(&hit) {
+                // Its other names must go on leading to one file with the right count, which the index keeps.
+                let inode = self.hold(&parent, &name, &hit)?;
+                if pace == Pace::Quick && !inode.is_upper() {
+                    return Ok(None);
+                }
+                self.copy_up_name(&inode, &parent, &name, Data::Copy)?;
+            }
         }
-        let names = dir_of(&parent)?.lock.write();
-        let hit = self.present(&parent, name)?;
-        if hit.attr.is_dir() {
-            return Err(Error::Refused(Errno::ISDIR));
-        }
-        let inode = self.intern(&parent, &name, &hit, Count::Transient)?;
-        let pinned = self.pin_if_known(&parent, &inode, &name, &hit)?;
-        let standing = if matches!(hit.top, Top::Upper) { Standing::File } else { Standing::Nothing };
+        Err(Error::Refused(Errno::BUSY))
+    }
+
+    /// Removes a name that was found; the caller holds the lock of `parent`, which is in upper.
+    fn unlink_locked(&self, parent: &Arc<Inode>, name: Name<'_>, hit: &Hit) -> Result<Removed> {
+        let inode = self.intern(parent, &name, hit, Count::Transient)?;
+        let pinned = self.pin_if_known(parent, &inode, &name, hit)?;
         let leaving = inode.moving();
-        self.take_away(&parent, &name, standing)?;
-        dir_of(&parent)?.changed();
-        self.unname(&parent, &inode, &name, pinned);
+        self.take_away(parent, &name, hit)?;
+        dir_of(parent)?.changed();
+        self.unname(parent, &inode, &name, pinned);
         drop(leaving);
         self.drop_unused_index(&inode)?;
-        drop(names);
-        Ok(Unlinked::Done)
+        Ok(Removed::new(hit, &inode))
     }
 
     /// Returns whether the directory `id` has lower parts, so that changing a name in it may take long.
@@ -89,10 +115,15 @@ impl Union {
     /// Removes the empty directory `name` in `parent`. Errors: ENOENT, ENOTDIR, ENOTEMPTY, EROFS.
     pub fn rmdir(&self, parent: NodeId, name: Name<'_>) -> Result<()> {
         let parent = self.directory(parent)?;
-        self.removable(&parent, name)?;
-        self.ensure_upper(&parent)?;
-        let names = dir_of(&parent)?.lock.write();
-        let hit = self.present(&parent, name)?;
+        let mut names = dir_of(&parent)?.lock.write();
+        let mut hit = self.removable(&parent, name)?;
+        if !parent.is_upper() {
+            // Copied up without the lock; what is there then may be something else.
+            drop(names);
+            self.ensure_upper(&parent)?;
+            names = dir_of(&parent)?.lock.write();
+            hit = self.removable(&parent, name)?;
+        }
         if !hit.attr.is_dir() {
             return Err(Error::Refused(Errno::NOTDIR));
         }
@@ -103,9 +134,8 @@ impl Union {
             return Err(Error::Refused(Errno::NOTEMPTY));
         }
         let pinned = self.pin_if_known(&parent, &inode, &name, &hit)?;
-        let standing = if matches!(hit.top, Top::Upper) { Standing::Directory } else { Standing::Nothing };
         let leaving = inode.moving();
-        let leftover = self.take_away(&parent, &name, standing)?;
+        let leftover = self.take_away(&parent, &name, &hit)?;
         dir_of(&parent)?.changed();
         dir_of(&inode)?.changed();
         self.unname(&parent, &inode, &name, pinned);
@@ -161,10 +191,11 @@ impl Union {
     /// Removes `name` from upper's `parent`, and hides it where a lower layer shows it.
     ///
     /// Returns the name in the workdir of a directory that held whiteouts.
-    pub(super) fn take_away(&self, parent: &Arc<Inode>, name: &OsStr, standing: Standing) -> Result<Option<OsString>> {
+    fn take_away(&self, parent: &Arc<Inode>, name: &OsStr, hit: &Hit) -> Result<Option<OsString>> {
         let upper = self.writable()?;
         let dir = self.upper_dir(parent)?;
-        if self.shows_below(parent, name)? {
+        let standing = hit.standing();
+        if self.covers(parent, name, hit)? {
             self.prepare_whiteout(upper, parent)?;
             let hidden = upper.whiteouts.hide(&upper.work, dir.as_fd(), name, standing);
             return hidden.map_err(|e| upper.layer.error("whiteout", name, e));

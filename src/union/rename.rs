@@ -14,6 +14,7 @@ use super::copy_up::Data;
 use super::create::remove_mark;
 use super::inode::{Inode, NodeId};
 use super::lookup::Count;
+use super::remove::{ATTEMPTS, Removed};
 use super::search::{Hit, InUpper, Top};
 use super::{Union, UpperDir, dir_of};
 use crate::config::RedirectDir;
@@ -37,9 +38,6 @@ bitflags::bitflags! {
     }
 }
 
-/// How often a rename starts anew because others changed the names while it copied up.
-const ATTEMPTS: usize = 100;
-
 /// One end of a rename: a name in a directory, and what is there.
 struct End<'a> {
     parent: &'a Arc<Inode>,
@@ -49,21 +47,35 @@ struct End<'a> {
     inode: Option<Arc<Inode>>,
 }
 
-/// A rename whose preparations are done.
-struct Step<'a> {
+/// A rename that rename(2) allows.
+struct Renaming<'a> {
     old: &'a End<'a>,
     new: &'a End<'a>,
+    moved: &'a Hit,
     inode: &'a Arc<Inode>,
+    /// What has the new name.
+    target: Option<(&'a Hit, &'a Arc<Inode>)>,
     exchanged: bool,
     /// The object that is replaced, for those who use it.
     pinned: Cell<Option<OwnedFd>>,
 }
 
+impl<'a> Renaming<'a> {
+    /// Returns the ends whose object must be in upper first, and is not.
+    fn ends_to_copy(&self, union: &Union) -> impl Iterator<Item = &'a End<'a>> {
+        let lower = |hit: &Hit| matches!(hit.top, Top::Lower(_));
+        let target = self.target.is_some_and(|(hit, _)| lower(hit) && (self.exchanged || union.will_stay_linked(hit)));
+        [(lower(self.moved), self.old), (target, self.new)]
+            .into_iter()
+            .filter_map(|(copied, end)| copied.then_some(end))
+    }
+}
+
 impl Union {
     /// Gives what is `name` in `parent` the name `new_name` in `new_parent`, as renameat2(2) has it.
     ///
-    /// Errors: ENOENT, EEXIST, EISDIR, ENOTDIR, ENOTEMPTY, EINVAL, EROFS; EXDEV for a directory with lower parts
-    /// where redirect_dir is not on.
+    /// Returns what became of the file that was replaced. Errors: ENOENT, EEXIST, EISDIR, ENOTDIR, ENOTEMPTY, EINVAL, EPERM, EROFS; EXDEV for a
+    /// directory with lower parts where redirect_dir is not on.
     pub fn rename(
         &self,
         parent: NodeId,
@@ -71,7 +83,7 @@ impl Union {
         new_parent: NodeId,
         new_name: Name<'_>,
         flags: RenameFlags,
-    ) -> Result<()> {
+    ) -> Result<Removed> {
         if flags.contains(RenameFlags::EXCHANGE) && flags != RenameFlags::EXCHANGE {
             return Err(Error::Refused(Errno::INVAL));
         }
@@ -83,57 +95,49 @@ impl Union {
             self.present(&from, name)?;
             // As rename(2) for two names of one file: nothing happens.
             let refused = flags.contains(RenameFlags::NOREPLACE);
-            return if refused { Err(Error::Refused(Errno::EXIST)) } else { Ok(()) };
+            return if refused { Err(Error::Refused(Errno::EXIST)) } else { Ok(Removed::default()) };
         }
         for _ in 0..ATTEMPTS {
-            self.prepare(&from, name, &to, new_name, flags)?;
-            let _tree = (!Arc::ptr_eq(&from, &to)).then(|| self.tree.lock());
+            let tree = (!Arc::ptr_eq(&from, &to)).then(|| self.tree.lock());
             let locks = lock_both(&from, &to)?;
-            let old = self.rename_end(&from, name)?;
-            let new = self.rename_end(&to, new_name)?;
-            let moved = old.hit.as_ref().ok_or(Error::Refused(Errno::NOENT))?;
-            let exchanged = flags.contains(RenameFlags::EXCHANGE);
-            let lower_left = |hit: &Hit| matches!(hit.top, Top::Lower(_));
-            if lower_left(moved) || exchanged && new.hit.as_ref().is_some_and(lower_left) {
-                // Somebody changed a name between the preparation and the locks.
-                drop(locks);
-                continue;
+            if from.is_upper() && to.is_upper() {
+                let old = self.rename_end(&from, name)?;
+                let new = self.rename_end(&to, new_name)?;
+                let Some(renaming) = self.check_rename(&old, &new, flags)? else {
+                    return Ok(Removed::default());
+                };
+                if renaming.ends_to_copy(self).next().is_none() {
+                    return self.rename_locked(&renaming, flags);
+                }
+                // What is copied up is copied without the locks; then all is looked at anew.
+                drop((locks, tree));
+                self.copy_up_ends(&renaming)?;
+            } else {
+                self.check_movable(&self.present(&from, name)?)?;
+                drop((locks, tree));
+                self.ensure_upper(&from)?;
+                self.ensure_upper(&to)?;
             }
-            return self.rename_locked(&old, &new, flags);
         }
         Err(Error::Refused(Errno::BUSY))
     }
 
-    /// Brings to upper what the rename needs there, before any directory is locked.
-    fn prepare(
-        &self,
-        from: &Arc<Inode>,
-        name: Name<'_>,
-        to: &Arc<Inode>,
-        new_name: Name<'_>,
-        flags: RenameFlags,
-    ) -> Result<()> {
-        let moved = self.removable(from, name)?;
-        self.check_movable(&moved)?;
-        self.ensure_upper(from)?;
-        self.ensure_upper(to)?;
-        let inode = self.hold(from, &name, &moved)?;
-        self.copy_up_name(&inode, from, &name, Data::Metadata)?;
-        let exchanged = flags.contains(RenameFlags::EXCHANGE);
-        let Some(target) = self.search(to, &new_name)? else {
-            return if exchanged { Err(Error::Refused(Errno::NOENT)) } else { Ok(()) };
-        };
-        if exchanged {
-            self.check_movable(&target)?;
-        }
-        if exchanged || self.will_stay_linked(&target) {
-            let inode = self.hold(to, &new_name, &target)?;
-            self.copy_up_name(&inode, to, &new_name, Data::Metadata)?;
+    /// Brings to upper what the rename needs there; no directory is locked.
+    fn copy_up_ends(&self, renaming: &Renaming<'_>) -> Result<()> {
+        for end in renaming.ends_to_copy(self) {
+            if let Some(hit) = &end.hit {
+                let inode = self.hold(end.parent, &end.name, hit)?;
+                self.copy_up_name(&inode, end.parent, &end.name, Data::Metadata)?;
+            }
         }
         Ok(())
     }
 
+    /// Refuses what must not be moved, before anything is copied up.
     fn check_movable(&self, hit: &Hit) -> Result<()> {
+        if hit.attr.immutable {
+            return Err(Error::Refused(Errno::PERM));
+        }
         if hit.attr.is_dir() && !hit.lower.is_empty() && self.redirect_dir != RedirectDir::On {
             return Err(Error::Refused(Errno::XDEV));
         }
@@ -152,76 +156,87 @@ impl Union {
         Ok(End { parent, name, dir: self.upper_dir(parent)?, hit, inode })
     }
 
-    fn rename_locked(&self, old: &End<'_>, new: &End<'_>, flags: RenameFlags) -> Result<()> {
+    /// Checks what rename(2) does. `None` for two names of one file, where it does nothing.
+    fn check_rename<'a>(&self, old: &'a End<'a>, new: &'a End<'a>, flags: RenameFlags) -> Result<Option<Renaming<'a>>> {
         let (Some(moved), Some(inode)) = (&old.hit, &old.inode) else { return Err(Error::Refused(Errno::NOENT)) };
         let exchanged = flags.contains(RenameFlags::EXCHANGE);
-        if new.hit.is_some() && flags.contains(RenameFlags::NOREPLACE) {
+        let target = new.hit.as_ref().zip(new.inode.as_ref());
+        if target.is_some() && flags.contains(RenameFlags::NOREPLACE) {
             return Err(Error::Refused(Errno::EXIST));
+        }
+        if target.is_none() && exchanged {
+            return Err(Error::Refused(Errno::NOENT));
         }
         if moved.attr.is_dir() && is_at_or_above(inode, new.parent) {
             return Err(Error::Refused(Errno::INVAL));
         }
-        if let (Some(target), Some(target_inode)) = (&new.hit, &new.inode) {
-            if inode.ino == target_inode.ino {
-                // Two names of one file: rename(2) does nothing and succeeds.
-                return Ok(());
-            }
-            if exchanged && target.attr.is_dir() && is_at_or_above(target_inode, old.parent) {
-                return Err(Error::Refused(Errno::INVAL));
+        self.check_movable(moved)?;
+        if let Some((hit, target)) = target {
+            if inode.ino == target.ino {
+                return Ok(None);
             }
             if !exchanged {
-                self.check_replaceable(old, moved, target, target_inode)?;
+                self.check_replaceable(old, moved, hit, target)?;
+            } else if hit.attr.is_dir() && is_at_or_above(target, old.parent) {
+                return Err(Error::Refused(Errno::INVAL));
+            } else {
+                self.check_movable(hit)?;
             }
         }
-        let inner = match &new.inode {
-            // Only to keep new entries out of a directory that is about to be replaced.
-            Some(target) if !exchanged && target.dir().is_some() => Some(dir_of(target)?.lock.write()),
-            _ => None,
-        };
-        if let Some(target) = new.inode.as_ref().filter(|_| inner.is_some())
+        Ok(Some(Renaming { old, new, moved, inode, target, exchanged, pinned: Cell::new(None) }))
+    }
+
+    /// Renames what was checked; both directories are in upper and locked, and so is what is moved.
+    fn rename_locked(&self, renaming: &Renaming<'_>, flags: RenameFlags) -> Result<Removed> {
+        let Renaming { old, new, moved, inode, target, exchanged, .. } = renaming;
+        let replaced = target.filter(|_| !exchanged);
+        // Only to keep new entries out of a directory that is about to be replaced.
+        let inner = replaced.and_then(|(_, target)| target.dir()).map(|dir| dir.lock.write());
+        if let Some((_, target)) = replaced.filter(|_| inner.is_some())
             && !self.is_empty(target)?
         {
             self.release_transient(target);
             return Err(Error::Refused(Errno::NOTEMPTY));
         }
         self.lead_below(old, moved, inode, new.parent)?;
-        if exchanged && let (Some(target), Some(target_inode)) = (&new.hit, &new.inode) {
-            self.lead_below(new, target, target_inode, old.parent)?;
+        if let Some((hit, target)) = target.filter(|_| *exchanged) {
+            self.lead_below(new, hit, target, old.parent)?;
         }
-        let pinned = match (&new.hit, &new.inode) {
-            (Some(target), Some(target_inode)) if !exchanged => {
-                self.pin_if_known(new.parent, target_inode, &new.name, target)?
-            }
-            _ => None,
-        };
-        self.mark_moved(old, new, inode, exchanged)?;
-        let leaving = (inode.moving(), new.inode.as_ref().map(|target| target.moving()));
-        let step = Step { old, new, inode, exchanged, pinned: Cell::new(pinned) };
-        if exchanged {
-            self.move_in_upper(&step, SysFlags::EXCHANGE)?
+        if let Some((hit, target)) = replaced {
+            renaming.pinned.set(self.pin_if_known(new.parent, target, &new.name, hit)?);
+        }
+        self.mark_moved(renaming)?;
+        let leaving = (inode.moving(), target.map(|(_, target)| target.moving()));
+        if *exchanged {
+            self.move_in_upper(renaming, SysFlags::EXCHANGE)?;
         } else {
-            self.replace(&step, flags)?
+            self.replace(renaming, flags)?;
         }
         drop(leaving);
         drop(inner);
-        self.finish_rename(old, new, exchanged)
+        self.finish_rename(renaming)?;
+        Ok(replaced.map_or_else(Removed::default, |(hit, target)| Removed::new(hit, target)))
     }
 
     /// Records in upper that what comes from below gets there, before it does.
-    fn mark_moved(&self, old: &End<'_>, new: &End<'_>, inode: &Inode, exchanged: bool) -> Result<()> {
+    fn mark_moved(&self, renaming: &Renaming<'_>) -> Result<()> {
+        let Renaming { old, new, inode, target, exchanged, .. } = renaming;
         let upper = self.writable()?;
         let from_below = |inode: &Inode| inode.from_below || inode.dir().is_some_and(|dir| !dir.lower.is_empty());
         if from_below(inode) {
             self.mark_impure(upper, new.parent)?;
         }
-        match &new.inode {
-            Some(target) if exchanged && from_below(target) => self.mark_impure(upper, old.parent),
+        match target {
+            Some((_, target)) if *exchanged && from_below(target) => self.mark_impure(upper, old.parent),
             _ => Ok(()),
         }
     }
 
-    /// Refuses to replace one kind by another. Errors: EISDIR, ENOTDIR, ENOTEMPTY.
+    /// Refuses to replace one kind by another. Errors: EPERM, EISDIR, ENOTDIR, ENOTEMPTY.
     fn check_replaceable(&self, old: &End<'_>, moved: &Hit, target: &Hit, target_inode: &Arc<Inode>) -> Result<()> {
+        if target.attr.immutable {
+            return Err(Error::Refused(Errno::PERM));
+        }
         match (moved.attr.is_dir(), target.attr.is_dir()) {
             (true, false) => Err(Error::Refused(Errno::NOTDIR)),
             (false, true) => Err(Error::Refused(Errno::ISDIR)),
@@ -262,18 +277,19 @@ impl Union {
 
     /// Moves the old name to the new one in upper, and lets the inodes know; for whoever reopens a directory by name
     /// the two are one step.
-    fn move_in_upper(&self, step: &Step<'_>, flags: SysFlags) -> Result<()> {
+    fn move_in_upper(&self, renaming: &Renaming<'_>, flags: SysFlags) -> Result<()> {
         let upper = self.writable()?;
-        let Step { old, new, inode, .. } = step;
-        let directories = [Some(*inode), new.inode.as_ref()].into_iter().flatten().any(|inode| inode.dir().is_some());
+        let Renaming { old, new, inode, target, .. } = renaming;
+        let target = target.map(|(_, target)| target);
+        let directories = [Some(*inode), target].into_iter().flatten().any(|inode| inode.dir().is_some());
         let moving = directories.then(|| Moving::start(&self.moves));
         rustix::fs::renameat_with(&old.dir, &*old.name, &new.dir, &*new.name, flags)
             .map_err(|e| upper.layer.error("renameat2", &old.name, e))?;
-        if let Some(target) = &new.inode {
-            if step.exchanged {
+        if let Some(target) = target {
+            if renaming.exchanged {
                 self.rename_inode(target, new, old);
             } else {
-                self.unname(new.parent, target, &new.name, step.pinned.take());
+                self.unname(new.parent, target, &new.name, renaming.pinned.take());
             }
         }
         self.rename_inode(inode, old, new);
@@ -282,34 +298,38 @@ impl Union {
     }
 
     /// Moves the old name onto the new one in upper, leaving a whiteout where a lower layer shows the old one.
-    fn replace(&self, step: &Step<'_>, flags: RenameFlags) -> Result<()> {
+    fn replace(&self, renaming: &Renaming<'_>, flags: RenameFlags) -> Result<()> {
         let upper = self.writable()?;
-        let Step { old, new, inode, .. } = step;
+        let Renaming { old, new, inode, target, .. } = renaming;
         // A whiteout that hides nothing is left where it was asked for and costs no mark on its directory.
         let asked = flags.contains(RenameFlags::WHITEOUT) && upper.whiteouts.format() == Format::Char;
-        let hide = asked || self.shows_below(old.parent, &old.name)?;
+        let hide = asked || self.covers(old.parent, &old.name, renaming.moved)?;
         if hide {
             self.prepare_whiteout(upper, old.parent)?;
         }
-        let standing = match self.in_upper(new.parent, &new.name)? {
-            InUpper::Whiteout if hide && upper.whiteouts.format() != Format::DotWh => {
-                return self.move_in_upper(step, SysFlags::EXCHANGE);
-            }
-            InUpper::Whiteout if inode.dir().is_some() => {
-                self.move_in_upper(step, SysFlags::EXCHANGE)?;
-                let removed = rustix::fs::unlinkat(&old.dir, &*old.name, AtFlags::empty());
-                removed.map_err(|e| upper.layer.error("unlinkat", &old.name, e))?;
-                return if hide { self.hide(upper, old.dir.as_fd(), &old.name) } else { Ok(()) };
-            }
-            InUpper::Nothing if !hide => return self.move_in_upper(step, SysFlags::NOREPLACE),
-            InUpper::Nothing => Standing::Nothing,
-            InUpper::Dir(..) => {
-                self.clear_whiteouts(new.parent, &new.name)?;
-                Standing::Directory
-            }
-            InUpper::Whiteout | InUpper::File(_) => Standing::File,
+        let whiteout = target.is_none() && matches!(self.in_upper(new.parent, &new.name)?, InUpper::Whiteout);
+        if whiteout && hide && upper.whiteouts.format() != Format::DotWh {
+            return self.move_in_upper(renaming, SysFlags::EXCHANGE);
+        }
+        if whiteout && inode.dir().is_some() {
+            self.move_in_upper(renaming, SysFlags::EXCHANGE)?;
+            let removed = rustix::fs::unlinkat(&old.dir, &*old.name, AtFlags::empty());
+            removed.map_err(|e| upper.layer.error("unlinkat", &old.name, e))?;
+            return if hide { self.hide(upper, old.dir.as_fd(), &old.name) } else { Ok(()) };
+        }
+        let standing = match target {
+            None if whiteout => Standing::File,
+            None => Standing::Nothing,
+            Some((hit, _)) => hit.standing(),
         };
-        if hide { self.move_and_hide(upper, step, standing) } else { self.move_in_upper(step, SysFlags::empty()) }
+        if standing == Standing::Directory {
+            self.clear_whiteouts(new.parent, &new.name)?;
+        }
+        match standing {
+            _ if hide => self.move_and_hide(upper, renaming, standing),
+            Standing::Nothing => self.move_in_upper(renaming, SysFlags::NOREPLACE),
+            Standing::File | Standing::Directory => self.move_in_upper(renaming, SysFlags::empty()),
+        }
     }
 
     fn hide(&self, upper: &Upper, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
@@ -318,15 +338,15 @@ impl Union {
     }
 
     /// Moves and leaves a whiteout, in one call where the file system can.
-    fn move_and_hide(&self, upper: &Upper, step: &Step<'_>, standing: Standing) -> Result<()> {
-        let Step { old, new, .. } = step;
+    fn move_and_hide(&self, upper: &Upper, renaming: &Renaming<'_>, standing: Standing) -> Result<()> {
+        let Renaming { old, new, .. } = renaming;
         match upper.whiteouts.format() {
             Format::DotWh => {
                 // The mark comes first, so that what is below never shows.
                 self.hide(upper, old.dir.as_fd(), &old.name)?;
-                self.move_in_upper(step, SysFlags::empty())
+                self.move_in_upper(renaming, SysFlags::empty())
             }
-            Format::Char if upper.features.rename_whiteout => self.move_in_upper(step, SysFlags::WHITEOUT),
+            Format::Char if upper.features.rename_whiteout => self.move_in_upper(renaming, SysFlags::WHITEOUT),
             Format::Char | Format::Xattr => upper.work.with_temporary(|temporary| {
                 // The target gives way to a whiteout, which then changes places with what is moved. A crash between
                 // the two leaves the target removed and the rest as it was.
@@ -335,7 +355,7 @@ impl Union {
                 let how = if standing == Standing::Nothing { Publish::New } else { Publish::Exchange };
                 let placed = upper.publish(temporary, new.dir.as_fd(), &new.name, how);
                 placed.map_err(|e| upper.layer.error("publish", &new.name, e))?;
-                self.move_in_upper(step, SysFlags::EXCHANGE)?;
+                self.move_in_upper(renaming, SysFlags::EXCHANGE)?;
                 if standing != Standing::Nothing {
                     upper.work.discard(temporary);
                 }
@@ -354,14 +374,15 @@ impl Union {
     }
 
     /// Does what follows from a rename that has happened.
-    fn finish_rename(&self, old: &End<'_>, new: &End<'_>, exchanged: bool) -> Result<()> {
+    fn finish_rename(&self, renaming: &Renaming<'_>) -> Result<()> {
+        let Renaming { old, new, target, exchanged, .. } = renaming;
         let upper = self.writable()?;
         dir_of(old.parent)?.changed();
         dir_of(new.parent)?.changed();
         if dir_of(new.parent)?.dotwh.possible() {
             remove_mark(upper, new.dir.as_fd(), &new.name)?;
         }
-        let Some(target) = new.inode.as_ref().filter(|_| !exchanged) else { return Ok(()) };
+        let Some((_, target)) = target.filter(|_| !exchanged) else { return Ok(()) };
         if let Some(dir) = target.dir() {
             dir.changed();
             self.release(target);

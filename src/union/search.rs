@@ -18,6 +18,7 @@ use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::{Found, LayerDir, examine, hides_by_name};
 use crate::layer::overlay::Marks;
 use crate::layer::redirect::Redirect;
+use crate::layer::whiteout::Standing;
 
 /// The directories that a merged directory consists of.
 pub type Stack = SmallVec<[Arc<LayerDir>; 2]>;
@@ -42,6 +43,17 @@ pub struct Hit {
     pub lower: Stack,
     /// What the overlay xattrs of upper's directory say.
     pub marks: Marks,
+}
+
+impl Hit {
+    /// Returns what removing the name takes away in upper.
+    pub fn standing(&self) -> Standing {
+        match self.top {
+            Top::Lower(_) => Standing::Nothing,
+            Top::Upper if self.attr.is_dir() => Standing::Directory,
+            Top::Upper => Standing::File,
+        }
+    }
 }
 
 /// What stands in upper under a name.
@@ -121,12 +133,19 @@ impl Union {
         Ok(top.map(|(attr, dir)| Hit { attr, top: Top::Lower(dir), lower, marks: Marks::default() }))
     }
 
-    /// Returns whether a lower layer shows `name` in `parent`, so that removing it takes a whiteout.
+    /// Returns whether a lower layer shows `name` in `parent`.
     pub(super) fn shows_below(&self, parent: &Arc<Inode>, name: &OsStr) -> Result<bool> {
         if dir_of(parent)?.lower.is_empty() {
             return Ok(false);
         }
         Ok(self.search_lower(parent, name)?.is_some())
+    }
+
+    /// Returns whether a lower layer shows `name`, which was found as `hit`, so that removing it takes a whiteout.
+    pub(super) fn covers(&self, parent: &Arc<Inode>, name: &OsStr, hit: &Hit) -> Result<bool> {
+        // A directory that was renamed has lower parts that are not under this name.
+        let merged = !hit.lower.is_empty() && hit.marks.redirect.is_none();
+        if merged || matches!(hit.top, Top::Lower(_)) { Ok(true) } else { self.shows_below(parent, name) }
     }
 
     /// Collects the lower directories that `way` leads to, in the layers of `parent` and below.

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -98,7 +97,7 @@ pub fn perform(mount: &Path, action: &Action) -> io::Result<()> {
         Action::Chmod { path, mode } => set_mode(&mount.join(path), *mode),
         Action::Mkdir { path } => fs::create_dir(mount.join(path)),
         Action::Symlink { path, target } => std::os::unix::fs::symlink(target, mount.join(path)),
-        Action::Link { from, to } => link(&mount.join(from), &mount.join(to)),
+        Action::Link { from, to } => fs::hard_link(mount.join(from), mount.join(to)),
         Action::Unlink { path } => fs::remove_file(mount.join(path)),
         Action::RemoveTree { path } => fs::remove_dir_all(mount.join(path)),
         Action::Rmdir { path } => fs::remove_dir(mount.join(path)),
@@ -118,19 +117,4 @@ pub fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
 /// Returns `len` bytes that follow from `seed`.
 pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
     (0..len as u64).map(|i| (seed.wrapping_mul(37) + i * 5 + i / 253) as u8).collect()
-}
-
-/// Makes a hard link, at the second try where the first is ENOENT though the file is there.
-///
-/// An open question, not a settled one: it looks as if Linux's FUSE takes one from its own count of a file's links when a name is removed, also when another process has
-/// got the new count from the server just before; at zero link(2) is ENOENT without asking. stat(2) gets the count
-/// right again (docs/SEMANTICS.md). A file that is not there fails the second time too.
-fn link(from: &Path, to: &Path) -> std::io::Result<()> {
-    match fs::hard_link(from, to) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && fs::symlink_metadata(from)?.nlink() > 0 => {
-            eprintln!("link(2) was ENOENT although it is there: {}", from.display());
-            fs::hard_link(from, to)
-        }
-        done => done,
-    }
 }
