@@ -5,6 +5,7 @@
 //! are to `args`.
 
 mod args;
+mod completions;
 mod daemon;
 mod doctor;
 mod exit;
@@ -70,11 +71,9 @@ fn dispatch(matches: &ArgMatches) -> Result<Exit, Failure> {
             Ok(report.exit())
         }
         Some(("completions", matches)) => {
-            let mut script = Vec::new();
-            if let Some(shell) = matches.get_one::<Shell>("SHELL") {
-                clap_complete::generate(*shell, &mut args::command(), args::NAME, &mut script);
-            }
-            print(&script)
+            // clap requires the shell.
+            let script = matches.get_one::<Shell>("SHELL").map(|shell| completions::script(*shell));
+            print(script.unwrap_or_default().as_bytes())
         }
         Some(("man", _)) => {
             let mut page = Vec::new();
