@@ -42,7 +42,9 @@ background, which ends with `unionfs-rs umount`, fusermount3 -u, umount(8), or S
 
 Every option can also be written in -o, with underscores for dashes: `--redirect-dir on` is \
 `-o redirect_dir=on`, and --lower, --upper, --work and --foreground are lowerdir=, upperdir=, workdir= \
-and foreground. Where options contradict each other the last one holds, flag or -o; lower layers add up. \
+and foreground. In -o alone there are lowerdir+=, one layer in whose name a colon is a colon, and userxattr, \
+which is xattr_namespace=user. \
+Where options contradict each other the last one holds, flag or -o; lower layers add up. \
 In -o a backslash takes the meaning from a comma or a backslash, and a value with commas can stand in \
 double quotes. The options of mount(8) that are for mount(8) alone, as defaults, noauto and x-*, are \
 accepted and do nothing.";
