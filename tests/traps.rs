@@ -2,7 +2,7 @@
 //!
 //! Every fact is stated in both I/O modes, with the layers on one and on two file systems, and about
 //! the merged view, the upper and the lowers. What concerns setups that are refused is in
-//! `bad_input.rs`. The whole suite runs once more as a plain user and as root of a user namespace:
+//! `bad_input/`. The whole suite runs once more as a plain user and as root of a user namespace:
 //! `traps/unprivileged.rs`.
 
 mod support;
