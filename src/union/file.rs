@@ -146,7 +146,12 @@ impl Union {
         }
         let flags = if inode.dir().is_some() { OFlags::RDONLY | OFlags::DIRECTORY } else { OFlags::RDONLY };
         let file = self.open_object(&inode, flags | OFlags::NONBLOCK)?;
-        ioctl::file_attributes(file.as_fd(), request, input).map_err(Error::Refused)
+        let answer = ioctl::file_attributes(file.as_fd(), request, input).map_err(Error::Refused)?;
+        if sets {
+            // Whether a file is immutable xfs, btrfs and tmpfs ask at open(2) alone.
+            self.close_files(inode.serial);
+        }
+        Ok(answer)
     }
 
     /// Returns the descriptor of a handle, or one for the data of `inode` where there is no handle.
