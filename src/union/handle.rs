@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::copy_up::Data;
 use super::file::{Access, read_at};
 use super::inode::{DataPlace, Inode, NodeId};
-use super::{Caller, Union};
+use super::{Caller, FileKind, Union};
 use crate::error::{Error, Result};
 
 /// The number of an open handle.
@@ -60,9 +60,20 @@ impl Handles {
 }
 
 impl Union {
-    /// Opens `id`; a file that is opened for writing is copied up first. Errors: EROFS, EACCES, ENOSPC.
+    /// Opens the regular file `id`; one that is opened for writing is copied up first.
+    ///
+    /// Errors: EISDIR for a directory, ELOOP for a symbolic link, ENXIO for a device, pipe or socket, which are the
+    /// caller's to open; EROFS, EACCES, ENOSPC.
     pub fn open(&self, id: NodeId, how: OpenFile) -> Result<Fh> {
         let inode = self.inode(id)?;
+        match inode.kind {
+            FileKind::Regular => {}
+            FileKind::Directory => return Err(Error::Refused(Errno::ISDIR)),
+            FileKind::Symlink => return Err(Error::Refused(Errno::LOOP)),
+            FileKind::Fifo | FileKind::Socket | FileKind::Char | FileKind::Block => {
+                return Err(Error::Refused(Errno::NXIO));
+            }
+        }
         let access = match how {
             OpenFile::Read => Access::Read,
             OpenFile::Write => {

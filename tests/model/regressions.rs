@@ -1,13 +1,14 @@
 //! Sequences that once showed a bug, as they shrank.
 
+use rustix::io::Errno;
 use unionfs_rs::config::{RedirectDir, WhiteoutFormat, XattrNamespace};
-use unionfs_rs::union::Union;
+use unionfs_rs::union::{Caller, OpenFile, Union};
 
 use super::layers::{Layer, Marks, Space, Thing};
 use super::op::{At, End, Make, Op, Set, Who};
 use super::run::{Script, play};
 use super::stage::{Theatre, Variant};
-use crate::support::require_root;
+use crate::support::{Tree, require_root};
 
 const FILE: Thing = Thing::File { len: 10, fill: b'l', mode: 0o644, owner: 0 };
 const DIR: Thing = Thing::Dir { mode: 0o755, owner: 0 };
@@ -178,6 +179,27 @@ fn the_root_cannot_be_forgotten() {
     union.forget(root.id, 1);
     assert_eq!(union.getattr(root.id).map_err(|error| error.errno()), Ok(root.attr));
     assert_eq!(union.usage().inodes, 1);
+}
+
+#[test]
+fn only_a_regular_file_is_opened() {
+    let dir = tempfile::tempdir().expect("the test directory can be written");
+    let (lower, upper) = (Tree::at(dir.path().join("lower")), dir.path().join("upper"));
+    std::fs::create_dir(&upper).expect("an own directory can be written");
+    lower.file("f", "f").dir("d").fifo("p").symlink("s", "f");
+    let union = Union::builder().lower(lower.root()).upper(&upper).build().expect("a union can be built");
+    let open = |name: &str, how| {
+        let entry = union.lookup_path(name.as_ref()).expect("it is there");
+        union.open(entry.id, how).map(|fh| union.close(fh)).map_err(|error| error.errno())
+    };
+    for how in [OpenFile::Read, OpenFile::Write, OpenFile::Truncate(Caller::current())] {
+        assert_eq!(open("/", how), Err(Errno::ISDIR), "{how:?}");
+        assert_eq!(open("d", how), Err(Errno::ISDIR), "{how:?}");
+        assert_eq!(open("p", how), Err(Errno::NXIO), "{how:?}");
+        assert_eq!(open("s", how), Err(Errno::LOOP), "{how:?}");
+    }
+    assert_eq!(Tree::at(&upper).names(""), [""; 0], "nothing was copied up");
+    assert_eq!(open("f", OpenFile::Read), Ok(()));
 }
 
 #[test]
