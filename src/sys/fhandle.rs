@@ -80,8 +80,38 @@ struct FsUuid {
     uuid: [u8; 16],
 }
 
-/// Returns the uuid of the file system of `dir`, which must not be opened with O_PATH.
+/// `_IOR(0x94, 31, struct btrfs_ioctl_fs_info_args)`: BTRFS_IOC_FS_INFO.
+const BTRFS_IOC_FS_INFO: libc::c_ulong = 0x8400_941f;
+
+/// `BTRFS_SUPER_MAGIC` of statfs(2).
+const BTRFS: rustix::fs::FsWord = 0x9123_683e_u32 as rustix::fs::FsWord;
+
+/// `struct btrfs_ioctl_fs_info_args`.
+#[repr(C)]
+struct BtrfsInfo {
+    max_id: u64,
+    num_devices: u64,
+    fsid: [u8; 16],
+    rest: [u8; 992],
+}
+
+/// Returns the uuid of the file system of `dir`, which must not be opened with O_PATH, as overlayfs sees it.
 pub fn filesystem_uuid(dir: BorrowedFd<'_>) -> Result<[u8; 16]> {
+    match rustix::fs::fstatfs(dir) {
+        // It has one and does not answer the ioctl that is meant for all.
+        Ok(statfs) if statfs.f_type == BTRFS => btrfs_uuid(dir),
+        _ => common_uuid(dir),
+    }
+}
+
+fn btrfs_uuid(dir: BorrowedFd<'_>) -> Result<[u8; 16]> {
+    let mut answer = BtrfsInfo { max_id: 0, num_devices: 0, fsid: [0; 16], rest: [0; 992] };
+    // SAFETY: answer has the layout and the size of struct btrfs_ioctl_fs_info_args, which this ioctl fills.
+    let ret = unsafe { libc::ioctl(dir.as_raw_fd(), BTRFS_IOC_FS_INFO, &raw mut answer) };
+    if ret == 0 { Ok(answer.fsid) } else { Err(last_errno()) }
+}
+
+fn common_uuid(dir: BorrowedFd<'_>) -> Result<[u8; 16]> {
     let mut answer = FsUuid { len: 0, uuid: [0; 16] };
     // SAFETY: answer has the layout of struct fsuuid2, which this ioctl fills.
     let ret = unsafe { libc::ioctl(dir.as_raw_fd(), FS_IOC_GETFSUUID, &raw mut answer) };
