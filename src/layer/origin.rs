@@ -29,6 +29,9 @@ pub struct Origin {
 }
 
 impl Origin {
+    /// The uuid where there is none, or where the mount that wrote the origin did not know it.
+    pub const NO_UUID: [u8; 16] = [0; 16];
+
     /// Returns the value of the xattr; `None` for a handle that the format has no room for.
     pub fn encode(&self) -> Option<Vec<u8>> {
         let kind = u8::try_from(self.handle.kind).ok()?;

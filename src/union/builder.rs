@@ -222,13 +222,12 @@ fn redirect_dir(config: &UnionConfig, upper: Option<&Upper>) -> Result<RedirectD
 }
 
 fn number_layers(config: &UnionConfig, lowers: &Lowers, upper: Option<&Upper>) -> Result<Numbers> {
-    let mut filesystems = Vec::new();
-    if let Some(upper) = upper {
-        let attr = upper.stat(upper.layer.root(), OsStr::new(""))?;
-        filesystems.push((attr.dev, upper.layer.uuid));
-    }
-    filesystems.extend(lowers.roots().iter().zip(lowers.layers()).map(|(root, layer)| (root.dev, layer.uuid)));
-    Ok(Numbers::new(filesystems.into_iter(), config.xino))
+    let upper = match upper {
+        Some(upper) => Some((upper.stat(upper.layer.root(), OsStr::new(""))?.dev, upper.layer.uuid)),
+        None => None,
+    };
+    let lowers = lowers.roots().iter().zip(lowers.layers()).map(|(root, layer)| (root.dev, layer.uuid));
+    Ok(Numbers::new(upper, lowers, config.xino))
 }
 
 /// Makes the root: all layers' roots down to the first opaque one.

@@ -69,7 +69,8 @@ impl Union {
     fn lower_nlink(&self, dir: BorrowedFd<'_>, name: &OsStr) -> Option<u32> {
         let value = self.namespace.get(dir, name, Mark::Origin).ok()??;
         let origin = crate::layer::origin::Origin::decode(&value)?;
-        let layer = self.lowers.layers().iter().find(|layer| layer.uuid == origin.uuid)?;
+        let dev = self.numbers.device(&origin.uuid)?;
+        let layer = self.lowers.layer(self.lowers.roots().iter().find(|root| root.dev == dev)?);
         let fd = crate::sys::fhandle::open_by_handle(layer.root(), &origin.handle).ok()?;
         layer.stat(fd.as_fd(), OsStr::new("")).ok().map(|attr| attr.nlink)
     }

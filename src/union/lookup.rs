@@ -220,16 +220,22 @@ impl Union {
         }
         let Some(upper) = &self.upper else { return Ok(None) };
         let Some(index) = upper.work.index() else { return Ok(None) };
-        let Some(entry) = self.origin_of(dir, name)?.and_then(|origin| origin.index_name()) else { return Ok(None) };
-        let attr = match upper.layer.stat(index, &entry) {
-            Ok(attr) => attr,
-            Err(Errno::NOENT) => return Ok(None),
-            Err(errno) => return Err(upper.layer.error("statx", &entry, errno)),
-        };
-        let marks = Marks { nlink: true, ..Marks::default() };
-        let nlink_delta = Some(self.read_nlink(index, &entry, &attr, &marks)?.unwrap_or(0));
-        let real = Real::Index(entry.as_os_str().into());
-        Ok(Some(Identity { number: own, from_below: true, upper_ino: attr.ino, nlink_delta, real }))
+        let Some(origin) = self.origin_of(dir, name)? else { return Ok(None) };
+        // Perhaps it was indexed by a mount that did not know the uuid.
+        let unknown = origin.uuid != Origin::NO_UUID && self.numbers.device(&Origin::NO_UUID) == Some(dir.dev);
+        let unknown = unknown.then(|| Origin { uuid: Origin::NO_UUID, ..origin.clone() });
+        for entry in [Some(origin), unknown].into_iter().flatten().filter_map(|origin| origin.index_name()) {
+            let attr = match upper.layer.stat(index, &entry) {
+                Ok(attr) => attr,
+                Err(Errno::NOENT) => continue,
+                Err(errno) => return Err(upper.layer.error("statx", &entry, errno)),
+            };
+            let marks = Marks { nlink: true, ..Marks::default() };
+            let nlink_delta = Some(self.read_nlink(index, &entry, &attr, &marks)?.unwrap_or(0));
+            let real = Real::Index(entry.as_os_str().into());
+            return Ok(Some(Identity { number: own, from_below: true, upper_ino: attr.ino, nlink_delta, real }));
+        }
+        Ok(None)
     }
 
     /// Returns the handle of a lower file; `None` where its file system has none.

@@ -9,23 +9,39 @@ use std::ffi::OsStr;
 use std::hash::{Hash, Hasher};
 
 use crate::config::Xino;
+use crate::layer::origin::Origin;
 
 /// How the numbers of the layers' file systems become the union's.
 #[derive(Debug)]
 pub struct Numbers {
-    /// Device and uuid of each file system; the first keeps its numbers as they are.
-    filesystems: Vec<((u32, u32), [u8; 16])>,
+    /// Each file system once; the first keeps its numbers as they are.
+    filesystems: Vec<Filesystem>,
     bits: u32,
     always_hash: bool,
 }
 
+/// A file system that layers are on.
+#[derive(Debug)]
+struct Filesystem {
+    dev: (u32, u32),
+    uuid: [u8; 16],
+    /// Whether a lower layer is on it, so that an origin may be.
+    lower: bool,
+}
+
 impl Numbers {
-    /// Collects the file systems of the layers, upper's first.
-    pub fn new(layers: impl Iterator<Item = ((u32, u32), [u8; 16])>, xino: Xino) -> Self {
-        let mut filesystems: Vec<((u32, u32), [u8; 16])> = Vec::new();
-        for (dev, uuid) in layers {
-            if filesystems.iter().all(|(known, _)| *known != dev) {
-                filesystems.push((dev, uuid));
+    /// Collects the file systems of the layers, by device and uuid; upper's is the first where there is an upper.
+    pub fn new(
+        upper: Option<((u32, u32), [u8; 16])>,
+        lowers: impl Iterator<Item = ((u32, u32), [u8; 16])>,
+        xino: Xino,
+    ) -> Self {
+        let mut filesystems: Vec<Filesystem> =
+            upper.into_iter().map(|(dev, uuid)| Filesystem { dev, uuid, lower: false }).collect();
+        for (dev, uuid) in lowers {
+            match filesystems.iter_mut().find(|known| known.dev == dev) {
+                Some(known) => known.lower = true,
+                None => filesystems.push(Filesystem { dev, uuid, lower: true }),
             }
         }
         let bits = match filesystems.len() {
@@ -38,7 +54,7 @@ impl Numbers {
 
     /// Returns the union's number of inode `ino` on `dev`.
     pub fn number(&self, dev: (u32, u32), ino: u64) -> u64 {
-        let index = self.filesystems.iter().position(|(known, _)| *known == dev);
+        let index = self.filesystems.iter().position(|known| known.dev == dev);
         match index {
             Some(0) if self.fits(ino) => ino,
             Some(index) if index > 0 && !self.always_hash && self.fits(ino) => (index as u64) << (64 - self.bits) | ino,
@@ -69,14 +85,23 @@ impl Numbers {
         hasher.finish() | !(u64::MAX >> bits)
     }
 
-    /// Returns the device of the file system with `uuid`; with zeros, that of the only one.
+    /// Returns the device of the lower file system that an origin with `uuid` is on, where only one can be meant.
+    ///
+    /// Zeros mean a file system without a uuid, as in the kernel's overlayfs. Else they were written by a mount that did
+    /// not know the uuid (ours before Linux 6.9, the kernel's with `uuid=off`), and mean the only one that there is.
     pub fn device(&self, uuid: &[u8; 16]) -> Option<(u32, u32)> {
-        let mut matching = self.filesystems.iter().filter(|(_, known)| known == uuid);
-        match (matching.next(), matching.next()) {
-            (Some((dev, _)), None) => Some(*dev),
-            _ => None,
+        let lowers = || self.filesystems.iter().filter(|known| known.lower);
+        match only(lowers().filter(|known| known.uuid == *uuid)) {
+            None if *uuid == Origin::NO_UUID => only(lowers()),
+            found => found,
         }
+        .map(|known| known.dev)
     }
+}
+
+/// Returns the one item that there is.
+fn only<T>(mut items: impl Iterator<Item = T>) -> Option<T> {
+    items.next().filter(|_| items.next().is_none())
 }
 
 #[cfg(test)]
@@ -88,7 +113,7 @@ mod tests {
 
     #[test]
     fn one_file_system_keeps_its_numbers() {
-        let numbers = Numbers::new([(A, [1; 16]), (A, [1; 16])].into_iter(), Xino::Auto);
+        let numbers = Numbers::new(Some((A, [1; 16])), [(A, [1; 16])].into_iter(), Xino::Auto);
         assert_eq!(numbers.number(A, 42), 42);
         assert_eq!(numbers.number(A, u64::MAX >> 1), u64::MAX >> 1);
         assert_ne!(numbers.number(A, 1), 1, "1 is the root's node");
@@ -97,12 +122,29 @@ mod tests {
 
     #[test]
     fn several_file_systems_are_kept_apart() {
-        let numbers = Numbers::new([(A, [1; 16]), (B, [2; 16])].into_iter(), Xino::Auto);
+        let numbers = Numbers::new(Some((A, [1; 16])), [(B, [2; 16])].into_iter(), Xino::Auto);
         assert_eq!(numbers.number(A, 42), 42);
         assert_eq!(numbers.number(B, 42), 1 << 62 | 42);
         let large = numbers.number(B, u64::MAX >> 1);
         assert_eq!(large >> 62, 3, "a number without room is a hash under all ones");
-        assert_eq!(numbers.device(&[2; 16]), Some(B));
-        assert_eq!(numbers.device(&[9; 16]), None);
+    }
+
+    #[test]
+    fn an_origin_is_on_the_lower_file_system_that_its_uuid_leaves() {
+        const C: (u32, u32) = (8, 3);
+        let device = |lowers: &[((u32, u32), u8)], uuid: u8| {
+            let lowers = lowers.iter().map(|(dev, uuid)| (*dev, [*uuid; 16]));
+            Numbers::new(Some((A, [1; 16])), lowers, Xino::Auto).device(&[uuid; 16])
+        };
+        assert_eq!(device(&[(B, 2)], 2), Some(B));
+        assert_eq!(device(&[(B, 2)], 9), None);
+        assert_eq!(device(&[(B, 2)], 1), None, "nothing is copied up from upper");
+        assert_eq!(device(&[(A, 1), (B, 2)], 1), Some(A));
+        assert_eq!(device(&[(B, 2), (C, 2)], 2), None, "two have it");
+        assert_eq!(device(&[(B, 2)], 0), Some(B), "zeros mean the only one");
+        assert_eq!(device(&[(B, 1)], 0), Some(B), "also where upper's is a copy of it");
+        assert_eq!(device(&[(B, 2), (C, 3)], 0), None, "zeros could mean two");
+        assert_eq!(device(&[(B, 2), (C, 0)], 0), Some(C), "zeros mean the one that has none");
+        assert_eq!(device(&[(B, 0), (C, 0)], 0), None);
     }
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, FileType, Mode};
 use rustix::io::Errno;
 
-use super::union::{Union, errno, trap};
+use super::union::{Union, errno, is_ours, trap};
 use crate::support::{Layers, Privilege, Tree, on_kernel, privilege};
 
 const NAMES: [&str; 3] = ["a", "b", "d/c"];
@@ -67,6 +67,62 @@ fn a_write_through_one_name_is_seen_through_all_also_after_a_remount() {
             });
         });
     }
+}
+
+/// Takes the uuid of the lower file system from what an unmounted upper says of `names` and from the index: so it was
+/// written by a mount that did not know the uuid.
+fn forget_uuid(union: &Union, names: &[&str]) {
+    // `struct ovl_fb`: five bytes, and then the uuid.
+    for name in names {
+        let mut origin = union.upper().get_overlay_xattr(name, "origin").expect("it was copied up");
+        origin[5..21].fill(0);
+        union.upper().overlay_xattr(name, "origin", origin);
+    }
+    let entries = union.work.names("index");
+    assert_eq!(entries.len(), 1, "one file with several names was copied up");
+    for entry in entries {
+        let without = format!("{}{}{}", &entry[..10], "0".repeat(32), &entry[42..]);
+        fs::rename(union.work.path("index").join(entry), union.work.path("index").join(without)).expect("an own file");
+    }
+}
+
+#[test]
+fn numbers_and_links_stay_where_the_uuid_of_the_only_lower_file_system_was_not_known() {
+    if !is_ours("its numbers change and its links part") {
+        return;
+    }
+    trap(1, |layers| {
+        linked(layers);
+        layers.lower(0).file("single", "lower").file("kept", "lower").link("kept", "kept too");
+    })
+    .run(|union| {
+        let numbers = |union: &Union, names: &[&str]| -> Vec<u64> {
+            names.iter().map(|name| union.merged().stat(name).ino()).collect()
+        };
+        let names = ["a", "b", "d/c", "single", "kept"];
+        let before = numbers(union, &names);
+        for name in ["a", "single"] {
+            fs::write(union.at(name), "changed").expect("a file is copied up");
+        }
+        union.mount.unmount().expect("the union can be unmounted");
+        forget_uuid(union, &["a", "single"]);
+        union.mount.mount_again().expect("the union can be mounted again");
+        union.live_and_after_remount(|union| {
+            assert_one_file(&union.merged(), &["d/c", "a", "b"], 3, "changed");
+            assert_eq!(numbers(union, &names), before);
+        });
+        // What is copied up now says the uuid.
+        let mut file = OpenOptions::new().append(true).open(union.at("d/c")).expect("the file is there");
+        file.write_all(b" twice").expect("the file can be written");
+        drop(file);
+        fs::write(union.at("kept"), "changed").expect("a file is copied up");
+        fs::remove_file(union.at("a")).expect("a name can be removed");
+        union.live_and_after_remount(|union| {
+            assert_one_file(&union.merged(), &["b", "d/c"], 2, "changed twice");
+            assert_one_file(&union.merged(), &["kept too", "kept"], 2, "changed");
+            assert_eq!(numbers(union, &names[1..]), before[1..]);
+        });
+    });
 }
 
 #[test]
