@@ -41,11 +41,19 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |value| value.parse().unwrap_or_else(|error| panic!("{name}={value}: {error}")))
 }
 
+/// Whether the file system of the test directory has a hole where it had one before. In a file that shares extents, xfs
+/// shows a hole that was read as data for as long as it is in the page cache.
+fn holes_stay() -> bool {
+    const XFS: rustix::fs::FsWord = 0x5846_5342;
+    let dir = std::env::var_os("UNIONFS_TEST_DIR").map_or_else(std::env::temp_dir, Into::into);
+    rustix::fs::statfs(&dir).is_ok_and(|statfs| statfs.f_type != XFS)
+}
+
 /// Returns the case and the random numbers of a seed.
 fn case(seed: u64, placement: Placement, subjects: [Subject; 2]) -> (Case, Rng) {
     let mut rng = Rng::new(seed);
     let count = *rng.weighted(&[(4, 2), (4, 3), (1, 4), (1, 6)]);
-    let holes = if seed.is_multiple_of(2) { Holes::Compare } else { Holes::Ignore };
+    let holes = if seed.is_multiple_of(2) && holes_stay() { Holes::Compare } else { Holes::Ignore };
     let layers = generate(&mut rng, count, holes);
     let metacopy = if seed % 5 == 4 { Metacopy::On } else { Metacopy::Off };
     let mut case = Case { layers, prelude: Vec::new(), placement, holes, metacopy, subjects };

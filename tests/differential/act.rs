@@ -82,7 +82,16 @@ fn act_on_file(op: &Op, slots: &Slots) -> Result<String, Errno> {
             let file = open_at(slots, at, OFlags::RDONLY | OFlags::NONBLOCK, 0)?;
             contents(file.as_fd())
         }
-        Op::Truncate { path, len } => truncate(path, *len).map(|()| String::new()),
+        Op::Truncate { path, len } => {
+            let same = rustix::fs::stat(path).is_ok_and(|stat| u64::try_from(stat.st_size) == Ok(*len));
+            truncate(path, *len)?;
+            if same {
+                // An unchanged size leaves the mtime on xfs, btrfs and tmpfs, and so in the kernel's overlay; ext4 sets
+                // it, and so does ours. ftruncate(2) sets it everywhere.
+                rustix::fs::ftruncate(rustix::fs::open(path, OFlags::WRONLY, Mode::empty())?, *len)?;
+            }
+            Ok(String::new())
+        }
         other => unreachable!("{other:?} is no operation on a whole file"),
     }
 }

@@ -5,6 +5,7 @@
 //! st_size of directories (the kernel says 1 for a merged directory and its upper's for others),
 //! st_dev, st_blocks, ctime, the order of a listing, the d_ino of `..`, and the number of the mount's root.
 //! Nor the times of a directory from which a rename failed with ENOTEMPTY: the kernel has touched it.
+//! Nor the mtime of a file that truncate(2) gave the size that it had: it depends on the file system of upper.
 //!
 //! What the generator does not draw, because the answer is known and ends the comparison:
 //! RENAME_WHITEOUT (EINVAL from the kernel's overlayfs), O_TMPFILE and the fallocate modes that
@@ -53,6 +54,28 @@ const DEPARTURES: &[Departure] = &[
               change it through a descriptor; ours does it",
         then: Then::CloseSlot,
         is_it: |op, kernel, ours| op.slot().is_some() && kernel == "EIO" && ours != "EIO",
+    },
+    Departure {
+        why: "the kernel says EEXIST to what would change a removed file of a lower layer through a descriptor, \
+              probably because its whiteout stands where the copy is to go; ours does it",
+        then: Then::CloseSlot,
+        is_it: |op, kernel, ours| match op {
+            Op::Fchmod { .. }
+            | Op::Fchown { .. }
+            | Op::Futimens { .. }
+            | Op::FsetXattr { .. }
+            | Op::FremoveXattr { .. } => kernel == "EEXIST" && ours != "EEXIST",
+            _ => false,
+        },
+    },
+    Departure {
+        why: "a directory that is not empty cannot be replaced: the kernel says what upper's file system says, \
+              which is EEXIST on xfs; ours says ENOTEMPTY on all",
+        then: Then::GoOn,
+        is_it: |op, kernel, ours| match op {
+            Op::Rename { flags, .. } => flags.is_empty() && (kernel, ours) == ("EEXIST", "ENOTEMPTY"),
+            _ => false,
+        },
     },
     Departure {
         why: "the kernel says ENODATA where an ACL that is not there is removed from a lower file, and \

@@ -104,8 +104,13 @@ pub fn contents(file: BorrowedFd<'_>) -> Result<String, Errno> {
 
 /// Returns the names of a list that listxattr(2) gave, sorted.
 pub fn xattr_names(list: &[u8]) -> String {
-    let mut names: Vec<_> =
-        list.split(|byte| *byte == 0).filter(|name| !name.is_empty()).map(|n| n.escape_ascii().to_string()).collect();
+    let mut names: Vec<_> = names(list).map(|name| name.escape_ascii().to_string()).collect();
     names.sort();
     names.join(" ")
+}
+
+/// Splits a list that listxattr(2) gave, without the name under which xfs shows an ACL a second time: a file that is
+/// copied up to xfs has it at once, and those that the kernel has copied up already are others than ours.
+pub fn names(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+    list.split(|byte| *byte == 0).filter(|name| !name.is_empty() && !name.starts_with(b"trusted.SGI_ACL_"))
 }

@@ -437,11 +437,11 @@ impl Pair {
         Ok(String::new())
     }
 
-    /// Gives the parents of a rename that said ENOTEMPTY the same times on both sides. The kernel has then
+    /// Gives the parents of a rename that said ENOTEMPTY (or EEXIST, as xfs does) the same times on both sides. The kernel has then
     /// touched them already, and ours has not: what failed leaves nothing behind.
     fn forget_failed_rename(&mut self, op: &Op, answers: &[String; 2]) -> Result<(), String> {
         let Op::Rename { from, to, .. } = op else { return Ok(()) };
-        if answers.iter().any(|answer| answer != "ENOTEMPTY") {
+        if !matches!(&*answers[0], "ENOTEMPTY" | "EEXIST") || answers[1] != "ENOTEMPTY" {
             return Ok(());
         }
         for At(slot, path) in [from, to] {

@@ -9,7 +9,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, SeekFrom, Stat};
 use rustix::io::Errno;
 
-use super::observe::{brief, contents, describe, errno};
+use super::observe::{brief, contents, describe, errno, names};
 
 /// Whether holes are part of a tree. Where operations allocate blocks without writing them, whether
 /// these are data or holes depends on what the page cache has read (ext4, xfs), so that two correct
@@ -150,7 +150,7 @@ fn xattrs(path: &Path) -> String {
         Ok(_) => {}
         Err(error) => note(&mut facts, "xattrs", &errno(error)),
     }
-    let mut names: Vec<_> = list.split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
+    let mut names: Vec<_> = names(&list).collect();
     names.sort_unstable();
     for name in names {
         let mut value = Vec::with_capacity(65536);
