@@ -13,6 +13,7 @@ mod traps {
 
     pub mod attributes;
     pub mod copy_up;
+    mod failures;
     pub mod formats;
     pub mod io;
     pub mod layers;

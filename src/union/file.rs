@@ -86,7 +86,11 @@ impl Union {
         if !inode.is_upper() || !self.writable()?.durable {
             return Ok(());
         }
-        let file = self.file_of(&inode, fh, Access::Read)?;
+        // Of a metacopy it is the metadata that is to be kept; its data is on the disk, below.
+        let file = match self.data_below(&inode)? {
+            Some(_) => Arc::new(self.open_object(&inode, OFlags::RDONLY)?),
+            None => self.file_of(&inode, fh, Access::Read)?,
+        };
         let synced = if data_only { rustix::fs::fdatasync(&*file) } else { rustix::fs::fsync(&*file) };
         synced.map_err(|e| self.upper_error("fsync", &inode, e))
     }
@@ -164,7 +168,8 @@ impl Union {
 
     /// Returns whether a change of `id` copies data up first, which takes as long as the file is large.
     pub fn would_copy(&self, id: NodeId) -> bool {
-        self.inode(id).is_ok_and(|inode| inode.kind == FileKind::Regular && !inode.is_upper())
+        let below = |inode: &Inode| !inode.is_upper() || self.metacopy && inode.data_place() != DataPlace::Here;
+        self.inode(id).is_ok_and(|inode| inode.kind == FileKind::Regular && below(&inode))
     }
 
     /// Returns a descriptor for the data of `inode`; for writing, the caller has copied it up.
@@ -182,7 +187,15 @@ impl Union {
         }
         loop {
             let (_, version) = inode.place();
-            let fd = Arc::new(self.open_data(inode, access)?);
+            let (fd, readable) = match access {
+                Access::Write => self.open_for_writing(inode)?,
+                Access::Read => (self.open_for_reading(inode)?, true),
+            };
+            let fd = Arc::new(fd);
+            if !readable {
+                // Not kept: readers are given what is kept for writers.
+                return Ok(fd);
+            }
             self.keep_file(inode, access, fd.clone());
             // A copy-up that ended between the two would leave a descriptor of the lower file in the cache.
             if inode.is_at(version) {
@@ -205,23 +218,33 @@ impl Union {
         self.files.remove(&(serial, Access::Write));
     }
 
-    /// Opens the file that holds the data of `inode`.
+    /// Opens the file that holds the data of `inode`; for writing, the caller has copied it up.
     pub(super) fn open_data(&self, inode: &Arc<Inode>, access: Access) -> Result<OwnedFd> {
-        if access == Access::Write {
-            return self.open_for_writing(inode);
+        match access {
+            Access::Read => self.open_for_reading(inode),
+            Access::Write => self.open_for_writing(inode).map(|(fd, _)| fd),
         }
+    }
+
+    fn open_for_reading(&self, inode: &Arc<Inode>) -> Result<OwnedFd> {
         if let Some((dir, name)) = self.data_below(inode)? {
             return self.open_below(&dir, &name);
         }
         self.open_object(inode, OFlags::RDONLY)
     }
 
-    fn open_for_writing(&self, inode: &Arc<Inode>) -> Result<OwnedFd> {
+    /// Opens for writing; returns whether the descriptor can be read from, too.
+    fn open_for_writing(&self, inode: &Arc<Inode>) -> Result<(OwnedFd, bool)> {
         match self.open_object(inode, OFlags::RDWR) {
-            // An append-only file, or one that its owner may write and not read.
-            Err(Error::Call { errno: Errno::PERM, .. }) => self.open_object(inode, OFlags::WRONLY | OFlags::APPEND),
-            Err(Error::Call { errno: Errno::ACCESS, .. }) => self.open_object(inode, OFlags::WRONLY),
-            done => done,
+            // An append-only file.
+            Err(Error::Call { errno: Errno::PERM, .. }) => {
+                self.open_object(inode, OFlags::RDWR | OFlags::APPEND).map(|fd| (fd, true))
+            }
+            // One that its owner may write and not read.
+            Err(Error::Call { errno: Errno::ACCESS, .. }) => {
+                self.open_object(inode, OFlags::WRONLY).map(|fd| (fd, false))
+            }
+            done => done.map(|fd| (fd, true)),
         }
     }
 

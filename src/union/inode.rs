@@ -61,6 +61,12 @@ pub struct Place {
     pub resident: bool,
 }
 
+impl Place {
+    fn is_named(&self, parent: &Arc<Inode>, name: &OsStr) -> bool {
+        !self.unlinked && *self.name == *name && self.parent.as_ref().is_some_and(|p| Arc::ptr_eq(p, parent))
+    }
+}
+
 /// Whether a regular file's data is where its metadata is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DataPlace {
@@ -254,9 +260,12 @@ impl Inode {
     /// [`super::Union::forget`], as this may have been its last child.
     #[must_use]
     pub fn relocate(&self, change: impl FnOnce(&mut Place)) -> Place {
-        let mut place = self.place.lock();
+        self.relocate_locked(&mut self.place.lock(), change)
+    }
+
+    fn relocate_locked(&self, place: &mut Place, change: impl FnOnce(&mut Place)) -> Place {
         let before = place.clone();
-        change(&mut place);
+        change(place);
         if place.resident {
             count(&before.parent, -1);
             count(&place.parent, 1);
@@ -268,17 +277,27 @@ impl Inode {
     /// Gives an inode whose name was removed the name that it was found under; returns what was there before.
     #[must_use]
     pub fn relocate_if_unlinked(&self, parent: &Arc<Inode>, name: &OsStr) -> Option<Place> {
-        if !self.is_unlinked() {
-            return None;
-        }
-        Some(self.relocate(|place| {
-            place.parent = Some(parent.clone());
-            place.name = name.into();
-            place.unlinked = false;
-            if matches!(place.real, Real::Detached(_)) {
-                place.real = Real::Upper;
-            }
-        }))
+        let mut place = self.place.lock();
+        let unlinked = place.unlinked;
+        unlinked.then(|| {
+            self.relocate_locked(&mut place, |place| {
+                place.parent = Some(parent.clone());
+                place.name = name.into();
+                place.unlinked = false;
+                if matches!(place.real, Real::Detached(_)) {
+                    place.real = Real::Upper;
+                }
+            })
+        })
+    }
+
+    /// Undoes [`Inode::relocate_if_unlinked`], unless the inode was given yet another name; returns what was there.
+    #[must_use]
+    pub fn relocate_back(&self, parent: &Arc<Inode>, name: &OsStr, before: Place) -> Option<Place> {
+        let mut place = self.place.lock();
+        place
+            .is_named(parent, name)
+            .then(|| self.relocate_locked(&mut place, |place| *place = Place { resident: place.resident, ..before }))
     }
 
     /// Records that the inode is in the table now.
@@ -330,8 +349,7 @@ impl Inode {
 
     /// Returns whether the inode's name is `name` in `parent`.
     pub fn is_named(&self, parent: &Arc<Inode>, name: &OsStr) -> bool {
-        let place = self.place.lock();
-        !place.unlinked && *place.name == *name && place.parent.as_ref().is_some_and(|p| Arc::ptr_eq(p, parent))
+        self.place.lock().is_named(parent, name)
     }
 
     /// Returns whether the name that the inode was known by is gone.

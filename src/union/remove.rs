@@ -88,7 +88,7 @@ impl Union {
                 if pace == Pace::Quick && !inode.is_upper() {
                     return Ok(None);
                 }
-                self.copy_up_name(&inode, &parent, &name, Data::Copy)?;
+                self.copy_up_name(&inode, &parent, &name, Data::Metadata)?;
             }
         }
         Err(Error::Refused(Errno::BUSY))
@@ -236,8 +236,10 @@ impl Union {
     }
 
     /// Replaces a directory that shows as empty, and holds whiteouts, by one that is empty and opaque, so that it can be
-    /// renamed over; owner, mode, xattrs and times are the same, in case the rename then fails.
-    pub(super) fn clear_whiteouts(&self, parent: &Arc<Inode>, name: &OsStr) -> Result<()> {
+    /// renamed over; owner, mode, xattrs and times are the same, in case of a crash before that.
+    ///
+    /// Returns the name in the workdir of the one that was replaced, which goes back if the rename fails.
+    pub(super) fn clear_whiteouts(&self, parent: &Arc<Inode>, name: &OsStr) -> Result<Option<OsString>> {
         let upper = self.writable()?;
         let dir = self.upper_dir(parent)?;
         let failed = |call: &'static str| move |e: Errno| upper.layer.error(call, name, e);
@@ -245,7 +247,7 @@ impl Union {
         let mut holds = false;
         dents::each(open.as_fd(), |_, _, _| holds = true).map_err(failed("getdents"))?;
         if !holds {
-            return Ok(());
+            return Ok(None);
         }
         let attr = upper.stat(dir.as_fd(), name)?;
         upper.work.with_temporary(|temporary| {
@@ -263,29 +265,27 @@ impl Union {
             place.set_times(attr.atime, attr.mtime).map_err(failed("utimensat"))?;
             let swapped = upper.publish(temporary, dir.as_fd(), name, Publish::Exchange);
             swapped.map_err(failed("exchange"))?;
-            upper.work.discard(temporary);
-            Ok(())
+            Ok(Some(temporary.to_owned()))
         })
     }
 
     /// Gives a hard link that lost the name it went by another one, so that it needs no descriptor of its own.
+    ///
+    /// A directory has no other name, so that this is never called while one is being moved, and may reopen one.
     fn go_by_other_name(&self, inode: &Arc<Inode>) {
         let Some((parent, name)) = inode.take_other_name() else { return };
-        if !self.table.get(parent.id()).is_some_and(|known| Arc::ptr_eq(&known, &parent))
-            || !self.leads_to(&parent, &name, inode)
-        {
+        if !self.leads_to(&parent, &name, inode) {
             return;
         }
         let Some(before) = inode.relocate_if_unlinked(&parent, &name) else { return };
-        if self.leads_to(&parent, &name, inode) {
+        // With a child it stays in the table, if it was there until now.
+        let stays = self.table.get(parent.id()).is_some_and(|known| Arc::ptr_eq(&known, &parent));
+        if stays && self.leads_to(&parent, &name, inode) {
             // Whoever removes that name from now on finds the inode under it.
             self.drop_place(Some(before));
         } else {
             // It was removed before the inode went by it.
-            self.drop_place(Some(inode.relocate(|place| {
-                place.unlinked = true;
-                place.real = before.real;
-            })));
+            self.drop_place(inode.relocate_back(&parent, &name, before));
         }
     }
 

@@ -207,11 +207,12 @@ impl Union {
         }
         self.mark_moved(renaming)?;
         let leaving = (inode.moving(), target.map(|(_, target)| target.moving()));
-        if *exchanged {
-            self.move_in_upper(renaming, SysFlags::EXCHANGE)?;
-        } else {
-            self.replace(renaming, flags)?;
-        }
+        let done =
+            if *exchanged { self.move_in_upper(renaming, SysFlags::EXCHANGE) } else { self.replace(renaming, flags) };
+        // Also where a late step failed: the names may have moved.
+        dir_of(old.parent)?.changed();
+        dir_of(new.parent)?.changed();
+        done?;
         drop(leaving);
         drop(inner);
         self.finish_rename(renaming)?;
@@ -313,23 +314,31 @@ impl Union {
         }
         if whiteout && inode.dir().is_some() {
             self.move_in_upper(renaming, SysFlags::EXCHANGE)?;
+            // Only by a mark beside it: any other whiteout would have stayed. It comes before this one goes.
+            if hide {
+                self.hide(upper, old.dir.as_fd(), &old.name)?;
+            }
             let removed = rustix::fs::unlinkat(&old.dir, &*old.name, AtFlags::empty());
-            removed.map_err(|e| upper.layer.error("unlinkat", &old.name, e))?;
-            return if hide { self.hide(upper, old.dir.as_fd(), &old.name) } else { Ok(()) };
+            return removed.map_err(|e| upper.layer.error("unlinkat", &old.name, e));
         }
         let standing = match target {
             None if whiteout => Standing::File,
             None => Standing::Nothing,
             Some((hit, _)) => hit.standing(),
         };
-        if standing == Standing::Directory {
-            self.clear_whiteouts(new.parent, &new.name)?;
-        }
-        match standing {
+        let cleared = if standing == Standing::Directory { self.clear_whiteouts(new.parent, &new.name)? } else { None };
+        let moved = match standing {
             _ if hide => self.move_and_hide(upper, renaming, standing),
             Standing::Nothing => self.move_in_upper(renaming, SysFlags::NOREPLACE),
             Standing::File | Standing::Directory => self.move_in_upper(renaming, SysFlags::empty()),
+        };
+        if let Some(before) = cleared {
+            if moved.is_err() {
+                self.put_back(upper, &before, new, Publish::Exchange);
+            }
+            upper.work.discard(&before);
         }
+        moved
     }
 
     fn hide(&self, upper: &Upper, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
@@ -339,28 +348,48 @@ impl Union {
 
     /// Moves and leaves a whiteout, in one call where the file system can.
     fn move_and_hide(&self, upper: &Upper, renaming: &Renaming<'_>, standing: Standing) -> Result<()> {
-        let Renaming { old, new, .. } = renaming;
+        let old = renaming.old;
         match upper.whiteouts.format() {
             Format::DotWh => {
                 // The mark comes first, so that what is below never shows.
                 self.hide(upper, old.dir.as_fd(), &old.name)?;
-                self.move_in_upper(renaming, SysFlags::empty())
+                self.move_in_upper(renaming, SysFlags::empty()).inspect_err(|_| {
+                    if let Err(error) = remove_mark(upper, old.dir.as_fd(), &old.name) {
+                        log::error!("{error}");
+                    }
+                })
             }
             Format::Char if upper.features.rename_whiteout => self.move_in_upper(renaming, SysFlags::WHITEOUT),
-            Format::Char | Format::Xattr => upper.work.with_temporary(|temporary| {
-                // The target gives way to a whiteout, which then changes places with what is moved. A crash between
-                // the two leaves the target removed and the rest as it was.
-                let hidden = upper.whiteouts.hide(&upper.work, upper.work.fd(), temporary, Standing::Nothing);
-                hidden.map_err(|e| upper.layer.error("whiteout", &old.name, e))?;
-                let how = if standing == Standing::Nothing { Publish::New } else { Publish::Exchange };
-                let placed = upper.publish(temporary, new.dir.as_fd(), &new.name, how);
-                placed.map_err(|e| upper.layer.error("publish", &new.name, e))?;
-                self.move_in_upper(renaming, SysFlags::EXCHANGE)?;
-                if standing != Standing::Nothing {
-                    upper.work.discard(temporary);
-                }
-                Ok(())
-            }),
+            Format::Char | Format::Xattr => self.move_over_whiteout(upper, renaming, standing),
+        }
+    }
+
+    /// Moves and leaves a whiteout in two steps: the target gives way to a whiteout, which then changes places with what
+    /// is moved. A crash between the two leaves the target removed and the rest as it was.
+    fn move_over_whiteout(&self, upper: &Upper, renaming: &Renaming<'_>, standing: Standing) -> Result<()> {
+        let Renaming { old, new, .. } = renaming;
+        let temporary = upper.work.temporary();
+        let hidden = upper.whiteouts.hide(&upper.work, upper.work.fd(), &temporary, Standing::Nothing);
+        hidden.map_err(|e| upper.layer.error("whiteout", &old.name, e))?;
+        let how = if standing == Standing::Nothing { Publish::New } else { Publish::Exchange };
+        let placed = upper.publish(&temporary, new.dir.as_fd(), &new.name, how);
+        let moved = placed.map_err(|e| upper.layer.error("publish", &new.name, e)).and_then(|()| {
+            let moved = self.move_in_upper(renaming, SysFlags::EXCHANGE);
+            moved.inspect_err(|_| self.put_back(upper, &temporary, new, how))
+        });
+        // The target or, where that is back, the whiteout.
+        upper.work.discard(&temporary);
+        moved
+    }
+
+    /// Undoes a publication from the workdir under the name of `end`, after which a further step failed.
+    fn put_back(&self, upper: &Upper, temporary: &OsStr, end: &End<'_>, how: Publish) {
+        let undone = match how {
+            Publish::Exchange => upper.publish(temporary, end.dir.as_fd(), &end.name, how),
+            Publish::New | Publish::Replace => rustix::fs::unlinkat(&end.dir, &*end.name, AtFlags::empty()),
+        };
+        if let Err(errno) = undone {
+            log::error!("{}: a rename that failed is not undone", upper.layer.error("put back", &end.name, errno));
         }
     }
 
@@ -375,10 +404,8 @@ impl Union {
 
     /// Does what follows from a rename that has happened.
     fn finish_rename(&self, renaming: &Renaming<'_>) -> Result<()> {
-        let Renaming { old, new, target, exchanged, .. } = renaming;
+        let Renaming { new, target, exchanged, .. } = renaming;
         let upper = self.writable()?;
-        dir_of(old.parent)?.changed();
-        dir_of(new.parent)?.changed();
         if dir_of(new.parent)?.dotwh.possible() {
             remove_mark(upper, new.dir.as_fd(), &new.name)?;
         }

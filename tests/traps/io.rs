@@ -464,3 +464,29 @@ fn a_read_only_union_is_erofs_for_every_change_and_reads_everything() {
         assert_eq!(union.upper().names(""), Vec::<String>::new());
     });
 }
+
+#[test]
+fn an_append_only_file_is_appended_to_and_read() {
+    if !require_root("setting the flags of files") {
+        return;
+    }
+    trap(1, |layers| _ = layers.lower(0).file("f", "lower,")).run(|union| {
+        OpenOptions::new()
+            .append(true)
+            .open(union.at("f"))
+            .and_then(|mut f| f.write_all(b"upper,"))
+            .expect("it is copied up");
+        let upper = fs::File::open(union.upper().path("f")).expect("it is in upper");
+        let flags = rustix::fs::ioctl_getflags(&upper).expect("the file system has flags");
+        union.remount();
+        rustix::fs::ioctl_setflags(&upper, flags | IFlags::APPEND).expect("root may set flags");
+        OpenOptions::new()
+            .append(true)
+            .open(union.at("f"))
+            .and_then(|mut f| f.write_all(b"more"))
+            .expect("it takes more");
+        assert_eq!(fs::read_to_string(union.at("f")).expect("it can be read"), "lower,upper,more");
+        rustix::fs::ioctl_setflags(&upper, flags).expect("root may set flags");
+        assert_eq!(union.upper().read("f"), b"lower,upper,more");
+    });
+}

@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode};
 use rustix::io::Errno;
 
 use super::union::{Union, errno, is_ours, trap};
-use crate::support::{Layers, Privilege, Tree, on_kernel, privilege};
+use crate::support::{Layers, Privilege, Tree, on_kernel, privilege, require_root};
 
 const NAMES: [&str; 3] = ["a", "b", "d/c"];
 
@@ -406,4 +406,22 @@ fn a_special_file_can_be_linked_and_stays_one_inode() {
             }
         });
     });
+}
+
+#[test]
+fn removing_one_name_of_a_lower_file_copies_no_data_where_metadata_is_enough() {
+    if !require_root("metacopy") {
+        return;
+    }
+    trap(1, |layers| _ = layers.lower(0).file("a", vec![1; 1 << 20]).link("a", "b"))
+        .mounted(|spec| spec.feature("metacopy", "on"))
+        .run(|union| {
+            fs::remove_file(union.at("b")).expect("the name is there");
+            union.live_and_after_remount(|union| assert_one_file(&union.merged(), &["a"], 1, &"\u{1}".repeat(1 << 20)));
+            let copied = fs::read_dir(union.work.path("index")).expect("there is an index");
+            for entry in copied {
+                let meta = entry.and_then(|entry| entry.metadata()).expect("it can be looked at");
+                assert!(meta.is_dir() || meta.blocks() * 512 < 1 << 20, "the data was copied");
+            }
+        });
 }
