@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::inode::{DataPlace, Inode, NodeId};
-use super::lookup::{Count, Entry};
+use super::lookup::Entry;
 use super::search::{Hit, InUpper, Stack, Top};
 use super::{Caller, Union, dir_of};
 use crate::error::{Error, Result};
@@ -80,12 +80,13 @@ impl Union {
         let (attr, fd) = self.create_locked(&parent, &name, new, (mode & 0o7777, umask), caller, vacancy)?;
         dir_of(&parent)?.changed();
         let hit = Hit { attr, top: Top::Upper, lower: Stack::new(), marks: Marks::default() };
-        let inode = self.intern(&parent, &name, &hit, Count::Lookup)?;
+        let inode = self.hold(&parent, &name, &hit)?;
         if let Some(fd) = fd {
             inode.set_data_place(DataPlace::Here);
             self.keep_file(&inode, super::file::Access::Write, Arc::new(fd));
         }
-        Ok(Entry { id: inode.id(), attr: inode.finish(attr) })
+        let attr = inode.finish(attr);
+        Ok(Entry { id: inode.keep(), attr })
     }
 
     /// Returns what `name` in `parent` would take the place of. Errors: EEXIST, and ENOENT in a removed directory.

@@ -69,8 +69,7 @@ impl Union {
         self.drop_place(inode.relocate_if_unlinked(&parent, &name));
         inode.note_name(&parent, &name);
         let attr = self.stat(&inode)?;
-        self.table.count(&inode);
-        Ok(Entry { id: inode.id(), attr })
+        Ok(Entry { id: self.table.count(&inode), attr })
     }
 
     /// Reads the target of a symbolic link. Errors: EINVAL for anything else.

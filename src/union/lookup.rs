@@ -12,7 +12,7 @@ use super::search::{Hit, Top};
 use super::table::Interned;
 use super::{Union, dir_of};
 use crate::error::{Error, Result};
-use crate::layer::attr::Attr;
+use crate::layer::attr::{Attr, FileKind};
 use crate::layer::name::Name;
 use crate::layer::origin::Origin;
 use crate::layer::overlay::{Mark, Marks};
@@ -42,7 +42,7 @@ pub(super) struct Identity {
 
 /// Whether the caller will refer to an inode, and so forget it later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Count {
+enum Count {
     /// It will.
     Lookup,
     /// The operation needs the inode for itself alone.
@@ -54,8 +54,7 @@ impl Union {
     pub fn lookup(&self, parent: NodeId, name: Name<'_>) -> Result<Entry> {
         let parent = self.directory(parent)?;
         let _names = dir_of(&parent)?.lock.read();
-        let (inode, attr) = self.find(&parent, name, Count::Lookup)?.ok_or(Error::Refused(Errno::NOENT))?;
-        Ok(Entry { id: inode.id(), attr })
+        self.find(&parent, name)?.ok_or(Error::Refused(Errno::NOENT))
     }
 
     /// Looks up each component of `path` from the root, keeping only the last; symbolic links are not followed.
@@ -77,26 +76,34 @@ impl Union {
         self.table.forget(id, lookups, |inode| self.release(inode));
     }
 
-    /// Returns the inode of `name` in `parent`, whose lock the caller holds.
-    pub(super) fn find(&self, parent: &Arc<Inode>, name: Name<'_>, count: Count) -> Result<Option<(Arc<Inode>, Attr)>> {
-        if name.is_reserved() || parent.is_unlinked() {
-            return Ok(None);
-        }
-        let Some(hit) = self.search(parent, &name)? else { return Ok(None) };
-        let inode = self.intern(parent, &name, &hit, count)?;
+    /// Looks `name` up in `parent`, whose lock the caller holds.
+    pub(super) fn find(&self, parent: &Arc<Inode>, name: Name<'_>) -> Result<Option<Entry>> {
+        let Some(hit) = self.hit(parent, name)? else { return Ok(None) };
+        let held = self.hold(parent, &name, &hit)?;
         let mut attr = hit.attr;
-        if inode.nlink_delta().is_some() {
+        if held.nlink_delta().is_some() {
             // Another name of this lower file may have been copied up, and its object is the one in the index; and the
             // count of links must be of one time with what it differs by.
-            let attr = self.stat(&inode)?;
-            return Ok(Some((inode, attr)));
+            attr = self.stat(&held)?;
+        } else {
+            self.count_blocks(&held, &mut attr)?;
+            attr = held.finish(attr);
         }
-        self.count_blocks(&inode, &mut attr)?;
-        Ok(Some((inode.clone(), inode.finish(attr))))
+        Ok(Some(Entry { id: held.keep(), attr }))
+    }
+
+    /// Returns the number and kind that `name` in `parent`, whose lock the caller holds, shows.
+    pub(super) fn number_of(&self, parent: &Arc<Inode>, name: Name<'_>) -> Result<Option<(u64, FileKind)>> {
+        let Some(hit) = self.hit(parent, name)? else { return Ok(None) };
+        Ok(Some((self.peek(parent, &name, &hit)?.ino.0, hit.attr.kind)))
+    }
+
+    fn hit(&self, parent: &Arc<Inode>, name: Name<'_>) -> Result<Option<Hit>> {
+        if name.is_reserved() || parent.is_unlinked() { Ok(None) } else { self.search(parent, &name) }
     }
 
     /// Returns the inode of what was found under `name` in `parent`, made now unless it is known.
-    pub(super) fn intern(&self, parent: &Arc<Inode>, name: &OsStr, hit: &Hit, count: Count) -> Result<Arc<Inode>> {
+    fn intern(&self, parent: &Arc<Inode>, name: &OsStr, hit: &Hit, count: Count) -> Result<(Arc<Inode>, NodeId)> {
         let identity = self.identify(parent, name, hit)?;
         let mut number = identity.number;
         for attempt in 0.. {
@@ -105,13 +112,13 @@ impl Union {
             let interned = match count {
                 Count::Lookup => self.table.intern(number, 1, same, make),
                 Count::Transient => match self.table.get(NodeId(number)) {
-                    Some(known) if same(&known) => Interned::Here(known),
+                    Some(known) if same(&known) => Interned::Here(known, NodeId(number)),
                     Some(_) => Interned::Taken,
-                    None => Interned::Here(make()),
+                    None => Interned::Here(make(), NodeId(number)),
                 },
             };
             match interned {
-                Interned::Here(inode) => return Ok(self.anchor(inode, parent, name, hit)),
+                Interned::Here(inode, id) => return Ok((self.anchor(inode, parent, name, hit), id)),
                 Interned::Taken => number = self.numbers.spare(hit.attr.dev, hit.attr.ino, attempt),
             }
         }
@@ -121,7 +128,13 @@ impl Union {
     /// Returns the inode of what was found, in the table until the guard is dropped: for what is done to it without the
     /// lock of its directory, so that nobody makes a second object of the file meanwhile.
     pub(super) fn hold(&self, parent: &Arc<Inode>, name: &OsStr, hit: &Hit) -> Result<Held<'_>> {
-        Ok(Held { union: self, inode: self.intern(parent, name, hit, Count::Lookup)? })
+        let (inode, id) = self.intern(parent, name, hit, Count::Lookup)?;
+        Ok(Held { union: self, inode, counted: Some(id) })
+    }
+
+    /// Returns the inode of what was found, for a call that needs it for itself alone and has its directory locked.
+    pub(super) fn peek(&self, parent: &Arc<Inode>, name: &OsStr, hit: &Hit) -> Result<Arc<Inode>> {
+        Ok(self.intern(parent, name, hit, Count::Transient)?.0)
     }
 
     /// Returns the inode that has `number`, by whatever id it goes.
@@ -279,6 +292,15 @@ impl Union {
 pub(super) struct Held<'a> {
     union: &'a Union,
     inode: Arc<Inode>,
+    /// The id that the lookup is counted on: a file that parts meanwhile goes by another.
+    counted: Option<NodeId>,
+}
+
+impl Held<'_> {
+    /// Leaves the lookup to the caller of the operation; returns the id to forget.
+    pub(super) fn keep(mut self) -> NodeId {
+        self.counted.take().unwrap_or_else(|| self.inode.id())
+    }
 }
 
 impl std::ops::Deref for Held<'_> {
@@ -291,7 +313,9 @@ impl std::ops::Deref for Held<'_> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.union.forget(self.inode.id(), 1);
+        if let Some(id) = self.counted {
+            self.union.forget(id, 1);
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::inode::{Inode, NodeId};
 use super::listing::Listing;
-use super::lookup::{Count, Entry};
+use super::lookup::Entry;
 use super::{FileKind, Union, dir_of};
 use crate::error::Result;
 use crate::layer::name::{Name, WH_OPAQUE, WH_PREFIX};
@@ -139,8 +139,7 @@ impl Union {
 
     fn look_up_item(&self, inode: &Arc<Inode>, name: &OsStr) -> Result<Option<Entry>> {
         let _names = dir_of(inode)?.lock.read();
-        let found = self.find(inode, Name::known(name), Count::Lookup)?;
-        Ok(found.map(|(inode, attr)| Entry { id: inode.id(), attr }))
+        self.find(inode, Name::known(name))
     }
 
     fn dots(&self, inode: &Arc<Inode>, cookie: u64, each: &mut dyn FnMut(DirEntry<'_>) -> Flow) -> Flow {
@@ -226,8 +225,8 @@ impl Union {
     }
 
     fn add_found(&self, inode: &Arc<Inode>, name: &OsStr, listing: &mut Listing) {
-        match self.find(inode, Name::known(name), Count::Transient) {
-            Ok(Some((found, attr))) => listing.add(name, found.ino.0, attr.kind),
+        match self.number_of(inode, Name::known(name)) {
+            Ok(Some((ino, kind))) => listing.add(name, ino, kind),
             Ok(None) => {}
             // Shown, so that it can be seen, and answering when it is looked up.
             Err(error) => {
@@ -322,8 +321,8 @@ impl Union {
 
     /// Finds out the number of an entry that a listing alone does not tell: it may come from a lower layer.
     fn settle(&self, inode: &Arc<Inode>, name: &OsStr, ino: u64, kind: FileKind) -> (u64, FileKind) {
-        match self.find(inode, Name::known(name), Count::Transient) {
-            Ok(Some((found, attr))) => (found.ino.0, attr.kind),
+        match self.number_of(inode, Name::known(name)) {
+            Ok(Some(found)) => found,
             // Gone, or corrupt: the entry answers when it is looked up.
             Ok(None) => (ino, kind),
             Err(error) => {

@@ -10,7 +10,6 @@ use rustix::io::Errno;
 
 use super::copy_up::Data;
 use super::inode::{Inode, NodeId, Real};
-use super::lookup::Count;
 use super::search::{Hit, Top};
 use super::{Union, dir_of};
 use crate::error::{Error, Result};
@@ -96,7 +95,7 @@ impl Union {
 
     /// Removes a name that was found; the caller holds the lock of `parent`, which is in upper.
     fn unlink_locked(&self, parent: &Arc<Inode>, name: Name<'_>, hit: &Hit) -> Result<Removed> {
-        let inode = self.intern(parent, &name, hit, Count::Transient)?;
+        let inode = self.peek(parent, &name, hit)?;
         let pinned = self.pin_if_known(parent, &inode, &name, hit)?;
         let leaving = inode.moving();
         self.take_away(parent, &name, hit)?;
@@ -127,7 +126,7 @@ impl Union {
         if !hit.attr.is_dir() {
             return Err(Error::Refused(Errno::NOTDIR));
         }
-        let inode = self.intern(&parent, &name, &hit, Count::Transient)?;
+        let inode = self.peek(&parent, &name, &hit)?;
         let inner = dir_of(&inode)?.lock.write();
         if !self.is_empty(&inode)? {
             self.release_transient(&inode);

@@ -13,7 +13,6 @@ use rustix::io::Errno;
 use super::copy_up::Data;
 use super::create::remove_mark;
 use super::inode::{Inode, NodeId};
-use super::lookup::Count;
 use super::remove::{ATTEMPTS, Removed};
 use super::search::{Hit, InUpper, Top};
 use super::{Union, UpperDir, dir_of};
@@ -150,7 +149,7 @@ impl Union {
         }
         let hit = if name.is_reserved() { None } else { self.search(parent, &name)? };
         let inode = match &hit {
-            Some(hit) => Some(self.intern(parent, &name, hit, Count::Transient)?),
+            Some(hit) => Some(self.peek(parent, &name, hit)?),
             None => None,
         };
         Ok(End { parent, name, dir: self.upper_dir(parent)?, hit, inode })

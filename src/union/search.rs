@@ -77,6 +77,67 @@ enum Way {
     Path(Vec<OsString>),
 }
 
+/// The way down through the parts of a directory, in search of a name that redirects may change.
+struct Descent<'a> {
+    union: &'a Union,
+    parent: &'a Dir,
+    index: Option<&'a NameIndex>,
+    /// The part to look in next.
+    next: usize,
+    /// Parts that were passed, and the name sought there: their `.wh.` marks matter only once something is found below.
+    passed: SmallVec<[(Arc<LayerDir>, OsString); 4]>,
+}
+
+impl<'a> Descent<'a> {
+    fn new(union: &'a Union, parent: &'a Dir) -> Self {
+        let index = parent.names(|| match NameIndex::new(&union.lowers, &parent.lower) {
+            Ok(index) => Some(index),
+            Err(error) => {
+                log::warn!("{error}");
+                None
+            }
+        });
+        Self { union, parent, index, next: 0, passed: SmallVec::new() }
+    }
+
+    /// Returns the next part that has `name`, and what it says; `None` when there is none, or when it is hidden.
+    fn next(&mut self, name: &OsStr) -> Result<Option<(Arc<LayerDir>, Found)>> {
+        loop {
+            if let Some(index) = self.index {
+                let part = index.next(name, self.next).unwrap_or(self.parent.lower.len());
+                // What is passed over may hold a mark for the name, where it holds any marks at all.
+                for dir in self.parent.lower.get(self.next..part).unwrap_or_default() {
+                    self.pass(dir, name);
+                }
+                self.next = part;
+            }
+            let Some(dir) = self.parent.lower.get(self.next) else { return Ok(None) };
+            self.next += 1;
+            match self.union.lowers.examine(dir, name)? {
+                Found::Absent => self.pass(dir, name),
+                found => return Ok(if self.is_hidden()? { None } else { Some((dir.clone(), found)) }),
+            }
+        }
+    }
+
+    /// Records that `name` was sought in `dir`, or passed over there.
+    fn pass(&mut self, dir: &Arc<LayerDir>, name: &OsStr) {
+        if dir.dotwh.possible() {
+            self.passed.push((dir.clone(), name.to_owned()));
+        }
+    }
+
+    /// Returns whether one of the parts that were passed holds a `.wh.` mark for the name that was sought.
+    fn is_hidden(&mut self) -> Result<bool> {
+        for (dir, name) in self.passed.drain(..) {
+            if self.union.lowers.hides_by_name(&dir, &name)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
 impl Union {
     /// Returns what the layers say about `name` in `parent`; `None` when it is not there.
     pub(super) fn search(&self, parent: &Arc<Inode>, name: &OsStr) -> Result<Option<Hit>> {
@@ -158,40 +219,14 @@ impl Union {
         lower: &mut Stack,
         mut top: Option<&mut Option<(Attr, Arc<LayerDir>)>>,
     ) -> Result<()> {
-        // Directories passed, whose `.wh.` marks matter only once something is found below them.
-        let mut passed: SmallVec<[(Arc<LayerDir>, OsString); 4]> = SmallVec::new();
-        let mut next = 0;
-        let index = parent.names(|| match NameIndex::new(&self.lowers, &parent.lower) {
-            Ok(index) => Some(index),
-            Err(error) => {
-                log::warn!("{error}");
-                None
-            }
-        });
-        while let Way::Sibling(name) = &way {
-            let name = name.clone();
-            if let Some(index) = index {
-                let part = index.next(&name, next).unwrap_or(parent.lower.len());
-                // What is passed over may hold a mark for the name, where it holds any marks at all.
-                let skipped = parent.lower.get(next..part).unwrap_or_default();
-                passed.extend(skipped.iter().filter(|dir| dir.dotwh.possible()).map(|dir| (dir.clone(), name.clone())));
-                next = part;
-            }
-            let Some(dir) = parent.lower.get(next) else { break };
-            next += 1;
-            let found = self.lowers.examine(dir, &name)?;
-            if matches!(found, Found::Absent) {
-                passed.push((dir.clone(), name));
-                continue;
-            }
-            if self.hidden_by(&mut passed)? {
-                return Ok(());
-            }
+        let mut descent = Descent::new(self, parent);
+        while let Way::Sibling(name) = way {
+            let Some((dir, found)) = descent.next(&name)? else { return Ok(()) };
             match found {
                 Found::Absent | Found::Whiteout => return Ok(()),
                 Found::File(attr) => {
                     if let Some(top) = top.filter(|_| lower.is_empty()) {
-                        *top = Some((attr, dir.clone()));
+                        *top = Some((attr, dir));
                     }
                     return Ok(());
                 }
@@ -204,13 +239,13 @@ impl Union {
                     if marks.opaque {
                         return Ok(());
                     }
-                    way = self.way_below(&marks, &name, &|| self.lowers.location(dir, &name))?;
-                    passed.push((dir.clone(), name));
+                    way = self.way_below(&marks, &name, &|| self.lowers.location(&dir, &name))?;
+                    descent.pass(&dir, &name);
                 }
             }
         }
         let Way::Path(mut path) = way else { return Ok(()) };
-        if self.hidden_by(&mut passed)? {
+        if descent.is_hidden()? {
             return Ok(());
         }
         let from = lower.last().map_or(0, |dir| usize::from(dir.layer.0));
@@ -222,16 +257,6 @@ impl Union {
             }
         }
         Ok(())
-    }
-
-    /// Returns whether one of the directories that were passed holds a `.wh.` mark for the name that was sought.
-    fn hidden_by(&self, passed: &mut SmallVec<[(Arc<LayerDir>, OsString); 4]>) -> Result<bool> {
-        for (dir, name) in passed.drain(..) {
-            if self.lowers.hides_by_name(&dir, &name)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     /// Follows `path` from the root of one layer; returns the directory there, and whether the search ends here.

@@ -22,8 +22,8 @@ pub struct Table {
 
 /// What became of an attempt to give a number to an inode.
 pub enum Interned {
-    /// It has the number now, or the same file already had it.
-    Here(Arc<Inode>),
+    /// It has the number now, or the same file already had it; the lookups are counted on this id.
+    Here(Arc<Inode>, NodeId),
     /// Another file has the number.
     Taken,
 }
@@ -67,7 +67,7 @@ impl Table {
                 let id = node.inode.id().0;
                 if id == number {
                     node.lookups += lookups;
-                    return Interned::Here(node.inode.clone());
+                    return Interned::Here(node.inode.clone(), NodeId(id));
                 }
                 id
             }
@@ -75,14 +75,14 @@ impl Table {
                 let inode = make();
                 inode.enter();
                 entry.insert(Node { inode: inode.clone(), lookups });
-                return Interned::Here(inode);
+                return Interned::Here(inode, NodeId(number));
             }
         };
         // The file goes by another number since it parted from its readers.
         match self.nodes.get_mut(&renamed) {
             Some(mut node) if same(&node.inode) => {
                 node.lookups += lookups;
-                Interned::Here(node.inode.clone())
+                Interned::Here(node.inode.clone(), NodeId(renamed))
             }
             _ => Interned::Taken,
         }
@@ -113,11 +113,13 @@ impl Table {
         self.nodes.remove_if(&number, |_, node| std::ptr::eq(&*node.inode, inode));
     }
 
-    /// Adds a lookup to the count of an inode that is known.
-    pub fn count(&self, inode: &Inode) {
-        if let Some(mut node) = self.nodes.get_mut(&inode.id().0) {
+    /// Adds a lookup to the count of an inode that is known; returns the id that it is counted on.
+    pub fn count(&self, inode: &Inode) -> NodeId {
+        let id = inode.id();
+        if let Some(mut node) = self.nodes.get_mut(&id.0) {
             node.lookups += 1;
         }
+        id
     }
 
     /// Adds a lookup to the count of the first number of a file that parted; returns whether it is known.
