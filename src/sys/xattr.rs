@@ -97,22 +97,25 @@ pub fn get(dir: BorrowedFd<'_>, name: &OsStr, xattr: &OsStr, value: &mut [u8]) -
     if follow { rustix::fs::getxattr(&path, xattr, value) } else { rustix::fs::lgetxattr(&path, xattr, value) }
 }
 
-/// Reads `xattr` of `name` in `dir` whole; `None` when there is none, or none can be.
-pub fn read(dir: BorrowedFd<'_>, name: &OsStr, xattr: &OsStr) -> Result<Option<Vec<u8>>> {
+/// Reads `xattr` of `name` in `dir` whole. Errors: ENODATA, EOPNOTSUPP and those of path resolution.
+pub fn whole(dir: BorrowedFd<'_>, name: &OsStr, xattr: &OsStr) -> Result<Vec<u8>> {
     let mut small = [0u8; 256];
     match get(dir, name, xattr, &mut small) {
-        Ok(len) => return Ok(Some(small[..len].to_vec())),
-        Err(Errno::NODATA | Errno::OPNOTSUPP) => return Ok(None),
+        Ok(len) => return Ok(small[..len].to_vec()),
         Err(Errno::RANGE) => {}
         Err(errno) => return Err(errno),
     }
     let mut value = vec![0; XATTR_MAX];
-    match get(dir, name, xattr, &mut value) {
-        Ok(len) => {
-            value.truncate(len);
-            Ok(Some(value))
-        }
-        Err(Errno::NODATA) => Ok(None),
+    let len = get(dir, name, xattr, &mut value)?;
+    value.truncate(len);
+    Ok(value)
+}
+
+/// Reads `xattr` of `name` in `dir` as [`whole`]; `None` when there is none, or none can be.
+pub fn read(dir: BorrowedFd<'_>, name: &OsStr, xattr: &OsStr) -> Result<Option<Vec<u8>>> {
+    match whole(dir, name, xattr) {
+        Ok(value) => Ok(Some(value)),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
         Err(errno) => Err(errno),
     }
 }

@@ -20,21 +20,9 @@ impl Union {
     pub fn getxattr(&self, id: NodeId, name: &OsStr) -> Result<Vec<u8>> {
         let inode = self.inode(id)?;
         let name = stored(name);
-        let value = self.with_object(&inode, |layer, dir, file| {
-            let mut small = [0u8; 256];
-            match xattr::get(dir, file, &name, &mut small) {
-                Ok(len) => Ok(small[..len].to_vec()),
-                Err(Errno::RANGE) => {
-                    let mut value = vec![0; xattr::XATTR_MAX];
-                    let len =
-                        xattr::get(dir, file, &name, &mut value).map_err(|e| layer.error("getxattr", &name, e))?;
-                    value.truncate(len);
-                    Ok(value)
-                }
-                Err(errno) => Err(layer.error("getxattr", &name, errno)),
-            }
-        })?;
-        Ok(value)
+        self.with_object(&inode, |layer, dir, file| {
+            xattr::whole(dir, file, &name).map_err(|e| layer.error("getxattr", &name, e))
+        })
     }
 
     /// Lists the names of the xattrs of `id` that `caller` may know of.
