@@ -69,13 +69,14 @@ impl Union {
 
     fn unlink_at_pace(&self, parent: NodeId, name: Name<'_>, pace: Pace) -> Result<Option<Removed>> {
         let parent = self.directory(parent)?;
+        let mut kept = false;
         for _ in 0..ATTEMPTS {
             let names = dir_of(&parent)?.lock.write();
             let hit = self.removable(&parent, name)?;
             if hit.attr.is_dir() {
                 return Err(Error::Refused(Errno::ISDIR));
             }
-            if parent.is_upper() && !self.will_stay_linked(&hit) {
+            if parent.is_upper() && (kept || !self.will_stay_linked(&hit)) {
                 return self.unlink_locked(&parent, name, &hit).map(Some);
             }
             // What is copied up is copied without the lock; then all is looked at anew.
@@ -88,6 +89,7 @@ impl Union {
                     return Ok(None);
                 }
                 self.copy_up_name(&inode, &parent, &name, Data::Metadata)?;
+                kept = true;
             }
         }
         Err(Error::Refused(Errno::BUSY))

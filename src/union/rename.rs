@@ -73,8 +73,8 @@ impl<'a> Renaming<'a> {
 impl Union {
     /// Gives what is `name` in `parent` the name `new_name` in `new_parent`, as renameat2(2) has it.
     ///
-    /// Returns what became of the file that was replaced. Errors: ENOENT, EEXIST, EISDIR, ENOTDIR, ENOTEMPTY, EINVAL, EPERM, EROFS; EXDEV for a
-    /// directory with lower parts where redirect_dir is not on.
+    /// Returns what became of the file that was replaced. Errors: ENOENT, EEXIST, EISDIR, ENOTDIR, ENOTEMPTY, EINVAL,
+    /// EPERM, EROFS; EXDEV for a directory with lower parts where redirect_dir is not on.
     pub fn rename(
         &self,
         parent: NodeId,
