@@ -19,6 +19,7 @@ mod traps {
     pub mod layers;
     pub mod links;
     pub mod names;
+    pub mod programs;
     pub mod removal;
     pub mod renames;
     pub mod unprivileged;

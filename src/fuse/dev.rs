@@ -18,7 +18,7 @@ use super::convert::{absent, decode_device, entry_attributes, errno, file_type, 
 use super::pool::guard;
 use super::server::{GENERATION, Server, open_how};
 use crate::error::Result;
-use crate::union::{self, Caller, Fh, FileKind, Flow, Looked, Name, New, NodeId, OpenFile, Seek, SetAttr};
+use crate::union::{self, Caller, Fh, FileKind, Flow, Looked, Name, New, NodeId, Seek, SetAttr};
 
 /// The largest read or write that the kernel sends, in bytes.
 const TRANSFER: u32 = 1 << 20;
@@ -253,7 +253,7 @@ impl Filesystem for Dev {
             return reply.error(Errno::ENOSYS);
         }
         let caller = caller(req);
-        let writes = open_how(flags, caller) != OpenFile::Read;
+        let writes = open_how(flags, caller).changes();
         self.at_pace(writes && self.copies(ino), move |server| server.open(id(ino), flags, caller, reply));
     }
 

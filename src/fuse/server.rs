@@ -123,9 +123,7 @@ impl Server {
     pub(super) fn open(&self, id: NodeId, flags: OpenFlags, caller: Caller, reply: ReplyOpen) {
         let how = open_how(flags, caller);
         let passthrough = self.passthrough();
-        if passthrough.is_some_and(|p| p.has_lower_readers(id))
-            && (how != OpenFile::Read || self.union.has_upper_data(id))
-        {
+        if passthrough.is_some_and(|p| p.has_lower_readers(id)) && (how.changes() || self.union.has_upper_data(id)) {
             self.union.part(id);
             return reply.error(Errno::ESTALE);
         }
@@ -207,9 +205,13 @@ impl Server {
 
 /// What an open asks for.
 pub(super) fn open_how(flags: OpenFlags, caller: Caller) -> OpenFile {
+    // Linux's own flag (`__FMODE_EXEC`), which no program can give.
+    const EXECUTE: i32 = 0x20;
     match flags.0 & libc::O_ACCMODE {
-        _ if flags.0 & libc::O_TRUNC != 0 => OpenFile::Truncate(caller),
+        libc::O_RDONLY if flags.0 & libc::O_TRUNC != 0 => OpenFile::Empty(caller),
+        libc::O_RDONLY if flags.0 & EXECUTE != 0 => OpenFile::Execute,
         libc::O_RDONLY => OpenFile::Read,
+        _ if flags.0 & libc::O_TRUNC != 0 => OpenFile::Truncate(caller),
         _ => OpenFile::Write,
     }
 }

@@ -72,9 +72,12 @@ impl Union {
     /// Sets attributes of `id` for `caller`, the size through `fh` where there is one, and returns all of them.
     ///
     /// A change of size or owner takes the set-user-id and set-group-id bits and the capabilities of a regular file as
-    /// the kernel's file systems do. Errors: EROFS, EPERM, EFBIG, ENOSPC.
+    /// the kernel's file systems do. Errors: EROFS, EPERM, EFBIG, ENOSPC, ETXTBSY.
     pub fn setattr(&self, id: NodeId, set: SetAttr, fh: Option<Fh>, caller: Caller) -> Result<Attr> {
         let inode = self.inode(id)?;
+        if set.size.is_some() && fh.is_none() {
+            self.check_text(&inode, Some(id))?;
+        }
         let data = match set.size {
             Some(size) => Data::First(size),
             None => Data::Metadata,

@@ -26,15 +26,28 @@ pub struct Fh(pub u64);
 pub enum OpenFile {
     /// For reading.
     Read,
+    /// For reading, to run it as a program or as the interpreter of one.
+    Execute,
     /// For writing, reading included.
     Write,
     /// For writing, the old contents gone, by this caller.
     Truncate(Caller),
+    /// For reading, the old contents gone, by this caller.
+    Empty(Caller),
+}
+
+impl OpenFile {
+    /// Returns whether the file is in upper from then on.
+    pub fn changes(self) -> bool {
+        !matches!(self, Self::Read | Self::Execute)
+    }
 }
 
 struct Handle {
     inode: Arc<Inode>,
     access: Access,
+    /// The number by which it was opened, if it was for running it.
+    runs: Option<NodeId>,
     /// Rank 5 (leaf). The descriptor, and whether it is of upper's object. No syscall while held.
     file: Mutex<(Arc<OwnedFd>, bool)>,
 }
@@ -63,7 +76,7 @@ impl Union {
     /// Opens the regular file `id`; one that is opened for writing is copied up first.
     ///
     /// Errors: EISDIR for a directory, ELOOP for a symbolic link, ENXIO for a device, pipe or socket, which are the
-    /// caller's to open; EROFS, EACCES, ENOSPC.
+    /// caller's to open; EROFS, EACCES, ENOSPC, ETXTBSY.
     pub fn open(&self, id: NodeId, how: OpenFile) -> Result<Fh> {
         let inode = self.inode(id)?;
         match inode.kind {
@@ -74,13 +87,19 @@ impl Union {
                 return Err(Error::Refused(Errno::NXIO));
             }
         }
+        match how {
+            OpenFile::Read | OpenFile::Execute => {}
+            OpenFile::Write | OpenFile::Truncate(_) => self.check_text(&inode, Some(id))?,
+            // The kernel looks whether the node is being run only once the file is open, and empty.
+            OpenFile::Empty(_) => self.check_text(&inode, None)?,
+        }
         let access = match how {
-            OpenFile::Read => Access::Read,
+            OpenFile::Read | OpenFile::Execute => Access::Read,
             OpenFile::Write => {
                 self.copy_up(&inode, Data::Copy)?;
                 Access::Write
             }
-            OpenFile::Truncate(_) => {
+            OpenFile::Truncate(_) | OpenFile::Empty(_) => {
                 self.copy_up(&inode, Data::First(0))?;
                 Access::Write
             }
@@ -93,11 +112,29 @@ impl Union {
             Some(fd) => fd,
             None => Arc::new(self.open_data(&inode, access)?),
         };
-        if let OpenFile::Truncate(caller) = how {
+        if let OpenFile::Truncate(caller) | OpenFile::Empty(caller) = how {
             self.set_size(&inode, &*file, 0, caller)?;
         }
         let upper = upper && inode.data_place() == DataPlace::Here;
-        Ok(self.handles.add(Handle { inode, access, file: Mutex::new((file, upper)) }))
+        let runs = (how == OpenFile::Execute).then_some(id);
+        Ok(self.handles.add(Handle { inode, access, runs, file: Mutex::new((file, upper)) }))
+    }
+
+    /// Refuses to change the contents of `inode` while a program runs from it, as open(2) and truncate(2) say.
+    ///
+    /// The kernel has looked whether the node `checked` is being run; a program that was started before the file
+    /// [parted](Union::part) runs from another. Whoever has just ended may still count for a moment.
+    pub(super) fn check_text(&self, inode: &Arc<Inode>, checked: Option<NodeId>) -> Result<()> {
+        let has_parted = inode.id().0 != inode.ino.0;
+        if checked.is_some() && !has_parted {
+            return Ok(());
+        }
+        let mut running = self.handles.open.iter().filter(|handle| handle.runs.is_some() && handle.runs != checked);
+        if running.any(|handle| Arc::ptr_eq(&handle.inode, inode)) {
+            Err(Error::Refused(Errno::TXTBSY))
+        } else {
+            Ok(())
+        }
     }
 
     /// Closes a handle.
