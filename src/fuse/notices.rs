@@ -29,6 +29,7 @@ struct Recount {
 
 struct Sending {
     queue: SyncSender<Recount>,
+    notifier: Notifier,
     thread: JoinHandle<()>,
 }
 
@@ -45,11 +46,12 @@ impl Notices {
     pub(super) fn start(&self, server: &Arc<Server>, notifier: Notifier) {
         let server = Arc::downgrade(server);
         let (queue, waiting) = sync_channel(WAITING_MAX);
+        let waitless = notifier.clone();
         let thread = std::thread::Builder::new()
             .name("unionfs-notices".into())
             .spawn(move || send(&server, &notifier, &waiting));
         match thread {
-            Ok(thread) => *self.sending.lock() = Some(Sending { queue, thread }),
+            Ok(thread) => *self.sending.lock() = Some(Sending { queue, notifier: waitless, thread }),
             Err(error) => log::warn!("no thread for notices to the kernel: {error}"),
         }
     }
@@ -62,9 +64,17 @@ impl Notices {
         }
     }
 
+    /// Has the kernel ask for the attributes of `id` anew. It takes no lock for that, so this waits for nothing.
+    pub(super) fn forget_attributes(&self, id: NodeId) {
+        let notifier = self.sending.lock().as_ref().map(|sending| sending.notifier.clone());
+        if let Some(Err(error)) = notifier.map(|notifier| notifier.inval_inode(INodeNo(id.0), -1, 0)) {
+            log::debug!("notice: {error}");
+        }
+    }
+
     /// Ends the thread; the mount is gone, so that no notice waits.
     pub(super) fn end(&self) {
-        let Some(Sending { queue, thread }) = self.sending.lock().take() else { return };
+        let Some(Sending { queue, thread, .. }) = self.sending.lock().take() else { return };
         drop(queue);
         // It does nothing that panics, and has nothing to tell.
         let _ = thread.join();

@@ -115,7 +115,12 @@ impl Server {
 
     pub(super) fn attr(&self, reply: ReplyAttr, result: Result<union::Attr>) {
         match result {
-            Ok(attr) => reply.attr(&self.attr_timeout, &attributes(&attr)),
+            Ok(attr) => {
+                // What changes through one node of a parted file is not told to the other.
+                let parted = self.passthrough().is_some() && self.union.has_parted(NodeId(attr.ino));
+                let ttl = if parted { Duration::ZERO } else { self.attr_timeout };
+                reply.attr(&ttl, &attributes(&attr));
+            }
             Err(error) => reply.error(errno(&error)),
         }
     }
@@ -124,7 +129,7 @@ impl Server {
         let how = open_how(flags, caller);
         let passthrough = self.passthrough();
         if passthrough.is_some_and(|p| p.has_lower_readers(id)) && (how.changes() || self.union.has_upper_data(id)) {
-            self.union.part(id);
+            self.part(id);
             return reply.error(Errno::ESTALE);
         }
         let fh = match self.union.open(id, how) {
@@ -137,7 +142,7 @@ impl Server {
             Ok(Answer::Served) => reply.opened(FileHandle(fh.0), FopenFlags::FOPEN_KEEP_CACHE),
             Ok(Answer::Part) => {
                 self.union.close(fh);
-                self.union.part(id);
+                self.part(id);
                 reply.error(Errno::ESTALE);
             }
             Err(error) => {
@@ -145,6 +150,12 @@ impl Server {
                 reply.error(errno(&error));
             }
         }
+    }
+
+    /// Parts a file from the readers of `id`, whose kernel asks for its attributes anew from then on.
+    fn part(&self, id: NodeId) {
+        self.union.part(id);
+        self.notices.forget_attributes(id);
     }
 
     /// Settles how the handle `fh` of `id` is served.

@@ -125,8 +125,7 @@ impl Union {
     /// The kernel has looked whether the node `checked` is being run; a program that was started before the file
     /// [parted](Union::part) runs from another. Whoever has just ended may still count for a moment.
     pub(super) fn check_text(&self, inode: &Arc<Inode>, checked: Option<NodeId>) -> Result<()> {
-        let has_parted = inode.id().0 != inode.ino.0;
-        if checked.is_some() && !has_parted {
+        if checked.is_some() && inode.id().0 == inode.ino.0 {
             return Ok(());
         }
         let mut running = self.handles.open.iter().filter(|handle| handle.runs.is_some() && handle.runs != checked);
@@ -199,6 +198,11 @@ impl Union {
             let fresh = NodeId(u64::MAX - 1 - NEXT.fetch_add(1, Ordering::Relaxed));
             self.table.part(&inode, fresh);
         }
+    }
+
+    /// Returns whether the file `id` goes by another number than its first.
+    pub fn has_parted(&self, id: NodeId) -> bool {
+        self.table.get(id).is_some_and(|inode| inode.id().0 != inode.ino.0)
     }
 
     /// Returns whether the data of `id` is in upper.

@@ -10,7 +10,7 @@ use rustix::fs::{FallocateFlags, FlockOperation, IFlags, OFlags};
 use rustix::io::Errno;
 
 use super::union::{errno, trap, xfs_io};
-use crate::support::{on_kernel, require_root};
+use crate::support::{Io, on_kernel, require_root};
 
 fn read_write(path: &Path) -> File {
     OpenOptions::new().read(true).write(true).open(path).unwrap_or_else(|error| panic!("open {path:?}: {error}"))
@@ -347,6 +347,32 @@ fn a_reader_that_mapped_a_lower_file_before_it_was_written_sees_old_or_new_and_l
         drop((early, late));
         union.remount();
         assert!(union.merged().read("f") == vec![b'U'; SIZE]);
+    });
+}
+
+#[test]
+fn a_descriptor_from_before_the_copy_up_shows_the_attributes_of_after_it_and_reads_either_contents() {
+    trap(1, |layers| {
+        layers.lower(0).file("f", "lower");
+    })
+    .run(|union| {
+        let early = File::open(union.at("f")).expect("the file is there");
+        let facts = || early.metadata().map(|meta| (meta.len(), meta.mode() & 0o777, meta.nlink())).expect("fstat");
+        let ino = early.metadata().expect("fstat").ino();
+        assert_eq!((facts().0, facts().2), (5, 1));
+        fs::write(union.at("f"), "what is in upper").expect("a file can be written");
+        fs::set_permissions(union.at("f"), std::os::unix::fs::PermissionsExt::from_mode(0o640)).expect("chmod");
+        assert_eq!(facts(), (16, 0o640, 1));
+        let mut content = [0; 20];
+        let len = early.read_at(&mut content, 0).expect("read");
+        let expected: &[u8] = if union.io == Io::Passthrough && !on_kernel() { b"lower" } else { b"what is in upper" };
+        assert_eq!(&content[..len], expected);
+        File::options().append(true).open(union.at("f")).and_then(|mut f| f.write_all(b"!")).expect("append");
+        fs::rename(union.at("f"), union.at("g")).expect("rename");
+        assert_eq!(facts(), (17, 0o640, 1));
+        fs::remove_file(union.at("g")).expect("unlink");
+        assert_eq!(facts(), (17, 0o640, 0));
+        assert_eq!(early.metadata().expect("fstat").ino(), ino);
     });
 }
 
