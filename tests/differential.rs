@@ -22,6 +22,7 @@ mod differential {
     pub mod observe;
     pub mod op;
     pub mod plan;
+    pub mod readers;
     pub mod rng;
     pub mod run;
     pub mod tree;

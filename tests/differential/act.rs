@@ -208,7 +208,7 @@ fn act_on_slot(op: &Op, slots: &mut Slots) -> Result<String, Errno> {
         Op::Read { slot, offset, len } => {
             let mut bytes = vec![0; *len];
             let done = rustix::io::pread(held(*slot)?, &mut bytes, *offset)?;
-            return Ok(format!("{done} {:016x}", hash(&bytes[..done])));
+            return Ok(read_answer(&bytes[..done]));
         }
         Op::Write { slot, offset, len, seed } => {
             let bytes = pattern(*seed, *len);
@@ -265,6 +265,11 @@ fn act_on_slot(op: &Op, slots: &mut Slots) -> Result<String, Errno> {
         other => unreachable!("{other:?} is no operation on a descriptor"),
     }
     Ok(String::new())
+}
+
+/// Returns the answer to a read that gave `bytes`.
+pub fn read_answer(bytes: &[u8]) -> String {
+    format!("{} {:016x}", bytes.len(), hash(bytes))
 }
 
 fn base<'a>(slots: &'a Slots, at: &At) -> Result<BorrowedFd<'a>, Errno> {

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rustix::fd::OwnedFd;
 use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
 use rustix::thread::UnshareFlags;
@@ -69,6 +70,16 @@ impl Actors {
     /// Runs `look` as root, in the mount as its root directory.
     pub fn look<T: Send + 'static>(&self, look: impl FnOnce() -> T + Send + 'static) -> Result<T, Hung> {
         self.root.call(look)
+    }
+
+    /// Runs `look` as root on the descriptor of a slot; none where it holds none.
+    pub fn look_at<T: Send + 'static>(
+        &self,
+        slot: usize,
+        look: impl FnOnce(&OwnedFd) -> T + Send + 'static,
+    ) -> Result<Option<T>, Hung> {
+        let slots = Arc::clone(&self.slots);
+        self.root.call(move || slots.lock().expect("an operation does not panic")[slot].as_ref().map(look))
     }
 
     /// Closes all descriptors and ends the threads, so that the mount is not in use any more.

@@ -6,6 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::fd::OwnedFd;
+
 use crate::support::{Atime, Io, KernelMount, Layers, LowersUnchanged, Mounted, OurMount, Placement, Spec};
 
 use super::actor::{Actors, Hung, Who};
@@ -15,6 +17,7 @@ use super::model::Model;
 use super::observe::errno;
 use super::op::{At, Follow, Op, Time};
 use super::plan::{Layer, build};
+use super::readers::{Readers, contents, has_copy, only_reads};
 use super::rng::Rng;
 use super::tree::{Holes, Renumbered, Tree, differences, faults, renumbered, walk};
 
@@ -237,6 +240,14 @@ impl Side {
         self.actors().look(move || walk(holes)).map_err(|hung| self.hung(hung))
     }
 
+    fn look_at<T: Send + 'static>(
+        &mut self,
+        slot: usize,
+        look: impl FnOnce(&OwnedFd) -> T + Send + 'static,
+    ) -> Result<Option<T>, String> {
+        self.actors().look_at(slot, look).map_err(|hung| self.hung(hung))
+    }
+
     fn act(&mut self, step: &Step) -> Result<String, String> {
         let Step::Do(who, op) = step else { unreachable!("only operations are done by one side") };
         match self.actors().act(*who, op) {
@@ -269,6 +280,8 @@ struct Pair {
     holes: Holes,
     metacopy: Metacopy,
     lower_inos: BTreeSet<u64>,
+    /// Who reads a lower file on the side that is ours with passthrough.
+    readers: Readers,
 }
 
 impl Pair {
@@ -295,6 +308,7 @@ impl Pair {
             holes: case.holes,
             metacopy: case.metacopy,
             lower_inos: lower_inos(layers),
+            readers: Readers::default(),
         };
         pair.mount()?;
         Ok(pair)
@@ -355,6 +369,7 @@ impl Pair {
     fn remount(&mut self, swap: Swap) -> Result<[Tree; 2], String> {
         let [first, second] = self.trees()?;
         self.unmount()?;
+        self.readers = Readers::default();
         let (when, before, numbers) = match swap {
             Swap::No => ("after a remount", [first, second], true),
             Swap::Yes => {
@@ -384,15 +399,39 @@ impl Pair {
         Ok(after)
     }
 
-    fn passes_through(&self) -> bool {
-        self.sides.iter().any(|side| matches!(side.subject, Subject::Ours(Io::Passthrough)))
+    /// Returns which side is ours with passthrough.
+    fn passed_through(&self) -> Option<usize> {
+        self.sides.iter().position(|side| matches!(side.subject, Subject::Ours(Io::Passthrough)))
+    }
+
+    /// Notes what a descriptor reads that `op` has just opened on both sides, where ours has a lower file open.
+    fn note_reader(&mut self, op: &Op) -> Result<(), String> {
+        let (Some(ours), &Op::Open { slot, flags, .. }) = (self.passed_through(), op) else { return Ok(()) };
+        self.readers.set(slot, None);
+        if !only_reads(flags) {
+            return Ok(());
+        }
+        let ino = self.sides[ours].look_at(slot, |file| rustix::fs::fstat(file).map_or(0, |stat| stat.st_ino))?;
+        let is_lower = |ino: &u64| self.lower_inos.contains(ino);
+        let upper = if ours == 0 { self.swapped } else { !self.swapped };
+        let Spec { upper: Some(upper), work: Some(work), .. } = &self.sides[ours].specs[usize::from(upper)] else {
+            unreachable!("each side has an upper")
+        };
+        if let Some(ino) = ino.filter(is_lower)
+            && !has_copy(upper, work, ino)
+        {
+            // What the other side reads, since both must read the same now.
+            let read = self.sides[1 - ours].look_at(slot, contents)?;
+            self.readers.set(slot, read.flatten());
+        }
+        Ok(())
     }
 
     fn follow(&mut self, source: Source<'_>, played: &mut Played, at: &mut Option<usize>) -> Result<(), String> {
         let [tree, _] = self.look("at the start")?;
         let mut model = Model::new(&tree, self.holes, self.metacopy);
         let (mut rng, script, count) = source.parts();
-        let passed_through = self.passes_through();
+        let passed_through = self.passed_through().is_some();
         for index in 0..count {
             let drawn = script.get(index).cloned().unwrap_or_else(|| model.next(&mut rng));
             let step = if passed_through { drawn.without_set_id() } else { drawn };
@@ -410,6 +449,7 @@ impl Pair {
                 let answers = [self.sides[0].act(step)?, self.sides[1].act(step)?];
                 let departure = self.compare(op, &answers)?;
                 self.forget_failed_rename(op, &answers)?;
+                self.note_reader(op)?;
                 if answers[0].starts_with('E') {
                     model.failed(op);
                 } else {
@@ -464,13 +504,10 @@ impl Pair {
         if self.metacopy == Metacopy::On && without_mtime(&answers[0]) == without_mtime(&answers[1]) {
             return Ok(Some("metacopy"));
         }
-        if let (true, Op::Read { slot, .. }) = (self.passes_through(), op) {
-            // Who has a lower file open goes on reading it when it is written under another name (docs/SEMANTICS.md).
-            let close = Step::Do(Who::Root, Op::Close { slot: *slot });
-            for side in &mut self.sides {
-                side.act(&close)?;
-            }
-            return Ok(Some("passthrough"));
+        if let Some(ours) = self.passed_through()
+            && self.readers.explain(op, &answers[ours])
+        {
+            return Ok(Some("a lower file that was opened before its copy-up"));
         }
         if let Some(departure) = explain(op, &answers[0], &answers[1]) {
             if let (Then::CloseSlot, Some(slot)) = (departure.then, op.slot()) {
@@ -478,6 +515,7 @@ impl Pair {
                 for side in &mut self.sides {
                     side.act(&close)?;
                 }
+                self.readers.set(slot, None);
             }
             return Ok(Some(departure.why));
         }
