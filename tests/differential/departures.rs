@@ -50,10 +50,13 @@ const DEPARTURES: &[Departure] = &[
         is_it: |op, kernel, ours| op.slot().is_some() && kernel.replace("nlink=1", "nlink=0") == ours,
     },
     Departure {
-        why: "the kernel cannot copy up a lower directory that was removed, and says EIO to what would \
-              change it through a descriptor; ours does it",
+        why: "the kernel cannot copy up what was removed of a lower, and says EIO, EEXIST or ENOTDIR (as what is \
+              in the way) to what would change it through a descriptor; ours does it",
         then: Then::CloseSlot,
-        is_it: |op, kernel, ours| op.slot().is_some() && kernel == "EIO" && ours != "EIO",
+        is_it: |op, kernel, ours| {
+            let held = op.slot().is_some() && !matches!(op, Op::Open { .. } | Op::SameInode { .. });
+            held && matches!(kernel, "EIO" | "EEXIST" | "ENOTDIR") && kernel != ours
+        },
     },
     Departure {
         why: "the kernel says EEXIST to what would change a removed file of a lower layer through a descriptor, \
