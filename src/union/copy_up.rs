@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{AtFlags, OFlags};
+use rustix::fs::{AtFlags, OFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::file::Access;
@@ -380,7 +380,7 @@ impl Union {
             Data::First(len) => len.min(attr.size),
             _ => attr.size,
         };
-        let times = self.stat(inode)?;
+        let kept = self.stat(inode)?;
         let source = self.lowers.with_fd(&dir, |fd| {
             let layer = self.lowers.layer(&dir);
             layer.open_noatime(fd, &name, OFlags::RDONLY).map_err(|e| layer.error("openat", &name, e))
@@ -390,11 +390,20 @@ impl Union {
             let name = name.clone();
             move |e: Errno| upper.layer.error(call, &name, e)
         };
+        // Writing takes away what gives rights, and the caller has written nothing yet.
+        let (root, capability) = (OsStr::new(""), OsStr::new("security.capability"));
+        let capabilities = xattr::read(target.as_fd(), root, capability).map_err(failed("getxattr"))?;
         copy_data::copy(source.as_fd(), target.as_fd(), len).map_err(failed("copy"))?;
+        if let Some(value) = capabilities {
+            xattr::set(target.as_fd(), root, capability, &value, XattrFlags::empty()).map_err(failed("setxattr"))?;
+        }
+        if kept.mode & 0o6000 != 0 {
+            Place::file(target.as_fd()).chmod(kept.mode & 0o7777).map_err(failed("fchmod"))?;
+        }
         if upper.durable {
             rustix::fs::fsync(&target).map_err(failed("fsync"))?;
         }
-        Place::file(target.as_fd()).set_times(times.atime, times.mtime).map_err(failed("futimens"))?;
+        Place::file(target.as_fd()).set_times(kept.atime, kept.mtime).map_err(failed("futimens"))?;
         self.namespace.clear(target.as_fd(), OsStr::new(""), Mark::Metacopy).map_err(failed("removexattr"))?;
         inode.set_data_place(DataPlace::Here);
         // Whoever is opening the data at the moment opens it again.

@@ -253,6 +253,30 @@ fn a_lower_file_keeps_suid_and_capabilities_when_it_is_copied_up_unchanged() {
 }
 
 #[test]
+fn a_metacopy_keeps_suid_and_capabilities_when_its_data_is_copied_and_nothing_is_written() {
+    let is_root = privilege() == Privilege::Root;
+    trap(1, |layers| {
+        layers.lower(0).file_mode("f", vec![b'l'; 100_000], 0o4755);
+        if is_root {
+            layers.lower(0).xattr("f", CAPABILITY_XATTR, CAPABILITY);
+        }
+    })
+    .mounted(|spec| spec.feature("metacopy", "on"))
+    .run(|union| {
+        union.merged().times("f", 1_000_000_000);
+        drop(OpenOptions::new().write(true).open(union.at("f")).expect("the file is there"));
+        union.live_and_after_remount(|union| {
+            for tree in [union.merged(), union.upper()] {
+                assert_eq!(tree.mode("f"), 0o4755);
+                let capability = tree.get_xattr("f", CAPABILITY_XATTR);
+                assert_eq!(capability.as_deref(), is_root.then_some(&CAPABILITY[..]));
+            }
+            assert!(union.merged().read("f") == vec![b'l'; 100_000]);
+        });
+    });
+}
+
+#[test]
 fn only_the_owner_may_change_attributes_and_a_sticky_directory_protects_names() {
     if !require_root("several users") {
         return;
