@@ -299,6 +299,11 @@ fn truncate(path: &Path, len: u64) -> Result<(), Errno> {
     Err(Errno::from_raw_os_error(error))
 }
 
+/// Returns a name as one word, since spaces stand between the entries of a listing.
+fn word(name: &std::ffi::CStr) -> String {
+    name.to_bytes().escape_ascii().to_string().replace(' ', "\\x20")
+}
+
 /// Returns "name type" of every entry, sorted.
 pub fn list(dir: &OwnedFd, buffer: usize) -> Result<Vec<String>, Errno> {
     let mut space = vec![MaybeUninit::uninit(); buffer];
@@ -306,7 +311,7 @@ pub fn list(dir: &OwnedFd, buffer: usize) -> Result<Vec<String>, Errno> {
     let mut all = Vec::new();
     while let Some(entry) = entries.next() {
         let entry = entry?;
-        let name = entry.file_name().to_bytes().escape_ascii().to_string();
+        let name = word(entry.file_name());
         all.push(format!("{name}:{:?}", entry.file_type()));
     }
     all.sort();
@@ -366,7 +371,7 @@ fn list_and_unlink(dir: &OwnedFd, buffer: usize) -> Result<String, Errno> {
                 Err(error) => errno(error),
             },
         };
-        seen.push(format!("{}:{outcome}", name.to_bytes().escape_ascii()));
+        seen.push(format!("{}:{outcome}", word(&name)));
     }
     seen.sort();
     Ok(seen.join(" "))
