@@ -269,7 +269,8 @@ impl Union {
         let mut below: Vec<OsString> = Vec::with_capacity(path.len());
         for (depth, name) in path.iter().enumerate() {
             let found = self.lowers.examine(&at, name)?;
-            stop |= self.lowers.hides_by_name(&at, name)?;
+            let hidden = self.lowers.hides_by_name(&at, name)?;
+            stop |= hidden;
             match found {
                 Found::Absent => {
                     below.extend_from_slice(path.get(depth..).unwrap_or_default());
@@ -280,7 +281,8 @@ impl Union {
                 Found::Dir(attr, marks) => {
                     stop |= marks.opaque;
                     match self.way_below(&marks, name, &|| self.lowers.location(&at, name))? {
-                        Way::Path(start) => below = start,
+                        // A path from the roots leaves behind what is opaque above here, as in the kernel (ovl_check_redirect).
+                        Way::Path(start) => (below, stop) = (start, hidden || marks.opaque),
                         Way::Sibling(name) => below.push(name),
                     }
                     at = at.child(name, &attr, &marks);

@@ -201,6 +201,29 @@ fn a_redirect_from_the_root_is_followed() {
 }
 
 #[test]
+fn a_redirect_through_an_opaque_directory_goes_on_where_one_in_it_leads() {
+    trap(2, |layers| {
+        layers.lower(1).file("d/f", "file").file("o/sub/hidden", "");
+        let middle = layers.lower(0);
+        middle.whiteout("d").dir("o").opaque("o").dir("o/moved").overlay_xattr("o/moved", "redirect", "/d");
+        middle.dir("o/sub");
+        let upper = layers.upper();
+        upper
+            .dir("far")
+            .overlay_xattr("far", "redirect", "/o/moved")
+            .dir("near")
+            .overlay_xattr("near", "redirect", "/o/sub");
+    })
+    .run(|union| {
+        union.live_and_after_remount(|union| {
+            assert_eq!(union.merged().names("far"), ["f"]);
+            assert_eq!(union.merged().read("far/f"), b"file");
+            assert_eq!(union.merged().names("near"), Vec::<String>::new(), "what is opaque stays so");
+        });
+    });
+}
+
+#[test]
 fn redirects_of_several_layers_add_up() {
     trap(3, |layers| {
         bottom(&layers.lower(2));
