@@ -53,10 +53,10 @@ pub enum Error {
         /// What to do about it.
         remedy: String,
     },
-    /// The file system cannot be mounted.
+    /// The file system cannot be mounted, or not be served any longer.
     #[error("{}: {reason}; {remedy}", mountpoint.display())]
     Mount {
-        /// The directory that was to be mounted on.
+        /// The directory that was mounted on.
         mountpoint: PathBuf,
         /// Why it failed.
         reason: String,

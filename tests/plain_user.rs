@@ -160,6 +160,21 @@ fn a_plain_users_mount_is_nosuid_and_nodev_and_theirs_alone() {
 }
 
 #[test]
+fn a_mount_whose_connection_does_not_come_back_from_the_helper_is_taken_down() {
+    let Some(home) = home(Who::PlainUser) else { return };
+    if let Err(error) = Command::new("strace").arg("-V").output() {
+        support::record_skip(&support::test_name(), &format!("strace cannot be started ({error})"));
+        return;
+    }
+    let text = "! strace -o /dev/null -e trace=recvmsg -e inject=recvmsg:error=EMFILE \
+            ./unionfs-rs mount --foreground --lower top:lower --upper upper --work work mnt 2>said
+        ! grep \" $PWD/mnt \" /proc/mounts >&2; cat said; rm said";
+    let said = stdout(&script(&home, Who::PlainUser, text));
+    assert!(said.contains("cannot be received from fusermount3: ") && said.contains("; "), "{said}");
+    assert_eq!(Tree::at(home.path()).names("work"), Vec::<String>::new());
+}
+
+#[test]
 fn a_suid_program_in_a_plain_users_union_gives_no_rights() {
     let Some(home) = home(Who::PlainUser) else { return };
     let tree = Tree::at(home.path());

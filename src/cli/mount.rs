@@ -23,7 +23,8 @@ pub fn run(mut settings: Settings) -> Result<Exit, Failure> {
     settings.make_absolute()?;
     if settings.foreground {
         daemon::clear_umask();
-        start(&settings)?.run()?;
+        // As for a daemon: the machine was good enough to mount, so whatever ends it is a failure.
+        start(&settings)?.run().map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
         return Ok(Exit::Done);
     }
     let inherited = Inherited::take()
@@ -70,12 +71,9 @@ fn start(settings: &Settings) -> Result<Mount, Failure> {
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| no_signals(&error))?;
     let mount = Mount::new(union, &settings.mount)?;
     let unmounter = mount.unmounter();
-    let spawned = std::thread::Builder::new().name("signals".into()).spawn({
-        let unmounter = unmounter.clone();
-        move || unmount_on(signals, &unmounter)
-    });
+    let spawned = std::thread::Builder::new().name("signals".into()).spawn(move || unmount_on(signals, &unmounter));
     if let Err(error) = spawned {
-        end(&unmounter);
+        mount.withdraw();
         return Err(no_signals(&error));
     }
     Ok(mount)
@@ -88,7 +86,7 @@ fn no_signals(error: &io::Error) -> Failure {
     )
 }
 
-/// Unmounts at each of `signals`: should it fail once, the next one tries again.
+/// Unmounts at each of `signals`: should it fail once, the next one tries again; once done, it is not done twice.
 fn unmount_on(mut signals: Signals, unmounter: &Unmounter) {
     for signal in signals.forever() {
         log::info!("{}: unmounting", signal_hook::low_level::signal_name(signal).unwrap_or("signal"));

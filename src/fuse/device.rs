@@ -1,32 +1,54 @@
 //! How /dev/fuse is opened and mounted: by mount(2) for root, by fusermount3 for everybody else.
 
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io::{IoSliceMut, Read};
+use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::{Mode, OFlags};
+use parking_lot::Mutex;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType};
 
 use crate::config::{Access, MountConfig};
 use crate::error::{Error, Result};
+use crate::sys::mountinfo;
 
 const DEVICE: &str = "/dev/fuse";
 const FUSERMOUNT: &str = "fusermount3";
 
 /// How a mount was made, which is how it is unmounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+enum Way {
     /// mount(2).
     System,
     /// fusermount3, set-user-id root.
     Helper,
+}
+
+/// A mount of ours, which is told by its device from whatever else is mounted at the same path.
+#[derive(Debug)]
+pub(super) struct Mounted {
+    mountpoint: PathBuf,
+    device: (u32, u32),
+    way: Way,
+    /// Whether it is known to be gone, after which the device's number may be another mount's.
+    ///
+    /// A leaf. Held while the mount is looked for and unmounted, so that nobody here unmounts it in between.
+    gone: Mutex<bool>,
+}
+
+/// What becomes of a mount that is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Busy {
+    /// It stays.
+    Refuse,
+    /// It is taken out of the tree now, and ends with its last user.
+    Detach,
 }
 
 fn failed(mountpoint: &Path, reason: impl Into<String>, remedy: impl Into<String>) -> Error {
@@ -47,11 +69,32 @@ pub(super) fn mountpoint(config: &MountConfig) -> Result<PathBuf> {
 /// Mounts on `mountpoint` and returns the connection to the kernel.
 ///
 /// Errors: [`Error::Mount`]; then nothing is mounted.
-pub(super) fn mount(mountpoint: &Path, config: &MountConfig) -> Result<(OwnedFd, Way)> {
-    match mount_by_system(mountpoint, config)? {
-        Some(fd) => Ok((fd, Way::System)),
-        None => Ok((mount_by_helper(mountpoint, config)?, Way::Helper)),
+pub(super) fn mount(mountpoint: PathBuf, config: &MountConfig) -> Result<(OwnedFd, Mounted)> {
+    let (fd, way) = match mount_by_system(&mountpoint, config)? {
+        Some(fd) => (fd, Way::System),
+        None => (mount_by_helper(&mountpoint, config)?, Way::Helper),
+    };
+    match device_at(&mountpoint) {
+        Ok(device) => Ok((fd, Mounted { mountpoint, device, way, gone: Mutex::new(false) })),
+        Err(errno) => {
+            let reason = format!("what was mounted cannot be told from other mounts (statx: {errno})");
+            Err(take_back(&mountpoint, way, &reason))
+        }
     }
+}
+
+/// Unmounts what was mounted just now and cannot be used, and returns the error that says why.
+fn take_back(mountpoint: &Path, way: Way, reason: &str) -> Error {
+    match unmount(mountpoint, way, Busy::Detach) {
+        Ok(()) => failed(mountpoint, reason, "try again, and report it if that does not help"),
+        Err(more) => failed(mountpoint, format!("{reason}, nor unmounted: {more}"), "unmount it (fusermount3 -u -z)"),
+    }
+}
+
+/// Returns the device that is seen at `path`; asks no server for it, which may not answer yet, or no longer.
+fn device_at(path: &Path) -> rustix::io::Result<(u32, u32)> {
+    let seen = rustix::fs::statx(CWD, path, AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT, StatxFlags::empty())?;
+    Ok((seen.stx_dev_major, seen.stx_dev_minor))
 }
 
 /// Mounts by mount(2); `None` where this process may not.
@@ -105,22 +148,18 @@ fn shared_options(config: &MountConfig) -> impl Iterator<Item = &'static str> {
 fn mount_by_helper(mountpoint: &Path, config: &MountConfig) -> Result<OwnedFd> {
     let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
     let (ours, theirs) = pair.map_err(|e| failed(mountpoint, format!("socketpair: {e}"), "free some descriptors"))?;
-    // The helper inherits a copy that is not closed when it starts, from this process and no other that it may start.
-    let passed =
-        rustix::io::dup(&theirs).map_err(|e| failed(mountpoint, format!("dup: {e}"), "free some descriptors"))?;
-    drop(theirs);
+    // As its standard input, so that no other process that this one starts meanwhile inherits it.
     let child = Command::new(FUSERMOUNT)
         .arg("-o")
         .arg(OsStr::from_bytes(helper_options(config).as_bytes()))
         .arg("--")
         .arg(mountpoint)
-        .env("_FUSE_COMMFD", passed.as_raw_fd().to_string())
-        .stdin(Stdio::null())
+        .env("_FUSE_COMMFD", "0")
+        .stdin(theirs)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn();
-    drop(passed);
-    let mut child = child.map_err(|e| match e.kind() {
+    let child = child.map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => {
             let remedy =
                 "install it (Debian: apt-get install fuse3), or mount as root or in a user namespace (unshare -Urm)";
@@ -129,15 +168,17 @@ fn mount_by_helper(mountpoint: &Path, config: &MountConfig) -> Result<OwnedFd> {
         _ => failed(mountpoint, format!("fusermount3 cannot be started: {e}"), "check that it may be executed"),
     })?;
     let received = receive(&ours);
-    let mut words = String::new();
-    if let Some(stderr) = child.stderr.as_mut() {
-        // What it says is for the message alone; without it the status still tells.
-        let _ = stderr.read_to_string(&mut words);
-    }
-    let status = child.wait();
-    match received {
-        Some(fd) if status.is_ok_and(|status| status.success()) => Ok(fd),
-        _ => Err(helper_failed(mountpoint, words.trim())),
+    let ended = child.wait_with_output();
+    match (received, ended) {
+        // Sent once all is done.
+        (Ok(fd), _) => Ok(fd),
+        // It has mounted, but there is nothing to serve the mount by.
+        (Err(reason), Ok(output)) if output.status.success() => {
+            let reason = format!("the connection cannot be received from fusermount3: {reason}");
+            Err(take_back(mountpoint, Way::Helper, &reason))
+        }
+        (Err(_), Ok(output)) => Err(helper_failed(mountpoint, String::from_utf8_lossy(&output.stderr).trim())),
+        (Err(_), Err(error)) => Err(helper_failed(mountpoint, &format!("fusermount3 cannot be waited for: {error}"))),
     }
 }
 
@@ -167,8 +208,8 @@ fn helper_options(config: &MountConfig) -> String {
     options.join(",")
 }
 
-/// Receives the one descriptor that the helper sends; `None` when it ends without.
-fn receive(socket: &OwnedFd) -> Option<OwnedFd> {
+/// Receives the one descriptor that the helper sends.
+fn receive(socket: &OwnedFd) -> std::result::Result<OwnedFd, String> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0u8; 1];
@@ -176,43 +217,82 @@ fn receive(socket: &OwnedFd) -> Option<OwnedFd> {
     let message = rustix::io::retry_on_intr(|| {
         rustix::net::recvmsg(socket.as_fd(), &mut iov, &mut control, RecvFlags::CMSG_CLOEXEC)
     });
-    message.ok().filter(|message| message.bytes > 0)?;
-    control.drain().find_map(|message| match message {
+    message.map_err(|errno| errno.to_string())?;
+    let received = control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
         _ => None,
-    })
+    });
+    // The kernel leaves out what this process has no room for.
+    received.ok_or_else(|| "no descriptor has come; too many may be open (ulimit -n)".to_owned())
 }
 
-/// Unmounts `mountpoint`, at once for new users of the tree; those that are in it finish.
-pub(super) fn unmount(mountpoint: &Path, way: Way) -> Result<()> {
-    if way == Way::System {
-        return match rustix::mount::unmount(mountpoint, UnmountFlags::DETACH) {
-            // Somebody else was faster.
-            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
-            Err(errno) => Err(failed(mountpoint, format!("cannot be unmounted: {errno}"), "try umount -l as root")),
-        };
+impl Mounted {
+    /// Returns the directory that was mounted on.
+    pub(super) fn mountpoint(&self) -> &Path {
+        &self.mountpoint
     }
-    let output = Command::new(FUSERMOUNT).args(["-u", "-z", "--"]).arg(mountpoint).stdin(Stdio::null()).output();
+
+    /// Notes that the kernel has ended the mount.
+    pub(super) fn note_gone(&self) {
+        *self.gone.lock() = true;
+    }
+
+    /// Unmounts, wherever the mount has been moved to; where it is gone there is nothing to do.
+    ///
+    /// Who is using the tree finishes. Errors: [`Error::Mount`], also where another mount covers this one.
+    pub(super) fn unmount(&self) -> Result<()> {
+        let mut gone = self.gone.lock();
+        let path = self.path().filter(|_| !*gone);
+        let Some(path) = path else {
+            *gone = true;
+            return Ok(());
+        };
+        match device_at(&path) {
+            Ok(device) if device == self.device => {}
+            Ok(_) => return Err(failed(&path, "something else is mounted over it", "unmount that first")),
+            Err(errno) => return Err(failed(&path, format!("cannot be reached: {errno}"), "unmount it as root")),
+        }
+        // By path, as there is no other way through the helper; who is faster than this unmounts it himself.
+        if let Err(reason) = unmount(&path, self.way, Busy::Refuse) {
+            match unmount(&path, self.way, Busy::Detach) {
+                Ok(()) => log::warn!(
+                    "{}: detached while in use ({reason}); it is served until its last user is gone",
+                    path.display()
+                ),
+                Err(_) if self.path().is_none() => {}
+                Err(reason) => {
+                    return Err(failed(&path, reason, "end the programs that use it, or unmount it as root"));
+                }
+            }
+        }
+        *gone = self.path().is_none();
+        Ok(())
+    }
+
+    /// Returns what it is mounted on now, rather where it was made than elsewhere.
+    fn path(&self) -> Option<PathBuf> {
+        // Without /proc it can only be where it was made.
+        let Ok(table) = mountinfo::read() else { return Some(self.mountpoint.clone()) };
+        let ours = table.into_iter().filter(|line| line.device == self.device).map(|line| line.path);
+        ours.min_by_key(|path| *path != self.mountpoint)
+    }
+}
+
+/// Unmounts what is on `path`; returns the reason where that fails.
+fn unmount(path: &Path, way: Way, busy: Busy) -> std::result::Result<(), String> {
+    if way == Way::System {
+        let flags = match busy {
+            Busy::Refuse => UnmountFlags::NOFOLLOW,
+            Busy::Detach => UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,
+        };
+        return rustix::mount::unmount(path, flags).map_err(|errno| errno.to_string());
+    }
+    let lazy = (busy == Busy::Detach).then_some("-z");
+    let mut command = Command::new(FUSERMOUNT);
+    let output = command.arg("-u").args(lazy).arg("--").arg(path).stdin(Stdio::null()).output();
     match output {
         Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => {
-            let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            if is_mounted(mountpoint) { Err(failed(mountpoint, words, "end the programs that use it")) } else { Ok(()) }
-        }
-        Err(error) => Err(failed(mountpoint, format!("fusermount3: {error}"), "install fuse3")),
+        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+        Err(error) => Err(format!("fusermount3: {error}")),
     }
-}
-
-fn is_mounted(mountpoint: &Path) -> bool {
-    let Ok(mut file) = File::open("/proc/self/mountinfo") else { return false };
-    let mut mounts = Vec::new();
-    // An unreadable table counts as no mount: there is nothing left to do about it.
-    let _ = file.read_to_end(&mut mounts);
-    let escaped = |path: &[u8]| {
-        path.iter()
-            .flat_map(|&b| if b" \t\n\\".contains(&b) { format!("\\{b:03o}").into_bytes() } else { vec![b] })
-            .collect()
-    };
-    let wanted: Vec<u8> = escaped(mountpoint.as_os_str().as_bytes());
-    mounts.split(|&b| b == b'\n').any(|line| line.split(|&b| b == b' ').nth(4) == Some(&wanted))
 }

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use fuser::{Session, SessionACL};
 
 use super::dev::Dev;
-use super::device::{self, Way};
+use super::device::{self, Mounted};
 use super::server::Server;
 use crate::config::{Access, MountConfig};
 use crate::error::{Error, Result};
@@ -36,8 +36,7 @@ pub struct Mount {
 /// Unmounts from any thread.
 #[derive(Debug, Clone)]
 pub struct Unmounter {
-    mountpoint: PathBuf,
-    way: Way,
+    mounted: Arc<Mounted>,
 }
 
 /// A mount that is served by threads of its own.
@@ -64,14 +63,14 @@ impl Mount {
     fn mount_on(union: Union, config: &MountConfig, mountpoint: PathBuf) -> Result<Self> {
         // Files are opened without asking, so the kernel itself must know that nothing can be written.
         let config = &MountConfig { read_only: config.read_only || union.is_read_only(), ..config.clone() };
-        let (fd, way) = match device::mount(&mountpoint, config) {
+        let (fd, mounted) = match device::mount(mountpoint, config) {
             Ok(mounted) => mounted,
             Err(error) => {
                 union.withdraw();
                 return Err(error);
             }
         };
-        let unmounter = Unmounter { mountpoint: mountpoint.clone(), way };
+        let unmounter = Unmounter { mounted: Arc::new(mounted) };
         let server = Arc::new(Server::new(union, config));
         let acl = match config.access {
             Access::Root => SessionACL::RootAndOwner,
@@ -86,13 +85,9 @@ impl Mount {
                 Ok(Self { session, server, unmounter })
             }
             Err(error) => {
-                for undone in [unmounter.unmount(), server.end()] {
-                    if let Err(error) = undone {
-                        log::error!("{error}");
-                    }
-                }
+                withdraw(&unmounter, server);
                 let reason = format!("the kernel's handshake failed: {error}");
-                Err(Error::Mount { mountpoint, reason, remedy: "see dmesg for the kernel's reason".into() })
+                Err(unmounter.error(reason, "see dmesg for the kernel's reason"))
             }
         }
     }
@@ -103,27 +98,55 @@ impl Mount {
     }
 
     /// Serves until the mount is unmounted, then ends the use of the layers.
+    ///
+    /// Errors: [`Error::Mount`] when it cannot be served; then it is unmounted.
     pub fn run(self) -> Result<()> {
-        let served = self.session.run();
-        self.server.end()?;
-        served.map_err(|error| Error::Mount {
-            mountpoint: self.unmounter.mountpoint,
-            reason: format!("serving ended: {error}"),
-            remedy: "unmount and mount again".into(),
-        })
+        let Self { session, server, unmounter } = self;
+        let served = session.run();
+        match &served {
+            Ok(()) => unmounter.mounted.note_gone(),
+            // Nobody answers any more, or not as many as there should be.
+            Err(_) => unmounter.unmount_or_log(),
+        }
+        let ended = server.end();
+        let Err(error) = served else { return ended };
+        if let Err(error) = ended {
+            log::error!("{error}");
+        }
+        Err(unmounter
+            .error(format!("serving ended: {error}"), "mount again; a limit on threads may be too low (ulimit -u)"))
     }
 
     /// Serves on a thread of its own.
+    ///
+    /// Errors: [`Error::Mount`]; then it is unmounted.
     pub fn spawn(self) -> Result<MountHandle> {
-        let unmounter = self.unmounter.clone();
-        let mountpoint = unmounter.mountpoint.clone();
-        let thread = std::thread::Builder::new().name("unionfs-session".into()).spawn(move || self.run());
-        let thread = thread.map_err(|error| Error::Mount {
-            mountpoint,
-            reason: format!("no thread can be started: {error}"),
-            remedy: "raise the limit on processes (ulimit -u)".into(),
-        })?;
-        Ok(MountHandle { thread, unmounter })
+        let (unmounter, server) = (self.unmounter.clone(), self.server.clone());
+        match std::thread::Builder::new().name("unionfs-session".into()).spawn(move || self.run()) {
+            Ok(thread) => Ok(MountHandle { thread, unmounter }),
+            Err(error) => {
+                withdraw(&unmounter, server);
+                let reason = format!("no thread can be started: {error}");
+                Err(unmounter.error(reason, "raise the limit on processes (ulimit -u)"))
+            }
+        }
+    }
+
+    /// Unmounts without having served, and removes what the mount has made on the disk.
+    pub fn withdraw(self) {
+        let Self { session, server, unmounter } = self;
+        drop(session);
+        withdraw(&unmounter, server);
+    }
+}
+
+/// Undoes a mount that was never served and whose session is gone.
+fn withdraw(unmounter: &Unmounter, server: Arc<Server>) {
+    unmounter.unmount_or_log();
+    server.notices.end();
+    // The session was the other one that had it.
+    if let Some(server) = Arc::into_inner(server) {
+        server.union.withdraw();
     }
 }
 
@@ -142,8 +165,21 @@ fn threads(config: &MountConfig) -> NonZeroUsize {
 
 impl Unmounter {
     /// Unmounts; programs that are in the tree keep what they have open until they end.
+    ///
+    /// Only this mount, wherever it has been moved to: where it is gone, nothing is done. Errors: [`Error::Mount`], also
+    /// where another mount covers this one.
     pub fn unmount(&self) -> Result<()> {
-        device::unmount(&self.mountpoint, self.way)
+        self.mounted.unmount()
+    }
+
+    fn unmount_or_log(&self) {
+        if let Err(error) = self.unmount() {
+            log::error!("{error}");
+        }
+    }
+
+    fn error(&self, reason: String, remedy: &str) -> Error {
+        Error::Mount { mountpoint: self.mounted.mountpoint().to_owned(), reason, remedy: remedy.into() }
     }
 }
 
@@ -156,11 +192,8 @@ impl MountHandle {
 
     /// Waits until somebody unmounts.
     pub fn join(self) -> Result<()> {
-        let panicked = |_| Error::Mount {
-            mountpoint: self.unmounter.mountpoint,
-            reason: "the session panicked".into(),
-            remedy: "unmount, and report what the log says".into(),
-        };
-        self.thread.join().map_err(panicked)?
+        let Self { thread, unmounter } = self;
+        let panicked = |_| unmounter.error("the session panicked".into(), "unmount, and report what the log says");
+        thread.join().map_err(panicked)?
     }
 }

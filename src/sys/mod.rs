@@ -10,6 +10,8 @@ pub mod dents;
 pub mod fhandle;
 pub mod ioctl;
 pub mod mount;
+#[cfg(feature = "fuse")]
+pub mod mountinfo;
 pub mod xattr;
 
 use std::os::fd::{AsFd, AsRawFd};

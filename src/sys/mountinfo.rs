@@ -1,0 +1,81 @@
+//! The table of mounts that this process sees: /proc/self/mountinfo, as proc_pid_mountinfo(5) describes it.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+/// A line of the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// The number of the device, major and minor, as in `st_dev`.
+    pub device: (u32, u32),
+    /// What it is mounted on.
+    pub path: PathBuf,
+    /// The type of the file system.
+    pub kind: OsString,
+}
+
+/// Reads the table. Mounts on one path are in the order in which they were made, the one that covers the others last.
+pub fn read() -> io::Result<Vec<Line>> {
+    std::fs::read("/proc/self/mountinfo").map(|table| parse(&table))
+}
+
+fn parse(table: &[u8]) -> Vec<Line> {
+    table.split(|&byte| byte == b'\n').filter_map(line).collect()
+}
+
+fn line(line: &[u8]) -> Option<Line> {
+    let mut fields = line.split(|&byte| byte == b' ');
+    let (major, minor) = std::str::from_utf8(fields.nth(2)?).ok()?.split_once(':')?;
+    let device = (major.parse().ok()?, minor.parse().ok()?);
+    let path = PathBuf::from(unescape(fields.nth(1)?));
+    // Optional fields end at a dash; the type is next.
+    let kind = unescape(fields.skip_while(|field| *field != b"-").nth(1)?);
+    Some(Line { device, path, kind })
+}
+
+/// Reads `\040` and its like, which stand for white space and backslashes.
+fn unescape(field: &[u8]) -> OsString {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, after)) = rest.split_first() {
+        let digits = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()).filter(|_| byte == b'\\') {
+            Some(escaped) => {
+                plain.push(escaped);
+                rest = after.get(3..).unwrap_or_default();
+            }
+            None => {
+                plain.push(byte);
+                rest = after;
+            }
+        }
+    }
+    OsString::from_vec(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_read_and_what_is_none_is_left_out() {
+        let table = b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
+            30 22 0:40 / /mnt/a\\040b rw shared:2 master:1 - tmpfs tmpfs rw\n\
+            31 30 0:41 / /mnt/a\\040b rw - fuse.unionfs-rs unionfs-rs rw,user_id=0\n\
+            32 22 0:42 / /mnt/c\\134d rw - fuse.x x rw\n\
+            short line\n";
+        let lines: Vec<_> = parse(table)
+            .into_iter()
+            .map(|line| (line.device, line.path.display().to_string(), line.kind.display().to_string()))
+            .collect();
+        let expected = [
+            ((8, 1), "/", "ext4"),
+            ((0, 40), "/mnt/a b", "tmpfs"),
+            ((0, 41), "/mnt/a b", "fuse.unionfs-rs"),
+            ((0, 42), r"/mnt/c\d", "fuse.x"),
+        ];
+        assert_eq!(lines, expected.map(|(device, path, kind)| (device, path.to_owned(), kind.to_owned())));
+    }
+}
