@@ -8,6 +8,7 @@ mod support;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -402,6 +403,28 @@ fn umount_of_what_is_no_union_exits_with_3_and_leaves_it() {
     let ran = unionfs(["umount", "/proc"]);
     assert!(ran.code == Some(3) && ran.err.contains("a mount of type proc"), "{ran:?}");
     assert_eq!(mounted(Path::new("/proc")).map(|(kind, _)| kind).as_deref(), Some("proc"));
+}
+
+#[test]
+fn umount_of_somebody_elses_fuse_mount_exits_with_3_and_leaves_it() {
+    if privilege() != Privilege::Root {
+        skip!("needs root, to mount what nobody serves");
+    }
+    if let Some(reason) = no_mounts() {
+        skip!("{reason}");
+    }
+    let layers = Layers::new(0, Placement::OneFs);
+    let mnt = layers.mnt();
+    let _cleared = Cleared(mnt.clone());
+    let device = fs::File::options().read(true).write(true).open("/dev/fuse").expect("root may open it");
+    let data = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+    let data = std::ffi::CString::new(data).expect("it has no zeros");
+    rustix::mount::mount("other", &mnt, "fuse.other", MountFlags::empty(), Some(&*data)).expect("root may mount");
+    for lazy in [&[] as &[&str], &["--lazy"]] {
+        let ran = finish(Command::new(binary()).arg("umount").args(lazy).arg(&mnt));
+        assert!(ran.code == Some(3) && ran.err.contains("a mount of type fuse.other"), "{ran:?}");
+        assert_eq!(mounted(&mnt).map(|(kind, _)| kind).as_deref(), Some("fuse.other"));
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,6 +11,10 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use super::exit::{Exit, Failure};
+use crate::sys::mountinfo;
+
+/// The type of our mounts, as the command line makes them.
+const KIND: &str = "fuse.unionfs-rs";
 
 /// Whether a mount that is in use is left to its users.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,10 +25,10 @@ pub enum Busy {
     Detach,
 }
 
-/// Unmounts the FUSE mount on `mountpoint`.
+/// Unmounts the union on `mountpoint`.
 pub fn run(mountpoint: &Path, busy: Busy) -> Result<Exit, Failure> {
     let mountpoint = resolve(mountpoint)?;
-    check_is_fuse(&mountpoint)?;
+    check_is_ours(&mountpoint)?;
     if rustix::process::geteuid().is_root() {
         let flags = match busy {
             Busy::Refuse => UnmountFlags::NOFOLLOW,
@@ -52,9 +56,9 @@ fn resolve(path: &Path) -> Result<PathBuf, Failure> {
         .map_err(|error| fail(Exit::Setup, path, &error.to_string(), "name a directory that something is mounted on"))
 }
 
-/// Refuses what is not a FUSE mount: ours is the only kind this command is for.
-fn check_is_fuse(mountpoint: &Path) -> Result<(), Failure> {
-    let table = match fs::read("/proc/self/mountinfo") {
+/// Refuses what is not a mount of ours, or is covered by one that is not.
+fn check_is_ours(mountpoint: &Path) -> Result<(), Failure> {
+    let table = match mountinfo::read() {
         Ok(table) => table,
         // Without /proc the kernel's own answer has to do.
         Err(error) => {
@@ -62,10 +66,10 @@ fn check_is_fuse(mountpoint: &Path) -> Result<(), Failure> {
             return Ok(());
         }
     };
-    match mounted_type(&table, mountpoint) {
-        Some(kind) if kind == b"fuse" || kind.starts_with(b"fuse.") => Ok(()),
-        Some(kind) => {
-            let reason = format!("a mount of type {}, not one of unionfs-rs", String::from_utf8_lossy(kind));
+    match table.iter().rfind(|mounted| mounted.path == mountpoint) {
+        Some(mounted) if mounted.kind == KIND => Ok(()),
+        Some(mounted) => {
+            let reason = format!("a mount of type {}, not one of unionfs-rs", mounted.kind.display());
             Err(fail(Exit::Setup, mountpoint, &reason, "use umount(8) for it"))
         }
         None => {
@@ -77,38 +81,6 @@ fn check_is_fuse(mountpoint: &Path) -> Result<(), Failure> {
             Err(fail(Exit::Setup, mountpoint, &reason, "findmnt -t fuse.unionfs-rs lists what is mounted"))
         }
     }
-}
-
-/// Returns the type of the topmost mount on `mountpoint`; see proc_pid_mountinfo(5).
-fn mounted_type<'a>(mountinfo: &'a [u8], mountpoint: &Path) -> Option<&'a [u8]> {
-    // Mounts are listed in the order in which they were made, so the last one covers the others.
-    mountinfo.split(|&byte| byte == b'\n').rev().find_map(|line| {
-        let mut fields = line.split(|&byte| byte == b' ');
-        let path = fields.nth(4)?;
-        // Optional fields end at a dash; the type is next.
-        let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-        (unescape_octal(path) == mountpoint).then_some(kind)
-    })
-}
-
-/// Reads `\040` and its like, which stand for white space and backslashes in mount tables.
-fn unescape_octal(field: &[u8]) -> PathBuf {
-    let mut plain = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, after)) = rest.split_first() {
-        let digits = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()).filter(|_| byte == b'\\') {
-            Some(escaped) => {
-                plain.push(escaped);
-                rest = after.get(3..).unwrap_or_default();
-            }
-            None => {
-                plain.push(byte);
-                rest = after;
-            }
-        }
-    }
-    PathBuf::from(std::ffi::OsString::from_vec(plain))
 }
 
 /// Asks the setuid helper, which unmounts what its caller has mounted.
@@ -159,23 +131,4 @@ fn refused(mountpoint: &Path, errno: Errno) -> Failure {
 
 fn fail(exit: Exit, path: &Path, reason: &str, remedy: &str) -> Failure {
     Failure::new(exit, format!("{}: {reason}; {remedy}", path.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_topmost_mount_of_a_mountpoint_is_found_in_the_table() {
-        let table: &[u8] = b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
-            30 22 0:40 / /mnt/a\\040b rw shared:2 master:1 - tmpfs tmpfs rw\n\
-            31 30 0:41 / /mnt/a\\040b rw - fuse.unionfs-rs unionfs-rs rw,user_id=0\n\
-            32 22 0:42 / /mnt/c\\134d rw - fuse.x x rw\n\
-            short line\n";
-        let found = |path: &str| mounted_type(table, Path::new(path)).map(String::from_utf8_lossy);
-        assert_eq!(found("/").as_deref(), Some("ext4"));
-        assert_eq!(found("/mnt/a b").as_deref(), Some("fuse.unionfs-rs"));
-        assert_eq!(found(r"/mnt/c\d").as_deref(), Some("fuse.x"));
-        assert_eq!(found("/mnt"), None);
-    }
 }
