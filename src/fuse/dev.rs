@@ -18,7 +18,7 @@ use super::convert::{absent, decode_device, entry_attributes, errno, file_type, 
 use super::pool::guard;
 use super::server::{GENERATION, Server, open_how};
 use crate::error::Result;
-use crate::union::{self, Caller, Fh, FileKind, Flow, Looked, Name, New, NodeId, Seek, SetAttr};
+use crate::union::{self, Caller, Fh, FileKind, Flow, Looked, Name, New, NodeId, Seek, SetAttr, Union};
 
 /// The largest read or write that the kernel sends, in bytes.
 const TRANSFER: u32 = 1 << 20;
@@ -33,20 +33,21 @@ impl Dev {
         Self { server }
     }
 
-    /// Runs `work` here where it is quick, else on the pool.
-    fn at_pace(&self, long: bool, work: impl FnOnce(&Server) + Send + 'static) {
-        if long {
-            let server = self.server.clone();
-            self.server.pool.run(move || work(&server));
-        } else {
-            guard(|| work(&self.server));
-        }
+    /// Runs `work` on the pool where `is_long` says so, else here.
+    fn at_pace(&self, is_long: impl FnOnce(&Union) -> bool, work: impl FnOnce(&Server) + Send + 'static) {
+        guard(|| if is_long(&self.server.union) { self.long(work) } else { work(&self.server) });
     }
 
-    /// Returns whether a change of `ino` copies data up first.
-    fn copies(&self, ino: INodeNo) -> bool {
-        self.server.union.would_copy(NodeId(ino.0))
+    /// Runs `work` on the pool.
+    fn long(&self, work: impl FnOnce(&Server) + Send + 'static) {
+        let server = self.server.clone();
+        self.server.pool.run(move || work(&server));
     }
+}
+
+/// Whether a change of `ino` copies data up first.
+fn copies(ino: INodeNo) -> impl FnOnce(&Union) -> bool {
+    move |union| union.would_copy(id(ino))
 }
 
 fn caller(req: &Request) -> Caller {
@@ -161,8 +162,8 @@ impl Filesystem for Dev {
     ) {
         let caller = caller(req);
         let mode = mode.map(|mode| mode & 0o7777);
-        let set = SetAttr { mode, uid, gid, size, atime: atime.map(set_time), mtime: mtime.map(set_time) };
-        self.at_pace(self.copies(ino), move |server| {
+        self.at_pace(copies(ino), move |server| {
+            let set = SetAttr { mode, uid, gid, size, atime: atime.map(set_time), mtime: mtime.map(set_time) };
             server.attr(reply, server.union.setattr(id(ino), set, fh.and_then(handle), caller));
         });
     }
@@ -200,7 +201,7 @@ impl Filesystem for Dev {
                 Ok(Some(removed)) => self.server.removed(reply, id(parent), Ok(removed)),
                 Ok(None) => {
                     let name = name.to_owned();
-                    self.at_pace(true, move |server| {
+                    self.long(move |server| {
                         let removed = with_name(&name, |name| server.union.unlink(id(parent), name));
                         server.removed(reply, id(parent), removed);
                     });
@@ -211,11 +212,11 @@ impl Filesystem for Dev {
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let name = name.to_owned();
-        // A merged directory may hold many whiteouts, which are removed one by one.
-        self.at_pace(self.server.union.has_lower_parts(id(parent)), move |server| {
-            finish(reply, with_name(&name, |name| server.union.rmdir(id(parent), name)));
-        });
+        let owned = name.to_owned();
+        self.at_pace(
+            |union| Name::new(name).is_ok_and(|name| union.is_merged(id(parent), name)),
+            move |server| finish(reply, with_name(&owned, |name| server.union.rmdir(id(parent), name))),
+        );
     }
 
     fn rename(
@@ -230,9 +231,8 @@ impl Filesystem for Dev {
     ) {
         let (name, newname) = (name.to_owned(), newname.to_owned());
         let flags = union::RenameFlags::from_bits_retain(flags.bits());
-        let union = &self.server.union;
-        let long = union.has_lower_parts(id(parent)) || union.has_lower_parts(id(newparent));
-        self.at_pace(long, move |server| {
+        let merged = move |union: &Union| union.has_lower_parts(id(parent)) || union.has_lower_parts(id(newparent));
+        self.at_pace(merged, move |server| {
             let renamed = with_name(&name, |name| {
                 with_name(&newname, |newname| server.union.rename(id(parent), name, id(newparent), newname, flags))
             });
@@ -242,7 +242,7 @@ impl Filesystem for Dev {
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         let newname = newname.to_owned();
-        self.at_pace(self.copies(ino), move |server| {
+        self.at_pace(copies(ino), move |server| {
             let linked = with_name(&newname, |name| server.union.link(id(ino), id(newparent), name));
             server.entry(reply, linked);
         });
@@ -254,7 +254,8 @@ impl Filesystem for Dev {
         }
         let caller = caller(req);
         let writes = open_how(flags, caller).changes();
-        self.at_pace(writes && self.copies(ino), move |server| server.open(id(ino), flags, caller, reply));
+        let copies = move |union: &Union| writes && union.would_copy(id(ino));
+        self.at_pace(copies, move |server| server.open(id(ino), flags, caller, reply));
     }
 
     fn read(
@@ -297,12 +298,14 @@ impl Filesystem for Dev {
         let unprivileged = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| caller(req));
         // A write from the page cache has the handle of whoever happened to have the file open.
         let fh = handle(fh);
-        if self.copies(ino) {
-            let data = data.to_vec();
-            self.at_pace(true, move |server| server.write(id(ino), fh, offset, &data, unprivileged, reply));
-        } else {
-            guard(|| self.server.write(id(ino), fh, offset, data, unprivileged, reply));
-        }
+        guard(|| {
+            if self.server.union.would_copy(id(ino)) {
+                let data = data.to_vec();
+                self.long(move |server| server.write(id(ino), fh, offset, &data, unprivileged, reply));
+            } else {
+                self.server.write(id(ino), fh, offset, data, unprivileged, reply);
+            }
+        });
     }
 
     fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
@@ -332,7 +335,7 @@ impl Filesystem for Dev {
     }
 
     fn fsync(&self, _req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        self.at_pace(true, move |server| finish(reply, server.union.fsync(id(ino), handle(fh), datasync)));
+        self.long(move |server| finish(reply, server.union.fsync(id(ino), handle(fh), datasync)));
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -382,7 +385,7 @@ impl Filesystem for Dev {
     }
 
     fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.at_pace(true, move |server| finish(reply, server.union.fsync_dir(id(ino))));
+        self.long(move |server| finish(reply, server.union.fsync_dir(id(ino))));
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
@@ -414,7 +417,7 @@ impl Filesystem for Dev {
         let (name, value) = (name.to_owned(), value.to_vec());
         let flags = XattrFlags::from_bits_retain(flags as u32);
         let caller = caller(req);
-        self.at_pace(self.copies(ino), move |server| {
+        self.at_pace(copies(ino), move |server| {
             finish(reply, server.union.setxattr(id(ino), &name, &value, flags, caller));
         });
     }
@@ -438,7 +441,7 @@ impl Filesystem for Dev {
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.to_owned();
-        self.at_pace(self.copies(ino), move |server| finish(reply, server.union.removexattr(id(ino), &name)));
+        self.at_pace(copies(ino), move |server| finish(reply, server.union.removexattr(id(ino), &name)));
     }
 
     fn create(
@@ -474,7 +477,7 @@ impl Filesystem for Dev {
         reply: ReplyIoctl,
     ) {
         let input = in_data.to_vec();
-        self.at_pace(self.copies(ino), move |server| match server.union.ioctl(id(ino), cmd, &input) {
+        self.at_pace(copies(ino), move |server| match server.union.ioctl(id(ino), cmd, &input) {
             Ok(answer) => reply.ioctl(0, answer.get(..out_size as usize).unwrap_or(&answer)),
             Err(error) => reply.error(errno(&error)),
         });
@@ -491,7 +494,7 @@ impl Filesystem for Dev {
         reply: ReplyEmpty,
     ) {
         let (caller, range) = (caller(req), offset..offset.saturating_add(length));
-        self.at_pace(self.copies(ino), move |server| {
+        self.at_pace(copies(ino), move |server| {
             finish(reply, server.union.fallocate(id(ino), handle(fh), mode as u32, range, caller));
         });
     }
@@ -525,7 +528,7 @@ impl Filesystem for Dev {
         reply: ReplyWrite,
     ) {
         let caller = caller(req);
-        self.at_pace(true, move |server| {
+        self.long(move |server| {
             let from = (id(ino_in), handle(fh_in), offset_in);
             let to = (id(ino_out), handle(fh_out), offset_out);
             match server.union.copy_range(from, to, len, caller) {

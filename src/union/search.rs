@@ -9,13 +9,14 @@ use std::sync::atomic::Ordering;
 use rustix::io::Errno;
 use smallvec::SmallVec;
 
-use super::inode::{Dir, Inode};
+use super::inode::{Dir, Inode, NodeId};
 use super::name_index::NameIndex;
 use super::{Union, dir_of};
 use crate::config::RedirectDir;
 use crate::error::{Error, Location, Result};
 use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::{Found, LayerDir, examine, hides_by_name};
+use crate::layer::name::Name;
 use crate::layer::overlay::Marks;
 use crate::layer::redirect::Redirect;
 use crate::layer::whiteout::Standing;
@@ -139,6 +140,15 @@ impl<'a> Descent<'a> {
 }
 
 impl Union {
+    /// Returns whether `name` in `parent` is a directory with lower parts, which may hold many whiteouts in upper.
+    pub fn is_merged(&self, parent: NodeId, name: Name<'_>) -> bool {
+        let found = self.directory(parent).and_then(|parent| {
+            let _names = dir_of(&parent)?.lock.read();
+            self.search(&parent, &name)
+        });
+        matches!(found, Ok(Some(hit)) if !hit.lower.is_empty())
+    }
+
     /// Returns what the layers say about `name` in `parent`; `None` when it is not there.
     pub(super) fn search(&self, parent: &Arc<Inode>, name: &OsStr) -> Result<Option<Hit>> {
         match self.in_upper(parent, name)? {
