@@ -10,7 +10,7 @@ use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags,
     IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
-    Request, TimeOrNow, WriteFlags,
+    Request, TimeOrNow, Version, WriteFlags,
 };
 use rustix::fs::XattrFlags;
 
@@ -18,6 +18,7 @@ use super::convert::{absent, decode_device, entry_attributes, errno, file_type, 
 use super::pool::guard;
 use super::server::{GENERATION, Server, open_how};
 use crate::error::Result;
+use crate::sys::ioctl::sets_flags;
 use crate::union::{self, Caller, Fh, FileKind, Flow, Looked, Name, New, NodeId, Seek, SetAttr, Union};
 
 /// The largest read or write that the kernel sends, in bytes.
@@ -101,6 +102,9 @@ impl Filesystem for Dev {
                 log::info!("this kernel lacks {flag:?}");
             }
         }
+        // Since Linux 5.13, which has the protocol's number of 5.12. Before, the server would set them for anybody.
+        let checks = config.kernel_abi() >= Version(7, 34);
+        self.server.checks_flags.store(checks, Ordering::Relaxed); // Relaxed: as above.
         if self.server.offered.is_some() {
             let depth = config.set_max_stack_depth(1).is_ok();
             let on = depth && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
@@ -476,6 +480,10 @@ impl Filesystem for Dev {
         out_size: u32,
         reply: ReplyIoctl,
     ) {
+        // Relaxed: settled by the handshake, before any request.
+        if sets_flags(cmd) && !self.server.checks_flags.load(Ordering::Relaxed) {
+            return reply.error(Errno::ENOTTY);
+        }
         let input = in_data.to_vec();
         self.at_pace(copies(ino), move |server| match server.union.ioctl(id(ino), cmd, &input) {
             Ok(answer) => reply.ioctl(0, answer.get(..out_size as usize).unwrap_or(&answer)),

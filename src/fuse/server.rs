@@ -36,6 +36,8 @@ pub(super) struct Server {
     pub(super) opens_files: AtomicBool,
     /// Whether the kernel asks to open directories.
     pub(super) opens_directories: AtomicBool,
+    /// Whether the kernel itself checks who may set the flags of a file.
+    pub(super) checks_flags: AtomicBool,
     pub(super) offered: Option<Passthrough>,
     pub(super) passthrough_on: AtomicBool,
 }
@@ -63,6 +65,7 @@ impl Server {
             acls: config.default_permissions,
             opens_files,
             opens_directories: AtomicBool::new(false),
+            checks_flags: AtomicBool::new(false),
             offered: passthrough,
             passthrough_on: AtomicBool::new(false),
         }

@@ -16,6 +16,11 @@ pub const FSGETXATTR: u32 = 0x801c_581f;
 /// `FS_IOC_FSSETXATTR`
 pub const FSSETXATTR: u32 = 0x401c_5820;
 
+/// Returns whether a request changes the flags of a file, which takes its owner, and for some flags a capability.
+pub fn sets_flags(request: u32) -> bool {
+    matches!(request, SETFLAGS | FSSETXATTR)
+}
+
 /// The size of the largest argument, `struct fsxattr`.
 const ARG_MAX: usize = 28;
 

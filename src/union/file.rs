@@ -144,7 +144,7 @@ impl Union {
     /// Errors: ENOTTY for any other ioctl.
     pub fn ioctl(&self, id: NodeId, request: u32, input: &[u8]) -> Result<Vec<u8>> {
         let inode = self.inode(id)?;
-        let sets = matches!(request, ioctl::SETFLAGS | ioctl::FSSETXATTR);
+        let sets = ioctl::sets_flags(request);
         if sets {
             self.copy_up(&inode, Data::Copy)?;
         }
