@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::copy_up::Data;
 use super::inode::NodeId;
 use super::{Caller, Union};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::layer::acl;
 use crate::layer::overlay::{View, stored, view};
 use crate::sys::xattr;
@@ -75,10 +75,5 @@ impl Union {
         if let Some(dir) = inode.dir().filter(|_| name == acl::DEFAULT) {
             dir.set_default_acl(None);
         }
-    }
-
-    /// Returns whether the length of `value` is one that an answer of `size` bytes has room for; 0 asks for the length.
-    pub fn check_size(len: usize, size: usize) -> Result<()> {
-        if size != 0 && len > size { Err(Error::Refused(Errno::RANGE)) } else { Ok(()) }
     }
 }
