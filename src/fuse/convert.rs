@@ -11,6 +11,10 @@ use crate::union::{Attr, FileKind, NodeId, SetTime, Timestamp};
 pub(super) fn errno(error: &Error) -> Errno {
     match error {
         Error::Corrupt { .. } | Error::NotFollowed { .. } => log::warn!("{error}"),
+        // What fails at a disk is its owner's to mend, and the program may not have asked for data to be copied.
+        Error::Call { errno: rustix::io::Errno::IO | rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT, .. } => {
+            log::warn!("{error}");
+        }
         _ => log::debug!("{error}"),
     }
     Errno::from_i32(error.errno().raw_os_error())

@@ -351,6 +351,10 @@ fn enospc_in_copy_up_leaves_no_residue_and_no_half_file() {
         });
         fs::write(union.at("small"), "still works").expect("a small file can be written");
         assert_eq!(union.upper().read("small"), b"still works");
+        if !on_kernel() {
+            let log = fs::read_to_string(union.layers.path("daemon.log")).expect("the daemon has one");
+            assert!(log.contains("WARN") && log.contains("No space left"), "{log}");
+        }
     });
 }
 
