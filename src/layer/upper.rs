@@ -204,19 +204,20 @@ impl Upper {
         }
     }
 
-    /// Makes `shape` under `name` in the workdir, owned by the server and closed to others.
-    pub fn make(&self, name: &OsStr, shape: Shape<'_>) -> Result<()> {
+    /// Makes `shape` under `name` in the workdir, owned by the server and closed to others; a regular file comes open.
+    pub fn make(&self, name: &OsStr, shape: Shape<'_>) -> Result<Option<OwnedFd>> {
         let dir = self.work.fd();
         let private = Mode::RUSR | Mode::WUSR;
         let made = match shape {
             Shape::Regular => {
-                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                rustix::fs::openat(dir, name, flags, private).map(drop)
+                let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | self.quiet();
+                rustix::fs::openat(dir, name, flags, private).map(Some)
             }
-            Shape::Directory => rustix::fs::mkdirat(dir, name, Mode::RWXU),
-            Shape::Symlink(target) => rustix::fs::symlinkat(target, dir, name),
+            Shape::Directory => rustix::fs::mkdirat(dir, name, Mode::RWXU).map(|()| None),
+            Shape::Symlink(target) => rustix::fs::symlinkat(target, dir, name).map(|()| None),
             Shape::Node(kind, (major, minor)) => {
-                rustix::fs::mknodat(dir, name, kind.file_type(), private, rustix::fs::makedev(major, minor))
+                let device = rustix::fs::makedev(major, minor);
+                rustix::fs::mknodat(dir, name, kind.file_type(), private, device).map(|()| None)
             }
         };
         made.map_err(|e| self.layer.error("make in workdir", name, e))
@@ -227,10 +228,14 @@ impl Upper {
         if !self.features.tmpfile {
             return Ok(None);
         }
-        let quiet = if self.atime { OFlags::empty() } else { OFlags::NOATIME };
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC | quiet;
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC | self.quiet();
         let fd = rustix::fs::openat(self.work.fd(), ".", flags, Mode::RUSR | Mode::WUSR);
         fd.map(Some).map_err(|e| self.layer.error("open(O_TMPFILE)", OsStr::new("work"), e))
+    }
+
+    /// What a new file is opened with besides, so that reading it touches no access time.
+    fn quiet(&self) -> OFlags {
+        if self.atime { OFlags::empty() } else { OFlags::NOATIME }
     }
 
     /// Gives the nameless file `fd` the name `name` in `dir`, where nothing may stand.

@@ -212,12 +212,12 @@ impl Union {
             return Ok(Some(fd));
         }
         upper.work.with_temporary(|temporary| {
-            upper.make(temporary, shape(new))?;
+            let made = upper.make(temporary, shape(new))?;
             let place = Place::at(upper.work.fd(), temporary);
             self.dress(upper, place, new, wanted)?;
-            self.publish_new(upper, temporary, dir, name, new, vacancy)
-        })?;
-        Ok(None)
+            self.publish_new(upper, temporary, dir, name, new, vacancy)?;
+            Ok(made)
+        })
     }
 
     /// Moves what was made in the workdir to its name; a directory that replaces a removed one is opaque first.
