@@ -115,7 +115,7 @@ pub enum IoMode {
 pub enum Access {
     /// Nobody.
     Owner,
-    /// Root.
+    /// Root. The server checks that, so each open is a request and the kernel keeps no names and attributes.
     Root,
     /// Everybody.
     All,

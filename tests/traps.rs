@@ -11,6 +11,7 @@ mod traps {
     pub mod acl;
     pub mod union;
 
+    pub mod access;
     pub mod attributes;
     pub mod copy_up;
     mod failures;

@@ -92,7 +92,7 @@ impl Filesystem for Dev {
         let silent = config.capabilities().contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
         self.server.opens_files.fetch_or(!silent, Ordering::Relaxed); // Relaxed: no other thread is there yet.
         let silent = config.capabilities().contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
-        self.server.opens_directories.store(!silent, Ordering::Relaxed); // Relaxed: as above.
+        self.server.opens_directories.fetch_or(!silent, Ordering::Relaxed); // Relaxed: as above.
         if self.server.opens_files() {
             // The truncation comes with the open, so that what is cut off is not copied up first.
             wanted.push(InitFlags::FUSE_ATOMIC_O_TRUNC);

@@ -14,8 +14,8 @@ use super::convert::{attributes, entry_attributes, errno};
 use super::notices::Notices;
 use super::passthrough::{Answer, Passthrough};
 use super::pool::Pool;
-use crate::config::{IoMode, MountConfig};
-use crate::error::Result;
+use crate::config::{Access, IoMode, MountConfig};
+use crate::error::{Error, Result};
 use crate::sys::caps;
 use crate::union::{self, Caller, Entry, Fh, NodeId, OpenFile, Removed, Union};
 
@@ -31,8 +31,8 @@ pub(super) struct Server {
     attr_timeout: Duration,
     pub(super) negative_timeout: Duration,
     pub(super) acls: bool,
-    /// Whether each open is a handle: for a server that may not open every file again by itself, for passthrough, and
-    /// for a kernel that does not open files without asking. Else data is found by node.
+    /// Whether each open is a handle: for a server that may not open every file again by itself or must ask who opens, for
+    /// passthrough, and for a kernel that does not open files without asking. Else data is found by node.
     pub(super) opens_files: AtomicBool,
     /// Whether the kernel asks to open directories.
     pub(super) opens_directories: AtomicBool,
@@ -53,18 +53,22 @@ impl Server {
         // Without CAP_DAC_OVERRIDE a file whose mode forbids its owner to open it can be used through the handle that
         // was opened before alone.
         let all_powerful = caps::effective(rustix::thread::CapabilitySet::DAC_OVERRIDE);
-        let opens_files = AtomicBool::new(passthrough.is_some() || !all_powerful);
+        // The kernel knows owner or everybody; that root alone comes besides is checked request by request, by fuser. So each
+        // use must begin with one, and nothing may be kept that answers in its place.
+        let checked = config.access == Access::Root;
+        let opens_files = AtomicBool::new(passthrough.is_some() || !all_powerful || checked);
+        let kept = |timeout: Duration| if checked { Duration::ZERO } else { timeout };
         const LONG: NonZeroUsize = NonZeroUsize::new(8).expect("is not zero");
         Self {
             union,
             pool: Pool::new(LONG),
             notices: Notices::default(),
-            entry_timeout: config.entry_timeout,
-            attr_timeout: config.attr_timeout,
-            negative_timeout: config.negative_timeout,
+            entry_timeout: kept(config.entry_timeout),
+            attr_timeout: kept(config.attr_timeout),
+            negative_timeout: kept(config.negative_timeout),
             acls: config.default_permissions,
             opens_files,
-            opens_directories: AtomicBool::new(false),
+            opens_directories: AtomicBool::new(checked),
             checks_flags: AtomicBool::new(false),
             offered: passthrough,
             passthrough_on: AtomicBool::new(false),
@@ -179,9 +183,14 @@ impl Server {
         if !self.opens_files() {
             return reply.created(&ttl, &attr, GENERATION, FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
         }
+        // The name stays, as after any create whose open fails; the kernel knows neither node nor handle of it.
+        let fail = |reply: ReplyCreate, error: &Error| {
+            self.union.forget(entry.id, 1);
+            reply.error(errno(error));
+        };
         let fh = match self.union.open(entry.id, OpenFile::Write) {
             Ok(fh) => fh,
-            Err(error) => return reply.error(errno(&error)),
+            Err(error) => return fail(reply, &error),
         };
         let answer = self.answer(entry.id, fh, |fd| reply.open_backing(fd));
         match answer {
@@ -192,7 +201,10 @@ impl Server {
             Ok(Answer::Served | Answer::Part) => {
                 reply.created(&ttl, &attr, GENERATION, FileHandle(fh.0), FopenFlags::FOPEN_KEEP_CACHE);
             }
-            Err(error) => reply.error(errno(&error)),
+            Err(error) => {
+                self.union.close(fh);
+                fail(reply, &error);
+            }
         }
     }
 
