@@ -50,12 +50,12 @@ const DEPARTURES: &[Departure] = &[
         is_it: |op, kernel, ours| op.slot().is_some() && kernel.replace("nlink=1", "nlink=0") == ours,
     },
     Departure {
-        why: "the kernel cannot copy up what was removed of a lower, and says EIO, EEXIST or ENOTDIR (as what is \
-              in the way) to what would change it through a descriptor; ours does it",
+        why: "the kernel cannot copy up what was removed of a lower, and says EIO, EEXIST, ENOTDIR or ENOENT (as \
+              what is in its place) to what would change it through a descriptor; ours does it",
         then: Then::CloseSlot,
         is_it: |op, kernel, ours| {
             let held = op.slot().is_some() && !matches!(op, Op::Open { .. } | Op::SameInode { .. });
-            held && matches!(kernel, "EIO" | "EEXIST" | "ENOTDIR") && kernel != ours
+            held && matches!(kernel, "EIO" | "EEXIST" | "ENOTDIR" | "ENOENT") && kernel != ours
         },
     },
     Departure {
