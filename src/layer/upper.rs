@@ -53,9 +53,9 @@ pub struct Upper {
     _lock: OwnedFd,
 }
 
-/// What is to be made in the workdir.
+/// What is to be made.
 #[derive(Debug, Clone, Copy)]
-pub enum Shape<'a> {
+pub enum New<'a> {
     /// An empty regular file.
     Regular,
     /// An empty directory.
@@ -204,18 +204,18 @@ impl Upper {
         }
     }
 
-    /// Makes `shape` under `name` in the workdir, owned by the server and closed to others; a regular file comes open.
-    pub fn make(&self, name: &OsStr, shape: Shape<'_>) -> Result<Option<OwnedFd>> {
+    /// Makes `new` under `name` in the workdir, owned by the server and closed to others; a regular file comes open.
+    pub fn make(&self, name: &OsStr, new: New<'_>) -> Result<Option<OwnedFd>> {
         let dir = self.work.fd();
         let private = Mode::RUSR | Mode::WUSR;
-        let made = match shape {
-            Shape::Regular => {
+        let made = match new {
+            New::Regular => {
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | self.quiet();
                 rustix::fs::openat(dir, name, flags, private).map(Some)
             }
-            Shape::Directory => rustix::fs::mkdirat(dir, name, Mode::RWXU).map(|()| None),
-            Shape::Symlink(target) => rustix::fs::symlinkat(target, dir, name).map(|()| None),
-            Shape::Node(kind, (major, minor)) => {
+            New::Directory => rustix::fs::mkdirat(dir, name, Mode::RWXU).map(|()| None),
+            New::Symlink(target) => rustix::fs::symlinkat(target, dir, name).map(|()| None),
+            New::Node(kind, (major, minor)) => {
                 let device = rustix::fs::makedev(major, minor);
                 rustix::fs::mknodat(dir, name, kind.file_type(), private, device).map(|()| None)
             }
@@ -238,9 +238,23 @@ impl Upper {
         if self.atime { OFlags::empty() } else { OFlags::NOATIME }
     }
 
-    /// Gives the nameless file `fd` the name `name` in `dir`, where nothing may stand.
-    pub fn link_file(&self, fd: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
-        rustix::fs::linkat(rustix::fs::CWD, proc_path(fd), dir, name, AtFlags::SYMLINK_FOLLOW)
+    /// Gives the file `fd` the name `name` in `dir`, in place of what `how` allows to stand there.
+    pub fn link_file(
+        &self,
+        fd: BorrowedFd<'_>,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        how: Publish,
+    ) -> rustix::io::Result<()> {
+        let link = |dir: BorrowedFd<'_>, name: &OsStr| {
+            rustix::fs::linkat(rustix::fs::CWD, proc_path(fd), dir, name, AtFlags::SYMLINK_FOLLOW)
+        };
+        if how == Publish::New {
+            return link(dir, name);
+        }
+        let temporary = self.work.temporary();
+        link(self.work.fd(), &temporary)?;
+        self.publish(&temporary, dir, name, how).inspect_err(|_| self.work.discard(&temporary))
     }
 
     /// Moves `temporary` of the workdir to `name` in `dir`.

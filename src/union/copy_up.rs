@@ -21,7 +21,7 @@ use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::LayerDir;
 use crate::layer::overlay::{Mark, Namespace, View, view};
 use crate::layer::redirect::Redirect;
-use crate::layer::upper::{Place, Publish, Shape, Upper};
+use crate::layer::upper::{New, Place, Publish, Upper};
 use crate::sys::xattr;
 
 /// How much of a regular file's data is copied up.
@@ -92,16 +92,16 @@ impl Union {
         let upper = self.writable()?;
         let made = match inode.kind {
             FileKind::Regular => self.make_regular(upper, inode, &source, data)?,
-            FileKind::Directory => self.make_other(upper, &source, Shape::Directory)?,
+            FileKind::Directory => self.make_other(upper, &source, New::Directory)?,
             FileKind::Symlink => {
                 let target = self.lowers.with_fd(&source.dir, |fd| {
                     let failed = |e| self.lowers.layer(&source.dir).error("readlinkat", &source.name, e);
                     rustix::fs::readlinkat(fd, &*source.name, Vec::new()).map_err(failed)
                 })?;
                 let target = OsStr::from_bytes(target.as_bytes()).to_owned();
-                self.make_other(upper, &source, Shape::Symlink(&target))?
+                self.make_other(upper, &source, New::Symlink(&target))?
             }
-            kind => self.make_other(upper, &source, Shape::Node(kind, source.attr.rdev))?,
+            kind => self.make_other(upper, &source, New::Node(kind, source.attr.rdev))?,
         };
         let published = self.publish_copy(upper, inode, &source, &made);
         if let Made::Temporary(temporary) = &made {
@@ -153,9 +153,9 @@ impl Union {
     }
 
     /// Makes a copy of anything that has no data.
-    fn make_other(&self, upper: &Upper, source: &Source, shape: Shape<'_>) -> Result<Made> {
+    fn make_other(&self, upper: &Upper, source: &Source, new: New<'_>) -> Result<Made> {
         upper.work.with_temporary(|temporary| {
-            upper.make(temporary, shape)?;
+            upper.make(temporary, new)?;
             self.copy_metadata(upper, source, Place::at(upper.work.fd(), temporary))?;
             Ok(Made::Temporary(temporary.to_owned()))
         })
@@ -239,7 +239,7 @@ impl Union {
                 Some(index) => rustix::fs::linkat(index, entry, dir.as_fd(), &*place.name, AtFlags::empty()),
                 None => Err(Errno::STALE),
             },
-            (None, Made::Nameless(fd)) => upper.link_file(fd.as_fd(), dir.as_fd(), &place.name),
+            (None, Made::Nameless(fd)) => upper.link_file(fd.as_fd(), dir.as_fd(), &place.name, Publish::New),
             (None, Made::Temporary(name)) => upper.publish(name, dir.as_fd(), &place.name, Publish::New),
         });
         linked.map_err(|e| upper.layer.error("publish", &place.name, e))?;
@@ -294,7 +294,7 @@ impl Union {
         let Some(entry) = self.index_entry(&source.dir, &source.name, &source.attr)? else { return Ok(None) };
         let index = upper.work.index().ok_or(Error::Refused(Errno::STALE))?;
         let published = match made {
-            Made::Nameless(fd) => upper.link_file(fd.as_fd(), index, &entry),
+            Made::Nameless(fd) => upper.link_file(fd.as_fd(), index, &entry, Publish::New),
             Made::Temporary(name) => upper.publish(name, index, &entry, Publish::New),
         };
         self.note_index();

@@ -18,21 +18,8 @@ use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::dotwh_name;
 use crate::layer::name::{Name, WH_OPAQUE};
 use crate::layer::overlay::{Mark, Marks};
-use crate::layer::upper::{Place, Publish, Shape, Upper};
+use crate::layer::upper::{New, Place, Publish, Upper};
 use crate::sys::xattr;
-
-/// What is to be made.
-#[derive(Debug, Clone, Copy)]
-pub enum New<'a> {
-    /// An empty regular file.
-    Regular,
-    /// A directory.
-    Directory,
-    /// A symbolic link to this target.
-    Symlink(&'a OsStr),
-    /// A pipe, socket or device (major, minor).
-    Node(FileKind, (u32, u32)),
-}
 
 /// What a new name takes the place of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +30,16 @@ pub(super) enum Vacancy {
     Whiteout,
     /// A `.wh.` mark beside the name.
     Hidden,
+}
+
+impl Vacancy {
+    /// Returns how a file takes the name.
+    pub(super) fn publish(self) -> Publish {
+        match self {
+            Self::Free | Self::Hidden => Publish::New,
+            Self::Whiteout => Publish::Replace,
+        }
+    }
 }
 
 /// The mode, owner and group that a new file is to have, with its inherited ACLs.
@@ -200,19 +197,12 @@ impl Union {
             && let Some(fd) = upper.tmpfile()?
         {
             self.dress(upper, Place::file(fd.as_fd()), new, wanted)?;
-            if vacancy == Vacancy::Whiteout {
-                upper.work.with_temporary(|temporary| {
-                    let linked = upper.link_file(fd.as_fd(), upper.work.fd(), temporary);
-                    let moved = linked.and_then(|()| upper.publish(temporary, dir, name, Publish::Replace));
-                    moved.map_err(|e| upper.layer.error("publish", name, e))
-                })?;
-            } else {
-                upper.link_file(fd.as_fd(), dir, name).map_err(|e| upper.layer.error("linkat", name, e))?;
-            }
+            let linked = upper.link_file(fd.as_fd(), dir, name, vacancy.publish());
+            linked.map_err(|e| upper.layer.error("linkat", name, e))?;
             return Ok(Some(fd));
         }
         upper.work.with_temporary(|temporary| {
-            let made = upper.make(temporary, shape(new))?;
+            let made = upper.make(temporary, new)?;
             let place = Place::at(upper.work.fd(), temporary);
             self.dress(upper, place, new, wanted)?;
             self.publish_new(upper, temporary, dir, name, new, vacancy)?;
@@ -234,11 +224,7 @@ impl Union {
         if directory && vacancy != Vacancy::Free {
             self.set_opaque(upper, Place::at(upper.work.fd(), temporary))?;
         }
-        let how = match vacancy {
-            Vacancy::Free | Vacancy::Hidden => Publish::New,
-            Vacancy::Whiteout if directory => Publish::Exchange,
-            Vacancy::Whiteout => Publish::Replace,
-        };
+        let how = if directory && vacancy == Vacancy::Whiteout { Publish::Exchange } else { vacancy.publish() };
         upper.publish(temporary, dir, name, how).map_err(|e| upper.layer.error("publish", name, e))?;
         if how == Publish::Exchange {
             upper.work.discard(temporary);
@@ -287,15 +273,6 @@ pub(super) fn remove_mark(upper: &Upper, dir: BorrowedFd<'_>, name: &OsStr) -> R
 /// The bits that a new file takes over from its directory.
 fn inherited_bits(new: New<'_>) -> u32 {
     if matches!(new, New::Directory) { 0o2000 } else { 0 }
-}
-
-fn shape(new: New<'_>) -> Shape<'_> {
-    match new {
-        New::Regular => Shape::Regular,
-        New::Directory => Shape::Directory,
-        New::Symlink(target) => Shape::Symlink(target),
-        New::Node(kind, rdev) => Shape::Node(kind, rdev),
-    }
 }
 
 /// Makes `new` where it belongs: one call, so that it is whole or not there.

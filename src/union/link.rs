@@ -1,10 +1,9 @@
 //! Hard links and symbolic links.
 
-use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::ffi::OsString;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 
-use rustix::fs::{AtFlags, CWD};
 use rustix::io::Errno;
 
 use super::copy_up::Data;
@@ -14,8 +13,7 @@ use super::lookup::Entry;
 use super::{Union, dir_of};
 use crate::error::{Error, Result};
 use crate::layer::name::Name;
-use crate::layer::upper::{Place, Publish};
-use crate::sys::proc_path;
+use crate::layer::upper::Place;
 
 impl Union {
     /// Gives the file `id` another name, `name` in `parent`, and counts as a lookup of it.
@@ -49,19 +47,8 @@ impl Union {
             // Before the name, so that its number is the lower file's in every listing.
             self.mark_impure(upper, &parent)?;
         }
-        let to = |dir: BorrowedFd<'_>, name: &OsStr| {
-            let linked = rustix::fs::linkat(CWD, proc_path(&source), dir, name, AtFlags::SYMLINK_FOLLOW);
-            linked.map_err(|e| upper.layer.error("linkat", name, e))
-        };
-        if vacancy == Vacancy::Whiteout {
-            upper.work.with_temporary(|temporary| {
-                to(upper.work.fd(), temporary)?;
-                let moved = upper.publish(temporary, dir.as_fd(), &name, Publish::Replace);
-                moved.map_err(|e| upper.layer.error("publish", &name, e))
-            })?;
-        } else {
-            to(dir.as_fd(), &name)?;
-        }
+        let linked = upper.link_file(source.as_fd(), dir.as_fd(), &name, vacancy.publish());
+        linked.map_err(|e| upper.layer.error("linkat", &name, e))?;
         if vacancy == Vacancy::Hidden {
             remove_mark(upper, dir.as_fd(), &name)?;
         }

@@ -46,9 +46,9 @@ use rustix::thread::CapabilitySet;
 
 pub use crate::layer::attr::{Attr, FileKind, Timestamp};
 pub use crate::layer::name::Name;
+pub use crate::layer::upper::New;
 pub use attr::{SetAttr, SetTime, StatFs};
 pub use builder::UnionBuilder;
-pub use create::New;
 pub use file::Seek;
 pub use handle::{Fh, OpenFile};
 pub use inode::{Ino, NodeId};

@@ -14,7 +14,7 @@ use super::search::{Hit, Top};
 use super::{Union, dir_of};
 use crate::error::{Error, Result};
 use crate::layer::name::Name;
-use crate::layer::upper::{Place, Publish, Shape, Upper};
+use crate::layer::upper::{New, Place, Publish, Upper};
 use crate::layer::whiteout::{Format, Standing};
 use crate::sys::{dents, xattr};
 
@@ -252,7 +252,7 @@ impl Union {
         }
         let attr = upper.stat(dir.as_fd(), name)?;
         upper.work.with_temporary(|temporary| {
-            upper.make(temporary, Shape::Directory)?;
+            upper.make(temporary, New::Directory)?;
             let place = Place::at(upper.work.fd(), temporary);
             place.chown(attr.uid, attr.gid).map_err(failed("chown"))?;
             let own = OsStr::new("");

@@ -5,7 +5,6 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::XattrFlags;
-use rustix::io::Errno;
 
 use super::copy_up::Data;
 use super::inode::NodeId;
