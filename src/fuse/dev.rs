@@ -7,22 +7,20 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags,
-    IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, INodeNo, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
-    Request, TimeOrNow, Version, WriteFlags,
+    Request, TimeOrNow, WriteFlags,
 };
 use rustix::fs::XattrFlags;
 
 use super::convert::{absent, decode_device, entry_attributes, errno, file_type, set_time};
+use super::handshake;
 use super::pool::guard;
 use super::server::{GENERATION, Server, open_how};
 use crate::error::Result;
 use crate::sys::ioctl::sets_flags;
 use crate::union::{self, Caller, Fh, FileKind, Flow, Looked, Name, New, NodeId, Seek, SetAttr, Union};
-
-/// The largest read or write that the kernel sends, in bytes.
-const TRANSFER: u32 = 1 << 20;
 
 /// The file system as fuser calls it.
 pub(super) struct Dev {
@@ -74,52 +72,7 @@ fn finish(reply: ReplyEmpty, result: Result<()>) {
 
 impl Filesystem for Dev {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        let mut wanted = vec![
-            InitFlags::FUSE_DONT_MASK,
-            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_READDIRPLUS_AUTO,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_CACHE_SYMLINKS,
-            InitFlags::FUSE_HAS_IOCTL_DIR,
-            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
-            InitFlags::FUSE_ASYNC_DIO,
-        ];
-        if self.server.acls {
-            wanted.push(InitFlags::FUSE_POSIX_ACL);
-        }
-        // ENOSYS means that the kernel need not ask, where it knows that it may mean that.
-        let silent = config.capabilities().contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
-        self.server.opens_files.fetch_or(!silent, Ordering::Relaxed); // Relaxed: no other thread is there yet.
-        let silent = config.capabilities().contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
-        self.server.opens_directories.fetch_or(!silent, Ordering::Relaxed); // Relaxed: as above.
-        if self.server.opens_files() {
-            // The truncation comes with the open, so that what is cut off is not copied up first.
-            wanted.push(InitFlags::FUSE_ATOMIC_O_TRUNC);
-        }
-        for flag in wanted {
-            if config.add_capabilities(flag).is_err() {
-                log::info!("this kernel lacks {flag:?}");
-            }
-        }
-        // Since Linux 5.13, which has the protocol's number of 5.12. Before, the server would set them for anybody.
-        let checks = config.kernel_abi() >= Version(7, 34);
-        self.server.checks_flags.store(checks, Ordering::Relaxed); // Relaxed: as above.
-        if self.server.offered.is_some() {
-            let depth = config.set_max_stack_depth(1).is_ok();
-            let on = depth && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
-            if !on {
-                log::warn!("this kernel has no FUSE passthrough (Linux 6.9); files are served by the page cache");
-            }
-            self.server.passthrough_on.store(on, Ordering::Relaxed); // Relaxed: no other thread is there yet.
-        }
-        for rejected in [config.set_max_write(TRANSFER), config.set_max_readahead(TRANSFER)] {
-            if let Err(nearest) = rejected {
-                log::debug!("the kernel's limit is {nearest}");
-            }
-        }
-        // Readahead and asynchronous reads that may wait for the server at one time.
-        let _ = config.set_max_background(64); // Fails for 0 alone.
+        handshake::settle(&self.server, config);
         Ok(())
     }
 

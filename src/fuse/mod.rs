@@ -5,6 +5,7 @@
 mod convert;
 mod dev;
 mod device;
+mod handshake;
 mod notices;
 mod passthrough;
 mod pool;
