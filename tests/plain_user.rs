@@ -175,6 +175,28 @@ fn a_mount_whose_connection_does_not_come_back_from_the_helper_is_taken_down() {
 }
 
 #[test]
+fn a_plain_user_takes_over_a_workdir_as_the_kernels_overlayfs_leaves_it() {
+    let Some(home) = home(Who::PlainUser) else { return };
+    script(
+        &home,
+        Who::PlainUser,
+        "mkdir -m 0 work/work; mount_union >&2; echo changed >mnt/f; fusermount3 -u mnt; daemon_ends; test -s upper/f",
+    );
+}
+
+#[test]
+fn root_of_a_namespace_with_every_id_is_not_taken_for_root() {
+    let Some(home) = home(Who::PlainUser) else { return };
+    // The map is written from outside, by who has all ids; what doctor exits with is not what is asked.
+    let script = "mkfifo go; unshare --user sh -c 'read _ <go; exec ./unionfs-rs doctor' & pid=$!
+        while [ $(readlink /proc/$pid/ns/user) = $(readlink /proc/self/ns/user) ]; do sleep 0.01; done
+        for map in uid_map gid_map; do echo 0 0 4294967295 >/proc/$pid/$map; done; echo >go; wait $pid || :";
+    let doctor = Command::new("sh").args(["-euc", script]).current_dir(home.path()).output().expect("sh is there");
+    let said = stdout(&doctor);
+    assert!(said.contains("root of a user namespace"), "{said}{}", String::from_utf8_lossy(&doctor.stderr));
+}
+
+#[test]
 fn a_suid_program_in_a_plain_users_union_gives_no_rights() {
     let Some(home) = home(Who::PlainUser) else { return };
     let tree = Tree::at(home.path());

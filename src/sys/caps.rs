@@ -1,5 +1,7 @@
 //! What this process may do.
 
+use std::os::unix::fs::MetadataExt;
+
 use rustix::thread::{CapabilitySet, capabilities};
 
 /// Returns whether this thread has `capability` in effect, in its own user namespace.
@@ -7,13 +9,13 @@ pub fn effective(capability: CapabilitySet) -> bool {
     capabilities(None).is_ok_and(|sets| sets.effective.contains(capability))
 }
 
-/// Returns whether this process is in the initial user namespace.
+/// Returns whether this process is in the initial user namespace; without /proc the answer is no.
 ///
-/// Told by the identity map of all ids, which no other namespace has; without /proc the answer is no.
+/// Told by the number that the kernel has for it alone (PROC_USER_INIT_INO in linux/proc_ns.h, part of the ABI): an
+/// identity map of all ids another namespace can have too.
 pub fn in_initial_user_namespace() -> bool {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    let mut numbers = map.split_ascii_whitespace();
-    (numbers.next(), numbers.next(), numbers.next()) == (Some("0"), Some("0"), Some("4294967295"))
+    const INITIAL: u64 = 0xEFFF_FFFD;
+    std::fs::metadata("/proc/self/ns/user").is_ok_and(|namespace| namespace.ino() == INITIAL)
 }
 
 /// Returns whether `trusted.` xattrs can be read and written: CAP_SYS_ADMIN in the initial user namespace.

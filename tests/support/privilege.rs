@@ -1,5 +1,7 @@
 //! What the tests' own process may do, which decides what they can build and expect.
 
+use std::os::unix::fs::MetadataExt;
+
 use super::record_skip;
 use super::test_name;
 
@@ -19,10 +21,9 @@ pub fn privilege() -> Privilege {
     if !rustix::process::geteuid().is_root() {
         return Privilege::Plain;
     }
-    let map = std::fs::read_to_string("/proc/self/uid_map").expect("/proc is mounted");
-    let fields: Vec<&str> = map.split_whitespace().collect();
-    // The initial namespace is the one that maps every uid to itself (user_namespaces(7)).
-    if fields == ["0", "0", "4294967295"] { Privilege::Root } else { Privilege::UserNamespace }
+    // PROC_USER_INIT_INO: the number of the initial namespace.
+    let namespace = std::fs::metadata("/proc/self/ns/user").expect("/proc is mounted");
+    if namespace.ino() == 0xEFFF_FFFD { Privilege::Root } else { Privilege::UserNamespace }
 }
 
 /// Whether the test runs as root; where it does not, the test is reported as skipped for `need`.
