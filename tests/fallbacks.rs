@@ -299,6 +299,8 @@ fn holds_on(failings: &[Failing], able: Able, placement: Placement) {
     // The bottom one has an even number, and so with `TwoFs` a file system of its own.
     let layers = Layers::new(3, placement);
     fill(&layers, able);
+    // So that each mount makes the calls that the one before it made.
+    layers.work().dir("work");
     let unchanged = LowersUnchanged::new(layers.lowers());
     let (spec, trace) = (layers.spec(Io::Cached), layers.path("trace"));
     let mut injections = Vec::new();
@@ -357,6 +359,11 @@ fn without_private_clones_of_the_layers() {
 #[test]
 fn without_private_clones_and_openat2() {
     holds_without(&[always("open_tree", "ENOSYS"), always("openat2", "ENOSYS")], EVERYTHING);
+}
+
+#[test]
+fn without_private_clones_and_openat2_which_a_filter_forbids() {
+    holds_without(&[always("open_tree", "EPERM"), always("openat2", "EPERM")], EVERYTHING);
 }
 
 #[test]

@@ -50,7 +50,12 @@ pub struct Layer {
     pub handles: bool,
     root: OwnedFd,
     private: bool,
+    /// Whether each opening is confined to the mount of the layer by openat2(2).
+    confined: bool,
 }
+
+/// Below a mount, and through nothing that leads out of it.
+const CONFINED: ResolveFlags = ResolveFlags::NO_XDEV.union(ResolveFlags::NO_MAGICLINKS);
 
 /// How a layer's root was opened.
 pub struct Root {
@@ -97,6 +102,18 @@ pub fn open_directory(path: &Path) -> Result<OwnedFd> {
     })
 }
 
+/// Finds out whether openat2(2) can be used below `root`; where it cannot, `stat` alone tells mountpoints.
+fn can_confine(root: BorrowedFd<'_>, path: &Path) -> bool {
+    match rustix::fs::openat2(root, ".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), CONFINED) {
+        // Before Linux 5.6; or under a seccomp filter that does not know it, or answers EPERM to all that it forbids.
+        Err(errno @ (Errno::NOSYS | Errno::PERM)) => {
+            log::info!("{}: openat2(2) cannot be used: {errno}", path.display());
+            false
+        }
+        _ => true,
+    }
+}
+
 impl Layer {
     /// Makes a layer of an opened root.
     pub fn new(id: LayerId, path: &Path, root: Root) -> Result<Self> {
@@ -108,7 +125,8 @@ impl Layer {
         // overlayfs writes zeros for a file system without a uuid, and so do we.
         let uuid = crate::sys::fhandle::filesystem_uuid(readable.as_fd()).unwrap_or_default();
         let handles = crate::sys::fhandle::name_to_handle(root.fd.as_fd(), OsStr::new("")).is_ok();
-        Ok(Self { id, path: path.to_owned(), uuid, handles, root: root.fd, private: root.private })
+        let confined = !root.private && can_confine(root.fd.as_fd(), path);
+        Ok(Self { id, path: path.to_owned(), uuid, handles, root: root.fd, private: root.private, confined })
     }
 
     /// Returns the O_PATH descriptor of the layer's root.
@@ -151,15 +169,10 @@ impl Layer {
     /// Opens `name` in `dir`, one component that is no symbolic link (with O_PATH it may be one).
     pub fn open(&self, dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        if self.private {
-            return rustix::fs::openat(dir, name, flags, Mode::empty());
+        if self.confined {
+            return rustix::fs::openat2(dir, name, flags, Mode::empty(), CONFINED);
         }
-        let resolve = ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
-        match rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve) {
-            // Before Linux 5.6, or under a filter that does not know it; `stat` has refused mountpoints already.
-            Err(Errno::NOSYS) => rustix::fs::openat(dir, name, flags, Mode::empty()),
-            done => done,
-        }
+        rustix::fs::openat(dir, name, flags, Mode::empty())
     }
 
     /// Opens `name` in `dir` for reading, without touching its access time where this user may choose that.
