@@ -89,9 +89,12 @@ impl Workdir {
         let wanted = if index { &[WORK, INDEX][..] } else { &[WORK] };
         let missing =
             |name: &&&str| matches!(rustix::fs::statat(&lock, **name, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT));
-        let made = wanted.iter().filter(missing).copied().collect();
-        let work = subdirectory(lock.as_fd(), WORK).map_err(|e| io("`work` cannot be made", e))?;
-        strip(work.as_fd()).map_err(|e| io("the permissions of `work` cannot be set", e))?;
+        let made: Vec<_> = wanted.iter().filter(missing).copied().collect();
+        let work = subdirectory(lock.as_fd(), WORK).map_err(|e| io("`work` cannot be made", e)).and_then(|work| {
+            strip(work.as_fd()).map_err(|e| io("the permissions of `work` cannot be set", e))?;
+            Ok(work)
+        });
+        let work = work.inspect_err(|_| remove_made(lock.as_fd(), path, &made))?;
         let mut workdir = Self { path: path.to_owned(), work, index: None, lock, next: AtomicU64::new(0), made };
         let ready = workdir.empty().map_err(|e| io("cannot be emptied", e)).and_then(|()| {
             if index {
@@ -111,12 +114,7 @@ impl Workdir {
 
     /// Removes what opening the workdir has made, for a mount that failed.
     pub fn withdraw(&self) {
-        for name in &self.made {
-            match rustix::fs::unlinkat(&self.lock, *name, AtFlags::REMOVEDIR) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(errno) => log::warn!("{}: `{name}` is left: {errno}", self.path.display()),
-            }
-        }
+        remove_made(self.lock.as_fd(), &self.path, &self.made);
     }
 
     /// Returns the workdir's path, for messages.
@@ -198,12 +196,29 @@ impl Workdir {
     }
 }
 
+/// Removes the directories `made` from the workdir `dir`.
+fn remove_made(dir: BorrowedFd<'_>, path: &Path, made: &[&str]) {
+    for name in made {
+        match rustix::fs::unlinkat(dir, *name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => log::warn!("{}: `{name}` is left: {errno}", path.display()),
+        }
+    }
+}
+
 /// Refuses a workdir that holds the mark of a feature that this mount cannot make up for.
 fn refuse_incompatible(dir: BorrowedFd<'_>, path: &Path) -> Result<()> {
-    let marks = match readable(dir, &format!("{WORK}/{INCOMPAT}")) {
-        Ok(fd) => names(fd.as_fd()).unwrap_or_default(),
-        Err(_) => return Ok(()),
-    };
+    let marks = look_inside(dir, WORK, |work| look_inside(work, INCOMPAT, names));
+    let marks = marks.map_err(|e| {
+        let place = path.join(WORK).join(INCOMPAT);
+        let reason = format!("cannot be looked at ({e}), and may hold a mark that forbids this mount");
+        Error::setup(
+            place,
+            reason,
+            "mount as the user who mounted with this workdir before, or name a fresh upper and workdir",
+        )
+    })?;
+    let marks = marks.flatten().unwrap_or_default();
     let Some(mark) = marks.first() else { return Ok(()) };
     let place = path.join(WORK).join(INCOMPAT).join(mark);
     if mark.as_bytes() == VOLATILE.as_bytes() {
@@ -214,6 +229,29 @@ fn refuse_incompatible(dir: BorrowedFd<'_>, path: &Path) -> Result<()> {
         ));
     }
     Err(Error::setup(place, "marks a feature that is not known here", "mount it with what wrote it"))
+}
+
+/// Calls `look` with the directory `name` of `dir`; `None` where there is none.
+///
+/// The kernel's overlayfs makes its directories with no permissions at all, which keeps a plain user out of their own: the
+/// mode is then changed for the moment.
+fn look_inside<T>(
+    dir: BorrowedFd<'_>,
+    name: &str,
+    look: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<T>,
+) -> rustix::io::Result<Option<T>> {
+    match readable(dir, name) {
+        Ok(fd) => look(fd.as_fd()).map(Some),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(Errno::ACCESS) => {
+            let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            rustix::fs::chmodat(dir, name, Mode::RWXU, AtFlags::empty())?;
+            let seen = readable(dir, name).and_then(|fd| look(fd.as_fd()));
+            rustix::fs::chmodat(dir, name, Mode::from_raw_mode(stat.st_mode & 0o7777), AtFlags::empty())?;
+            seen.map(Some)
+        }
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Opens the directory `name` in `dir`, making it where it is missing.

@@ -1,11 +1,12 @@
 //! What cannot be a workdir.
 
 use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
 
 use rustix::mount::UnmountFlags;
 
-use super::attempt::{is_ours, layers, mount, mount_over, mounts_below, text};
-use crate::support::{Io, Mounted, Privilege, Tmpfs, Tree, privilege, record_skip, test_name};
+use super::attempt::{USER, give_to_user, is_ours, layers, mount, mount_over, mounts_below, text};
+use crate::support::{Io, Mounted, Privilege, Tmpfs, Tree, privilege, record_skip, require_root, test_name};
 
 #[test]
 fn a_workdir_that_is_upper_or_inside_it_is_refused() {
@@ -95,6 +96,48 @@ fn a_workdir_on_another_file_system_is_refused() {
         rustix::mount::unmount(&bound, UnmountFlags::DETACH).expect("it is mounted");
         assert!(!status.success() && said.contains(&text(&bound)), "{status}: {said}");
     }
+}
+
+#[test]
+fn the_mark_of_a_volatile_kernel_mount_is_seen_by_a_plain_user_who_may_not_look_into_it() {
+    if !is_ours() {
+        return;
+    }
+    let layers = layers();
+    let marks = ["work", "work/incompat", "work/incompat/volatile"];
+    layers.work().dir("work/incompat/volatile").file("work/incompat/volatile/dirty", "");
+    give_to_user(&layers);
+    if privilege() == Privilege::Root {
+        for mark in marks {
+            chown(layers.work().path(mark), Some(USER), Some(USER)).expect("root may chown");
+        }
+    }
+    // As the kernel's overlayfs leaves them.
+    let set_modes = |mode: u32, marks: &mut dyn Iterator<Item = &str>| {
+        for mark in marks {
+            fs::set_permissions(layers.work().path(mark), fs::Permissions::from_mode(mode)).expect("an own directory");
+        }
+    };
+    let (close, open) = (|| set_modes(0, &mut marks.into_iter().rev()), || set_modes(0o700, &mut marks.into_iter()));
+    if privilege() == Privilege::Root {
+        close();
+    }
+    let attempt = mount_over(&layers, &layers.lowers()[0]).by_a_user(&layers);
+    attempt.is_refused_when(&layers, &[&text(&layers.path("work/work/incompat/volatile")), "volatile"], open, close);
+    open();
+    assert!(layers.work().path("work/incompat/volatile/dirty").exists());
+}
+
+#[test]
+fn a_mark_that_cannot_be_looked_at_is_refused() {
+    if !is_ours() || !require_root("files of somebody else") {
+        return;
+    }
+    let layers = layers();
+    layers.work().dir_mode("work", 0o700).dir("work/incompat");
+    give_to_user(&layers);
+    let attempt = mount_over(&layers, &layers.lowers()[0]).by_a_user(&layers);
+    attempt.is_refused(&layers, &[&text(&layers.path("work/work/incompat")), "cannot be looked at"]);
 }
 
 #[test]
