@@ -164,7 +164,7 @@ impl Lowers {
                 |errno: Errno| Error::setup(&layer.path, format!("cannot be read: {errno}"), "check its permissions");
             let attr = layer.stat(layer.root(), OsStr::new("")).map_err(failed)?;
             let mut marks = namespace.marks(layer.root(), OsStr::new("")).map_err(failed)?;
-            marks.opaque |= exists(layer, layer.root(), OsStr::new(WH_OPAQUE))?;
+            marks.opaque |= exists(layer, layer.root(), OsStr::new(WH_OPAQUE)).map_err(|e| failed(e.errno()))?;
             roots.push(LayerDir::root(layer.id, &attr, &marks, fds.clone()));
         }
         Ok(Self { layers, roots, fds, namespace })

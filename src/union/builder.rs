@@ -17,6 +17,7 @@ use super::table::Table;
 use super::{Caller, Union};
 use crate::config::{RedirectDir, UnionConfig, XattrNamespace};
 use crate::error::{Error, Result};
+use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::Lowers;
 use crate::layer::fds::FdCache;
 use crate::layer::name::WH_OPAQUE;
@@ -86,22 +87,19 @@ impl Union {
         };
         // A quarter each for directories of upper and of the lowers and for data; the rest is for handles, for what
         // is unlinked and still in use, and for the process that embeds the union.
-        let quarter = usize::try_from(caps::raise_open_files() / 4).unwrap_or(usize::MAX).clamp(64, 16384);
+        let quarter = usize::try_from(caps::raise_open_files() / 4).unwrap_or(usize::MAX).min(16384);
         let lowers = Lowers::new(open_lowers(config)?, namespace, quarter)?;
         // Last, because it makes what is missing in the workdir.
         let upper = match &config.upper {
             Some(path) => Some(Upper::open(config, path, namespace, config.index)?),
             None => None,
         };
-        let (redirect_dir, numbers, root) = settle(config, &lowers, upper.as_ref(), namespace).inspect_err(|_| {
+        let settled = settle(config, &lowers, upper.as_ref(), namespace).inspect_err(|_| {
             if let Some(upper) = &upper {
                 upper.withdraw();
             }
         })?;
-        let upper_dev = match &upper {
-            Some(upper) => upper.stat(upper.layer.root(), OsStr::new(""))?.dev,
-            None => (0, 0),
-        };
+        let Settled { upper_dev, redirect_dir, numbers, root } = settled;
         let index_used = upper.as_ref().is_some_and(index_is_used);
         Ok(Self {
             upper_dev,
@@ -127,21 +125,36 @@ impl Union {
     }
 }
 
+/// What depends on all layers.
+struct Settled {
+    upper_dev: (u32, u32),
+    redirect_dir: RedirectDir,
+    numbers: Numbers,
+    root: Arc<Inode>,
+}
+
 /// Settles what depends on all layers, and marks a volatile upper.
-fn settle(
-    config: &UnionConfig,
-    lowers: &Lowers,
-    upper: Option<&Upper>,
-    namespace: Namespace,
-) -> Result<(RedirectDir, Numbers, Arc<Inode>)> {
+fn settle(config: &UnionConfig, lowers: &Lowers, upper: Option<&Upper>, namespace: Namespace) -> Result<Settled> {
     let redirect_dir = redirect_dir(config, upper)?;
-    let numbers = number_layers(config, lowers, upper)?;
+    let upper = match upper {
+        Some(upper) => Some((upper, root_attr(upper)?)),
+        None => None,
+    };
+    let upper_dev = upper.map_or((0, 0), |(_, attr)| attr.dev);
+    let numbered = lowers.roots().iter().zip(lowers.layers()).map(|(root, layer)| (root.dev, layer.uuid));
+    let numbers = Numbers::new(upper.map(|(upper, attr)| (attr.dev, upper.layer.uuid)), numbered, config.xino);
     let root = open_root(lowers, upper, &numbers, namespace)?;
-    if let Some(upper) = upper.filter(|upper| !upper.durable) {
+    if let Some((upper, _)) = upper.filter(|(upper, _)| !upper.durable) {
         let failed = |e| Error::setup(upper.work.path(), format!("cannot be marked volatile: {e}"), "check free space");
         upper.work.mark_volatile().map_err(failed)?;
     }
-    Ok((redirect_dir, numbers, root))
+    Ok(Settled { upper_dev, redirect_dir, numbers, root })
+}
+
+/// Reads the attributes of upper's root.
+fn root_attr(upper: &Upper) -> Result<Attr> {
+    let failed = |e| Error::setup(&upper.layer.path, format!("cannot be read: {e}"), "check the file system");
+    upper.layer.stat(upper.layer.root(), OsStr::new("")).map_err(failed)
 }
 
 /// Refuses combinations of paths that no union can be made of.
@@ -221,23 +234,18 @@ fn redirect_dir(config: &UnionConfig, upper: Option<&Upper>) -> Result<RedirectD
     }
 }
 
-fn number_layers(config: &UnionConfig, lowers: &Lowers, upper: Option<&Upper>) -> Result<Numbers> {
-    let upper = match upper {
-        Some(upper) => Some((upper.stat(upper.layer.root(), OsStr::new(""))?.dev, upper.layer.uuid)),
-        None => None,
-    };
-    let lowers = lowers.roots().iter().zip(lowers.layers()).map(|(root, layer)| (root.dev, layer.uuid));
-    Ok(Numbers::new(upper, lowers, config.xino))
-}
-
 /// Makes the root: all layers' roots down to the first opaque one.
-fn open_root(lowers: &Lowers, upper: Option<&Upper>, numbers: &Numbers, namespace: Namespace) -> Result<Arc<Inode>> {
+fn open_root(
+    lowers: &Lowers,
+    upper: Option<(&Upper, Attr)>,
+    numbers: &Numbers,
+    namespace: Namespace,
+) -> Result<Arc<Inode>> {
     let own = OsStr::new("");
     let mut marks = Marks::default();
     let mut upper_ino = 0;
     let mut number = None;
-    if let Some(upper) = upper {
-        let attr = upper.stat(upper.layer.root(), own)?;
+    if let Some((upper, attr)) = upper {
         upper_ino = attr.ino;
         number = Some(numbers.number(attr.dev, attr.ino));
         let failed =
@@ -268,7 +276,7 @@ fn open_root(lowers: &Lowers, upper: Option<&Upper>, numbers: &Numbers, namespac
         NodeId::ROOT,
         Parts {
             ino: Ino(number.unwrap_or(NodeId::ROOT.0)),
-            kind: crate::layer::attr::FileKind::Directory,
+            kind: FileKind::Directory,
             place,
             from_below: false,
             upper_ino,

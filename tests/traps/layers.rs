@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::union::{is_ours, trap};
 use crate::support::{
-    Layers, LowersUnchanged, Mode, OurMount, Privilege, Tmpfs, Watchdog, modes, privilege, record_skip, test_name,
+    Layers, LowersUnchanged, Mode, OurMount, Privilege, Spec, Tmpfs, Watchdog, modes, privilege, record_skip, test_name,
 };
 
 /// Far more than any tree of these tests holds: a union that enters itself has no end.
@@ -225,4 +225,27 @@ fn a_mount_that_was_killed_leaves_whole_files_and_the_next_one_works() {
         assert_eq!(layers.upper().read("f"), b"again");
         lowers.check();
     }
+}
+
+#[test]
+fn a_small_limit_on_open_files_is_enough_for_any_number_of_files() {
+    if !is_ours("the limit is that of a process") {
+        return;
+    }
+    const COUNT: usize = 150;
+    trap(1, |layers| {
+        for i in 0..COUNT {
+            layers.lower(0).file(format!("d{i}/sub/f"), "lower");
+        }
+    })
+    .mounted(|spec| Spec { wrapper: ["prlimit", "--nofile=128:128"].map(Into::into).to_vec(), ..spec })
+    .run(|union| {
+        for i in 0..COUNT {
+            assert_eq!(union.merged().read(format!("d{i}/sub/f")), b"lower");
+            union.merged().file(format!("d{i}/sub/f"), "changed").file(format!("d{i}/sub/new"), "new");
+        }
+        for i in 0..COUNT {
+            assert_eq!(union.merged().read(format!("d{i}/sub/f")), b"changed");
+        }
+    });
 }
