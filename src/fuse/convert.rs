@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fuser::{Errno, FileAttr, FileType, INodeNo, TimeOrNow};
 
 use crate::error::Error;
-use crate::union::{Attr, FileKind, NodeId, SetTime, Timestamp};
+use crate::union::{Attr, FileKind, Flow, NodeId, SetTime, Timestamp};
 
 /// Returns the errno to answer an error with, and logs what a layer's owner should know of.
 pub(super) fn errno(error: &Error) -> Errno {
@@ -31,6 +31,11 @@ pub(super) fn file_type(kind: FileKind) -> FileType {
         FileKind::Char => FileType::CharDevice,
         FileKind::Block => FileType::BlockDevice,
     }
+}
+
+/// Returns whether a listing goes on, by whether its answer is full.
+pub(super) fn flow(full: bool) -> Flow {
+    if full { Flow::Full } else { Flow::More }
 }
 
 /// Returns attributes; fuser takes the node's number from where the inode's number stands.

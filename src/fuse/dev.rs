@@ -14,13 +14,13 @@ use fuser::{
 };
 use rustix::fs::XattrFlags;
 
-use super::convert::{absent, decode_device, entry_attributes, errno, file_type, set_time};
+use super::convert::{absent, decode_device, entry_attributes, errno, file_type, flow, set_time};
 use super::handshake;
 use super::pool::guard;
 use super::server::{GENERATION, Server, open_how};
 use crate::error::Result;
 use crate::sys::ioctl::sets_flags;
-use crate::union::{self, Caller, Fh, FileKind, Flow, Looked, Name, New, NodeId, Seek, SetAttr, Union};
+use crate::union::{self, Caller, Fh, FileKind, Looked, Name, New, NodeId, Seek, SetAttr, Union};
 
 /// The file system as fuser calls it.
 pub(super) struct Dev {
@@ -523,10 +523,6 @@ impl Dev {
 /// Checks a name and calls with it.
 fn with_name<T>(name: &OsStr, call: impl FnOnce(Name<'_>) -> Result<T>) -> Result<T> {
     call(Name::new(name)?)
-}
-
-fn flow(full: bool) -> Flow {
-    if full { Flow::Full } else { Flow::More }
 }
 
 /// Answers with a value, or with its length where that is what was asked for.
