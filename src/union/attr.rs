@@ -1,6 +1,5 @@
 //! Attributes: stat, the changes to them, and the figures of the file system.
 
-use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
@@ -187,16 +186,5 @@ fn timespec(set: Option<SetTime>) -> Timespec {
         None => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
         Some(SetTime::Now) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
         Some(SetTime::To(t)) => Timespec { tv_sec: t.secs, tv_nsec: t.nanos.into() },
-    }
-}
-
-impl Union {
-    /// Writes what upper holds of the directory `id` to the disk; a directory of a lower layer is there already.
-    pub fn fsync_dir(&self, id: NodeId) -> Result<()> {
-        let inode = self.directory(id)?;
-        let Some(upper) = self.upper.as_ref().filter(|upper| upper.durable && inode.is_upper()) else { return Ok(()) };
-        let dir = self.upper_dir(&inode)?;
-        let synced = upper.layer.open_listing(dir.as_fd()).and_then(rustix::fs::fsync);
-        synced.map_err(|e| upper.layer.error("fsync", OsStr::new("."), e))
     }
 }

@@ -95,6 +95,15 @@ impl Union {
         synced.map_err(|e| self.upper_error("fsync", &inode, e))
     }
 
+    /// Writes what upper holds of the directory `id` to the disk; a directory of a lower layer is there already.
+    pub fn fsync_dir(&self, id: NodeId) -> Result<()> {
+        let inode = self.directory(id)?;
+        let Some(upper) = self.upper.as_ref().filter(|upper| upper.durable && inode.is_upper()) else { return Ok(()) };
+        let dir = self.upper_dir(&inode)?;
+        let synced = upper.layer.open_listing(dir.as_fd()).and_then(rustix::fs::fsync);
+        synced.map_err(|e| upper.layer.error("fsync", OsStr::new("."), e))
+    }
+
     /// Allocates or frees space of `id` for `caller`, as fallocate(2) does with the flags `mode`.
     pub fn fallocate(&self, id: NodeId, fh: Option<Fh>, mode: u32, range: Range<u64>, caller: Caller) -> Result<()> {
         let inode = self.inode(id)?;
