@@ -20,7 +20,7 @@ use super::pool::guard;
 use super::server::{GENERATION, Server, open_how};
 use crate::error::Result;
 use crate::sys::ioctl::sets_flags;
-use crate::union::{self, Caller, Fh, FileKind, Looked, Name, New, NodeId, Seek, SetAttr, Union};
+use crate::union::{self, Caller, Fh, FileKind, Looked, Name, New, NodeId, Seek, SetAttr, Union, Unlinked};
 
 /// The file system as fuser calls it.
 pub(super) struct Dev {
@@ -155,12 +155,11 @@ impl Filesystem for Dev {
                 Err(e) => return finish(reply, Err(e.into())),
             };
             match self.server.union.unlink_quickly(id(parent), checked) {
-                Ok(Some(removed)) => self.server.removed(reply, id(parent), Ok(removed)),
-                Ok(None) => {
+                Ok(Unlinked::Done) => reply.ok(),
+                Ok(Unlinked::Copies) => {
                     let name = name.to_owned();
                     self.long(move |server| {
-                        let removed = with_name(&name, |name| server.union.unlink(id(parent), name));
-                        server.removed(reply, id(parent), removed);
+                        finish(reply, with_name(&name, |name| server.union.unlink(id(parent), name)));
                     });
                 }
                 Err(error) => reply.error(errno(&error)),
@@ -193,7 +192,7 @@ impl Filesystem for Dev {
             let renamed = with_name(&name, |name| {
                 with_name(&newname, |newname| server.union.rename(id(parent), name, id(newparent), newname, flags))
             });
-            server.removed(reply, id(newparent), renamed);
+            finish(reply, renamed);
         });
     }
 
@@ -322,7 +321,7 @@ impl Filesystem for Dev {
             let read = server.union.read_dir_plus(id(ino), offset, |dirent, looked| {
                 let (attr, ttl) = match looked {
                     Looked::Up(entry) => {
-                        (entry_attributes(entry.id, &entry.attr), server.attr_ttl(entry).min(server.entry_timeout))
+                        (entry_attributes(entry.id, &entry.attr), server.attr_ttl(entry).min(server.entry_ttl(entry)))
                     }
                     Looked::Old(entry) => (entry_attributes(entry.id, &entry.attr), Duration::ZERO),
                     // The kernel takes only name, number and type of `.` and `..`.

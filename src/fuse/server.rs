@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fuser::{
-    BackingId, Errno, FileHandle, FopenFlags, Generation, OpenFlags, ReplyAttr, ReplyCreate, ReplyEmpty, ReplyEntry,
-    ReplyOpen, ReplyWrite,
+    BackingId, Errno, FileHandle, FopenFlags, Generation, OpenFlags, ReplyAttr, ReplyCreate, ReplyEntry, ReplyOpen,
+    ReplyWrite,
 };
 
 use super::convert::{attributes, entry_attributes, errno};
@@ -17,7 +17,7 @@ use super::pool::Pool;
 use crate::config::{Access, IoMode, MountConfig};
 use crate::error::{Error, Result};
 use crate::sys::caps;
-use crate::union::{self, Caller, Entry, Fh, NodeId, OpenFile, Removed, Union};
+use crate::union::{self, Caller, Entry, Fh, NodeId, OpenFile, Union};
 
 /// Numbers are never given to another file while the kernel knows one, so one generation is enough.
 pub(super) const GENERATION: Generation = Generation(0);
@@ -95,23 +95,15 @@ impl Server {
         match result {
             Ok(entry) => {
                 let attr = entry_attributes(entry.id, &entry.attr);
-                reply.entry_with_ttls(&self.attr_ttl(&entry), &self.entry_timeout, &attr, GENERATION);
+                reply.entry_with_ttls(&self.attr_ttl(&entry), &self.entry_ttl(&entry), &attr, GENERATION);
             }
             Err(error) => reply.error(errno(&error)),
         }
     }
 
-    /// Answers the removal of a name in `parent`.
-    pub(super) fn removed(&self, reply: ReplyEmpty, parent: NodeId, result: Result<Removed>) {
-        match result {
-            Ok(removed) => {
-                reply.ok();
-                if let Some(id) = removed.linked {
-                    self.notices.recount(parent, id);
-                }
-            }
-            Err(error) => reply.error(errno(&error)),
-        }
+    /// How long the kernel uses a name without looking it up again.
+    pub(super) fn entry_ttl(&self, entry: &Entry) -> Duration {
+        if entry.settled { self.entry_timeout } else { Duration::ZERO }
     }
 
     /// How long the kernel keeps the attributes of an entry: not at all where they hold the node's number in place
@@ -179,7 +171,7 @@ impl Server {
 
     pub(super) fn created(&self, entry: &Entry, reply: ReplyCreate) {
         let attr = entry_attributes(entry.id, &entry.attr);
-        let ttl = self.entry_timeout.min(self.attr_ttl(entry));
+        let ttl = self.entry_ttl(entry).min(self.attr_ttl(entry));
         if !self.opens_files() {
             return reply.created(&ttl, &attr, GENERATION, FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
         }
@@ -238,6 +230,7 @@ pub(super) fn open_how(flags: OpenFlags, caller: Caller) -> OpenFile {
         libc::O_RDONLY if flags.0 & EXECUTE != 0 => OpenFile::Execute,
         libc::O_RDONLY => OpenFile::Read,
         _ if flags.0 & libc::O_TRUNC != 0 => OpenFile::Truncate(caller),
+        _ if flags.0 & libc::O_APPEND != 0 => OpenFile::Append,
         _ => OpenFile::Write,
     }
 }

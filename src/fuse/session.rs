@@ -81,7 +81,7 @@ impl Mount {
         options.n_threads = Some(threads(config).get());
         match Session::from_fd(Dev::new(server.clone()), fd, acl, options) {
             Ok(session) => {
-                server.notices.start(&server, session.notifier());
+                server.notices.start(session.notifier());
                 Ok(Self { session, server, unmounter })
             }
             Err(error) => {

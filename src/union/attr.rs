@@ -82,6 +82,7 @@ impl Union {
             None => Data::Metadata,
         };
         self.copy_up(&inode, data)?;
+        let _held = self.hold_metacopy(&inode);
         let pinned = self.pin(&inode)?;
         self.set_owner(&inode, pinned.as_fd(), set)?;
         if let Some(mode) = set.mode {
@@ -105,7 +106,7 @@ impl Union {
         done.map_err(|e| self.upper_error("chown", inode, e))
     }
 
-    fn set_mode(&self, fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
+    pub(super) fn set_mode(&self, fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
         rustix::fs::chmod(proc_path(fd), Mode::from_raw_mode(mode)).map_err(Error::Refused)
     }
 

@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use parking_lot::MutexGuard;
 use rustix::fs::{AtFlags, OFlags, XattrFlags};
 use rustix::io::Errno;
 
@@ -362,6 +363,13 @@ impl Union {
             }
         }
         Ok(())
+    }
+
+    /// Keeps the data of a metacopy from being filled in until the guard is dropped: that gives the file back the mode,
+    /// times and capabilities that it had before.
+    pub(super) fn hold_metacopy<'a>(&self, inode: &'a Inode) -> Option<MutexGuard<'a, ()>> {
+        let may_be = self.metacopy && inode.kind == FileKind::Regular && inode.data_place() != DataPlace::Here;
+        may_be.then(|| inode.lock_copy_up())
     }
 
     /// Copies the data of a metacopy, in place: until the mark is removed, the data below is what is read.

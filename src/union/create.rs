@@ -83,7 +83,7 @@ impl Union {
             self.keep_file(&inode, super::file::Access::Write, Arc::new(fd));
         }
         let attr = inode.finish(attr);
-        Ok(Entry { id: inode.keep(), attr })
+        Ok(inode.keep(attr))
     }
 
     /// Returns what `name` in `parent` would take the place of. Errors: EEXIST, and ENOENT in a removed directory.

@@ -66,6 +66,10 @@ impl Union {
 
     /// Writes all of `data` through `file`, unless an error follows what was written before.
     pub(super) fn write_at(&self, inode: &Inode, file: BorrowedFd<'_>, offset: u64, data: &[u8]) -> Result<usize> {
+        // The kernel would write at the end whatever the offset, and say that all is well.
+        if inode.appends() && rustix::fs::fstat(file).map_err(Error::Refused)?.st_size as u64 != offset {
+            return Err(self.upper_error("pwrite", inode, Errno::PERM));
+        }
         let mut written = 0;
         while written < data.len() {
             let rest = data.get(written..).unwrap_or_default();
@@ -244,11 +248,11 @@ impl Union {
 
     /// Opens for writing; returns whether the descriptor can be read from, too.
     fn open_for_writing(&self, inode: &Arc<Inode>) -> Result<(OwnedFd, bool)> {
-        match self.open_object(inode, OFlags::RDWR) {
-            // An append-only file.
-            Err(Error::Call { errno: Errno::PERM, .. }) => {
-                self.open_object(inode, OFlags::RDWR | OFlags::APPEND).map(|fd| (fd, true))
-            }
+        let opened = self.open_object(inode, OFlags::RDWR);
+        let appends = matches!(opened, Err(Error::Call { errno: Errno::PERM, .. }));
+        inode.set_appends(appends);
+        match opened {
+            Err(_) if appends => self.open_object(inode, OFlags::RDWR | OFlags::APPEND).map(|fd| (fd, true)),
             // One that its owner may write and not read.
             Err(Error::Call { errno: Errno::ACCESS, .. }) => {
                 self.open_object(inode, OFlags::WRONLY).map(|fd| (fd, false))

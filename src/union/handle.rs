@@ -30,6 +30,8 @@ pub enum OpenFile {
     Execute,
     /// For writing, reading included.
     Write,
+    /// For writing at the end, reading included.
+    Append,
     /// For writing, the old contents gone, by this caller.
     Truncate(Caller),
     /// For reading, the old contents gone, by this caller.
@@ -48,8 +50,18 @@ struct Handle {
     access: Access,
     /// The number by which it was opened, if it was for running it.
     runs: Option<NodeId>,
-    /// Rank 5 (leaf). The descriptor, and whether it is of upper's object. No syscall while held.
-    file: Mutex<(Arc<OwnedFd>, bool)>,
+    /// Rank 5 (leaf). No syscall while held.
+    file: Mutex<Opened>,
+}
+
+/// The file of a handle.
+#[derive(Clone)]
+struct Opened {
+    fd: Arc<OwnedFd>,
+    /// Whether it is of upper's object, for good.
+    upper: bool,
+    /// The inode's version before it was opened.
+    version: u32,
 }
 
 /// Open handles by number; the map's shards are rank 5 (leaf).
@@ -76,7 +88,7 @@ impl Union {
     /// Opens the regular file `id`; one that is opened for writing is copied up first.
     ///
     /// Errors: EISDIR for a directory, ELOOP for a symbolic link, ENXIO for a device, pipe or socket, which are the
-    /// caller's to open; EROFS, EACCES, ENOSPC, ETXTBSY.
+    /// caller's to open; EPERM for an append-only file, unless to append; EROFS, EACCES, ENOSPC, ETXTBSY.
     pub fn open(&self, id: NodeId, how: OpenFile) -> Result<Fh> {
         let inode = self.inode(id)?;
         match inode.kind {
@@ -89,13 +101,13 @@ impl Union {
         }
         match how {
             OpenFile::Read | OpenFile::Execute => {}
-            OpenFile::Write | OpenFile::Truncate(_) => self.check_text(&inode, Some(id))?,
+            OpenFile::Write | OpenFile::Append | OpenFile::Truncate(_) => self.check_text(&inode, Some(id))?,
             // The kernel looks whether the node is being run only once the file is open, and empty.
             OpenFile::Empty(_) => self.check_text(&inode, None)?,
         }
         let access = match how {
             OpenFile::Read | OpenFile::Execute => Access::Read,
-            OpenFile::Write => {
+            OpenFile::Write | OpenFile::Append => {
                 self.copy_up(&inode, Data::Copy)?;
                 Access::Write
             }
@@ -104,6 +116,7 @@ impl Union {
                 Access::Write
             }
         };
+        let (_, version) = inode.place();
         let kept = self.files.get(&(inode.serial, Access::Write));
         // Before the file is opened: a lower file must not pass for upper's because it was copied up meanwhile.
         let upper = inode.is_upper();
@@ -112,12 +125,15 @@ impl Union {
             Some(fd) => fd,
             None => Arc::new(self.open_data(&inode, access)?),
         };
+        if how.changes() && how != OpenFile::Append && inode.appends() {
+            return Err(Error::Refused(Errno::PERM));
+        }
         if let OpenFile::Truncate(caller) | OpenFile::Empty(caller) = how {
             self.set_size(&inode, &*file, 0, caller)?;
         }
         let upper = upper && inode.data_place() == DataPlace::Here;
         let runs = (how == OpenFile::Execute).then_some(id);
-        Ok(self.handles.add(Handle { inode, access, runs, file: Mutex::new((file, upper)) }))
+        Ok(self.handles.add(Handle { inode, access, runs, file: Mutex::new(Opened { fd: file, upper, version }) }))
     }
 
     /// Refuses to change the contents of `inode` while a program runs from it, as open(2) and truncate(2) say.
@@ -149,13 +165,16 @@ impl Union {
     /// Returns the descriptor of a handle, of upper's object once there is one.
     pub(super) fn handle_file(&self, fh: Fh) -> Result<Arc<OwnedFd>> {
         let handle = self.handle(fh)?;
-        let (file, upper) = handle.file.lock().clone();
-        if upper || !handle.inode.is_upper() {
-            return Ok(file);
+        let opened = handle.file.lock().clone();
+        // The data of a metacopy is below until it is filled, which is a change of version.
+        if opened.upper || !handle.inode.is_upper() || handle.inode.is_at(opened.version) {
+            return Ok(opened.fd);
         }
+        let (_, version) = handle.inode.place();
         let fresh = Arc::new(self.open_data(&handle.inode, handle.access)?);
         let upper = handle.inode.data_place() == DataPlace::Here;
-        let old = std::mem::replace(&mut *handle.file.lock(), (fresh.clone(), upper));
+        let now = Opened { fd: fresh.clone(), upper, version };
+        let old = std::mem::replace(&mut *handle.file.lock(), now);
         drop(old);
         Ok(fresh)
     }
@@ -164,7 +183,7 @@ impl Union {
     /// is upper's object.
     pub fn with_handle<T>(&self, fh: Fh, call: impl FnOnce(BorrowedFd<'_>, bool) -> T) -> Result<T> {
         let file = self.handle_file(fh)?;
-        let upper = self.handle(fh)?.file.lock().1;
+        let upper = self.handle(fh)?.file.lock().upper;
         Ok(call(file.as_fd(), upper))
     }
 

@@ -131,13 +131,23 @@ impl Union {
         let Real::Index(entry) = &place.real else { return Ok(()) };
         let upper = self.writable()?;
         let index = upper.work.index().ok_or(Error::Refused(Errno::STALE))?;
-        let attr = upper.stat(index, entry)?;
+        let failed = |call: &'static str| move |e: Errno| upper.layer.error(call, entry, e);
+        // ENOENT: whoever removed another name of the file at the same time was here before.
+        let attr = match upper.layer.stat(index, entry) {
+            Err(Errno::NOENT) => return Ok(()),
+            done => done.map_err(failed("statx"))?,
+        };
         if attr.nlink.saturating_add_signed(inode.nlink_delta().unwrap_or(0)) > 0 {
             return Ok(());
         }
-        let pinned = upper.layer.open(index, entry, rustix::fs::OFlags::PATH);
-        let pinned = pinned.map_err(|e| upper.layer.error("openat", entry, e))?;
-        rustix::fs::unlinkat(index, &**entry, AtFlags::empty()).map_err(|e| upper.layer.error("unlinkat", entry, e))?;
+        let pinned = match upper.layer.open(index, entry, rustix::fs::OFlags::PATH) {
+            Err(Errno::NOENT) => return Ok(()),
+            done => done.map_err(failed("openat"))?,
+        };
+        match rustix::fs::unlinkat(index, &**entry, AtFlags::empty()) {
+            Err(Errno::NOENT) => return Ok(()),
+            done => done.map_err(failed("unlinkat"))?,
+        }
         self.drop_place(Some(inode.relocate(|place| {
             place.real = Real::Detached(Arc::new(pinned));
             place.unlinked = true;

@@ -167,6 +167,8 @@ pub struct Inode {
     version: AtomicU32,
     /// Operations that are changing the name on the disk at the moment.
     moving: AtomicU32,
+    /// When a name was last added or removed, in seconds of a clock that only goes forward; 0 for never.
+    links_changed: AtomicU32,
     /// Rank 2. Held while the inode is copied up, data included; nothing unrelated waits for it.
     copy_up: Mutex<()>,
     upper_ino: AtomicU64,
@@ -174,6 +176,8 @@ pub struct Inode {
     nlink_delta: AtomicI32,
     data: AtomicU8,
     has_descriptor: AtomicBool,
+    /// Whether the file could only be opened to append when it was last opened for writing.
+    appends: AtomicBool,
     /// Inodes in the table that have this one as their parent.
     children: AtomicU32,
     /// Rank 5 (leaf). Another name of a hard link, to go by when the first one is removed. No syscall while held.
@@ -214,12 +218,14 @@ impl Inode {
             place: Mutex::new(parts.place),
             version: AtomicU32::new(0),
             moving: AtomicU32::new(0),
+            links_changed: AtomicU32::new(0),
             copy_up: Mutex::new(()),
             upper_ino: AtomicU64::new(parts.upper_ino),
             indexed: AtomicBool::new(parts.nlink_delta.is_some()),
             nlink_delta: AtomicI32::new(parts.nlink_delta.unwrap_or(0)),
             data: AtomicU8::new(0),
             has_descriptor: AtomicBool::new(false),
+            appends: AtomicBool::new(false),
             children: AtomicU32::new(0),
             other: Mutex::new(None),
             dir: parts.dir.map(Box::new),
@@ -252,6 +258,25 @@ impl Inode {
     pub fn moving(self: &Arc<Self>) -> Leaving {
         self.moving.fetch_add(1, Ordering::AcqRel);
         Leaving(self.clone())
+    }
+
+    /// Records that a name is about to be added or removed on the disk.
+    pub fn note_links_change(&self) {
+        self.links_changed.store(now().max(1), Ordering::Release);
+    }
+
+    /// Returns whether a caller may use a name of the file, found with `nlink` links, without looking it up again.
+    ///
+    /// Linux's FUSE keeps a link count of its own: when a removal is answered, it takes one from the count that it has.
+    /// Where a lookup has brought it the new count just before, that is one too many, and at zero link(2) is refused
+    /// without asking. A lookup mends it, so there is one each time while names come and go, and a while after.
+    pub fn has_settled_links(&self, nlink: u32) -> bool {
+        /// Seconds that a removal takes to be answered, and more.
+        const ANSWERED: u32 = 3;
+        match self.links_changed.load(Ordering::Acquire) {
+            0 => true,
+            changed => nlink < 2 && now().wrapping_sub(changed) > ANSWERED || self.dir.is_some(),
+        }
     }
 
     /// Changes name or object; returns what was there before.
@@ -412,6 +437,16 @@ impl Inode {
         self.has_descriptor.swap(kept, Ordering::AcqRel)
     }
 
+    /// Records whether the file takes writes at its end alone.
+    pub fn set_appends(&self, appends: bool) {
+        self.appends.store(appends, Ordering::Release);
+    }
+
+    /// Returns whether the file takes writes at its end alone.
+    pub fn appends(&self) -> bool {
+        self.appends.load(Ordering::Acquire)
+    }
+
     /// Makes the layer's attributes those of the union.
     pub fn finish(&self, mut attr: Attr) -> Attr {
         attr.ino = self.ino.0;
@@ -443,6 +478,11 @@ impl Drop for Leaving {
         self.0.version.fetch_add(1, Ordering::AcqRel);
         self.0.moving.fetch_sub(1, Ordering::AcqRel);
     }
+}
+
+fn now() -> u32 {
+    // Wraps around after a century of uptime.
+    rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse).tv_sec as u32
 }
 
 /// Counts a child that `parent` gained or lost.

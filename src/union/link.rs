@@ -47,6 +47,7 @@ impl Union {
             // Before the name, so that its number is the lower file's in every listing.
             self.mark_impure(upper, &parent)?;
         }
+        inode.note_links_change();
         let linked = upper.link_file(source.as_fd(), dir.as_fd(), &name, vacancy.publish());
         linked.map_err(|e| upper.layer.error("linkat", &name, e))?;
         if vacancy == Vacancy::Hidden {
@@ -56,7 +57,7 @@ impl Union {
         self.drop_place(inode.relocate_if_unlinked(&parent, &name));
         inode.note_name(&parent, &name);
         let attr = self.stat(&inode)?;
-        Ok(Entry { id: self.table.count(&inode), attr })
+        Ok(Entry { id: self.table.count(&inode), attr, settled: inode.has_settled_links(attr.nlink) })
     }
 
     /// Reads the target of a symbolic link. Errors: EINVAL for anything else.

@@ -25,6 +25,8 @@ pub struct Entry {
     pub id: NodeId,
     /// Its attributes.
     pub attr: Attr,
+    /// Whether the name may be used again without a lookup, as far as only this union changes the layers.
+    pub settled: bool,
 }
 
 /// What a name leads to, before it is an inode.
@@ -59,7 +61,7 @@ impl Union {
 
     /// Looks up each component of `path` from the root, keeping only the last; symbolic links are not followed.
     pub fn lookup_path(&self, path: &std::path::Path) -> Result<Entry> {
-        let mut entry = Entry { id: NodeId::ROOT, attr: self.getattr(NodeId::ROOT)? };
+        let mut entry = Entry { id: NodeId::ROOT, attr: self.getattr(NodeId::ROOT)?, settled: true };
         for part in path.components() {
             let std::path::Component::Normal(name) = part else { continue };
             let next = self.lookup(entry.id, Name::new(name)?);
@@ -89,7 +91,7 @@ impl Union {
             self.count_blocks(&held, &mut attr)?;
             attr = held.finish(attr);
         }
-        Ok(Some(Entry { id: held.keep(), attr }))
+        Ok(Some(held.keep(attr)))
     }
 
     /// Returns the number and kind that `name` in `parent`, whose lock the caller holds, shows.
@@ -297,9 +299,10 @@ pub(super) struct Held<'a> {
 }
 
 impl Held<'_> {
-    /// Leaves the lookup to the caller of the operation; returns the id to forget.
-    pub(super) fn keep(mut self) -> NodeId {
-        self.counted.take().unwrap_or_else(|| self.inode.id())
+    /// Leaves the lookup to the caller of the operation.
+    pub(super) fn keep(mut self, attr: Attr) -> Entry {
+        let id = self.counted.take().unwrap_or_else(|| self.inode.id());
+        Entry { id, attr, settled: self.inode.has_settled_links(attr.nlink) }
     }
 }
 

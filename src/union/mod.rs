@@ -54,7 +54,7 @@ pub use handle::{Fh, OpenFile};
 pub use inode::{Ino, NodeId};
 pub use lookup::Entry;
 pub use readdir::{DirEntry, Flow, Looked};
-pub use remove::Removed;
+pub use remove::Unlinked;
 pub use rename::RenameFlags;
 
 use crate::config::RedirectDir;

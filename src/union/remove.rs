@@ -18,19 +18,13 @@ use crate::layer::upper::{New, Place, Publish, Upper};
 use crate::layer::whiteout::{Format, Standing};
 use crate::sys::{dents, xattr};
 
-/// What a removal left.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Removed {
-    /// The file, where it had more names than the one that was removed.
-    pub linked: Option<NodeId>,
-}
-
-impl Removed {
-    /// Says what is left of `inode`, which was found as `hit` before it lost a name.
-    pub(super) fn new(hit: &Hit, inode: &Inode) -> Self {
-        let links = hit.attr.nlink.saturating_add_signed(inode.nlink_delta().unwrap_or(0));
-        Self { linked: (links > 1 && inode.dir().is_none()).then(|| inode.id()) }
-    }
+/// What became of a quick attempt to remove a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unlinked {
+    /// It is removed.
+    Done,
+    /// Nothing is done: the other names of the file need a copy of its data first.
+    Copies,
 }
 
 /// How often an operation looks at its names anew because others changed them while it copied up.
@@ -47,27 +41,16 @@ impl Union {
     /// Removes the name `name` of a file in `parent`.
     ///
     /// Who has the file open goes on using it. Errors: ENOENT, EISDIR, EROFS.
-    pub fn unlink(&self, parent: NodeId, name: Name<'_>) -> Result<Removed> {
-        self.unlink_at_pace(parent, name, Pace::Any).map(Option::unwrap_or_default)
+    pub fn unlink(&self, parent: NodeId, name: Name<'_>) -> Result<()> {
+        self.unlink_at_pace(parent, name, Pace::Any).map(drop)
     }
 
-    /// Removes a name as [`Union::unlink`], unless the other names of the file need a copy of its data first.
-    ///
-    /// `None` in that case, and nothing is done.
-    pub fn unlink_quickly(&self, parent: NodeId, name: Name<'_>) -> Result<Option<Removed>> {
+    /// Removes a name as [`Union::unlink`], unless data must be copied up for it first.
+    pub fn unlink_quickly(&self, parent: NodeId, name: Name<'_>) -> Result<Unlinked> {
         self.unlink_at_pace(parent, name, Pace::Quick)
     }
 
-    /// Returns directory and name of the file `id`, where it has one name and that is known.
-    pub fn only_name(&self, id: NodeId) -> Option<(NodeId, OsString)> {
-        let inode = self.inode(id).ok()?;
-        let one = inode.dir().is_none() && self.stat(&inode).is_ok_and(|attr| attr.nlink == 1);
-        let (place, _) = inode.place();
-        let parent = place.parent.filter(|_| one && !place.unlinked)?;
-        Some((parent.id(), place.name.to_os_string()))
-    }
-
-    fn unlink_at_pace(&self, parent: NodeId, name: Name<'_>, pace: Pace) -> Result<Option<Removed>> {
+    fn unlink_at_pace(&self, parent: NodeId, name: Name<'_>, pace: Pace) -> Result<Unlinked> {
         let parent = self.directory(parent)?;
         let mut kept = false;
         for _ in 0..ATTEMPTS {
@@ -77,7 +60,7 @@ impl Union {
                 return Err(Error::Refused(Errno::ISDIR));
             }
             if parent.is_upper() && (kept || !self.will_stay_linked(&hit)) {
-                return self.unlink_locked(&parent, name, &hit).map(Some);
+                return self.unlink_locked(&parent, name, &hit).map(|()| Unlinked::Done);
             }
             // What is copied up is copied without the lock; then all is looked at anew.
             drop(names);
@@ -86,7 +69,7 @@ impl Union {
                 // Its other names must go on leading to one file with the right count, which the index keeps.
                 let inode = self.hold(&parent, &name, &hit)?;
                 if pace == Pace::Quick && !inode.is_upper() {
-                    return Ok(None);
+                    return Ok(Unlinked::Copies);
                 }
                 self.copy_up_name(&inode, &parent, &name, Data::Metadata)?;
                 kept = true;
@@ -96,16 +79,16 @@ impl Union {
     }
 
     /// Removes a name that was found; the caller holds the lock of `parent`, which is in upper.
-    fn unlink_locked(&self, parent: &Arc<Inode>, name: Name<'_>, hit: &Hit) -> Result<Removed> {
+    fn unlink_locked(&self, parent: &Arc<Inode>, name: Name<'_>, hit: &Hit) -> Result<()> {
         let inode = self.peek(parent, &name, hit)?;
         let pinned = self.pin_if_known(parent, &inode, &name, hit)?;
+        inode.note_links_change();
         let leaving = inode.moving();
         self.take_away(parent, &name, hit)?;
         dir_of(parent)?.changed();
         self.unname(parent, &inode, &name, pinned);
         drop(leaving);
-        self.drop_unused_index(&inode)?;
-        Ok(Removed::new(hit, &inode))
+        self.drop_unused_index(&inode)
     }
 
     /// Returns whether the directory `id` has lower parts, so that changing a name in it may take long.
@@ -130,13 +113,15 @@ impl Union {
         }
         let inode = self.peek(&parent, &name, &hit)?;
         let inner = dir_of(&inode)?.lock.write();
-        if !self.is_empty(&inode)? {
-            self.release_transient(&inode);
-            return Err(Error::Refused(Errno::NOTEMPTY));
-        }
         let pinned = self.pin_if_known(&parent, &inode, &name, &hit)?;
         let leaving = inode.moving();
-        let leftover = self.take_away(&parent, &name, &hit)?;
+        let leftover = self.let_in(&parent, &name, &hit, || {
+            if !self.is_empty(&inode)? {
+                self.release_transient(&inode);
+                return Err(Error::Refused(Errno::NOTEMPTY));
+            }
+            self.take_away(&parent, &name, &hit)
+        })?;
         dir_of(&parent)?.changed();
         dir_of(&inode)?.changed();
         self.unname(&parent, &inode, &name, pinned);
@@ -148,6 +133,34 @@ impl Union {
             self.writable()?.work.discard(&leftover);
         }
         Ok(())
+    }
+
+    /// Runs `change` on the directory `name` of `parent`, which was found as `hit`, with its own mode out of the way: who
+    /// removes or replaces a directory needs no permission on it, though moving it and looking into it does.
+    pub(super) fn let_in<T>(
+        &self,
+        parent: &Arc<Inode>,
+        name: &OsStr,
+        hit: &Hit,
+        change: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let mode = hit.attr.mode & 0o7777;
+        if self.overrides_modes || hit.standing() != Standing::Directory || mode & 0o700 == 0o700 {
+            return change();
+        }
+        let upper = self.writable()?;
+        let dir = self.upper_dir(parent)?;
+        let open = upper.layer.open(dir.as_fd(), name, OFlags::PATH);
+        let open = open.map_err(|e| upper.layer.error("openat", name, e))?;
+        if self.set_mode(open.as_fd(), mode | 0o700).is_err() {
+            // Somebody else's: then the mode decides.
+            return change();
+        }
+        let done = change();
+        if let Err(error) = self.set_mode(open.as_fd(), mode) {
+            log::warn!("{}: {error}", upper.layer.error("chmod", name, error.errno()));
+        }
+        done
     }
 
     /// Returns what `name` in `parent` is. Errors: ENOENT.

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use super::copy_up::Data;
 use super::create::remove_mark;
 use super::inode::{Inode, NodeId};
-use super::remove::{ATTEMPTS, Removed};
+use super::remove::ATTEMPTS;
 use super::search::{Hit, InUpper, Top};
 use super::{Union, UpperDir, dir_of};
 use crate::config::RedirectDir;
@@ -73,7 +73,7 @@ impl<'a> Renaming<'a> {
 impl Union {
     /// Gives what is `name` in `parent` the name `new_name` in `new_parent`, as renameat2(2) has it.
     ///
-    /// Returns what became of the file that was replaced. Errors: ENOENT, EEXIST, EISDIR, ENOTDIR, ENOTEMPTY, EINVAL,
+    /// Errors: ENOENT, EEXIST, EISDIR, ENOTDIR, ENOTEMPTY, EINVAL,
     /// EPERM, EROFS; EXDEV for a directory with lower parts where redirect_dir is not on.
     pub fn rename(
         &self,
@@ -82,7 +82,7 @@ impl Union {
         new_parent: NodeId,
         new_name: Name<'_>,
         flags: RenameFlags,
-    ) -> Result<Removed> {
+    ) -> Result<()> {
         if flags.contains(RenameFlags::EXCHANGE) && flags != RenameFlags::EXCHANGE {
             return Err(Error::Refused(Errno::INVAL));
         }
@@ -94,7 +94,7 @@ impl Union {
             self.present(&from, name)?;
             // As rename(2) for two names of one file: nothing happens.
             let refused = flags.contains(RenameFlags::NOREPLACE);
-            return if refused { Err(Error::Refused(Errno::EXIST)) } else { Ok(Removed::default()) };
+            return if refused { Err(Error::Refused(Errno::EXIST)) } else { Ok(()) };
         }
         for _ in 0..ATTEMPTS {
             let tree = (!Arc::ptr_eq(&from, &to)).then(|| self.tree.lock());
@@ -103,7 +103,7 @@ impl Union {
                 let old = self.rename_end(&from, name)?;
                 let new = self.rename_end(&to, new_name)?;
                 let Some(renaming) = self.check_rename(&old, &new, flags)? else {
-                    return Ok(Removed::default());
+                    return Ok(());
                 };
                 if renaming.ends_to_copy(self).next().is_none() {
                     return self.rename_locked(&renaming, flags);
@@ -186,13 +186,13 @@ impl Union {
     }
 
     /// Renames what was checked; both directories are in upper and locked, and so is what is moved.
-    fn rename_locked(&self, renaming: &Renaming<'_>, flags: RenameFlags) -> Result<Removed> {
+    fn rename_locked(&self, renaming: &Renaming<'_>, flags: RenameFlags) -> Result<()> {
         let Renaming { old, new, moved, inode, target, exchanged, .. } = renaming;
         let replaced = target.filter(|_| !exchanged);
         // Only to keep new entries out of a directory that is about to be replaced.
         let inner = replaced.and_then(|(_, target)| target.dir()).map(|dir| dir.lock.write());
-        if let Some((_, target)) = replaced.filter(|_| inner.is_some())
-            && !self.is_empty(target)?
+        if let Some((hit, target)) = replaced.filter(|_| inner.is_some())
+            && !self.let_in(new.parent, &new.name, hit, || self.is_empty(target))?
         {
             self.release_transient(target);
             return Err(Error::Refused(Errno::NOTEMPTY));
@@ -202,20 +202,23 @@ impl Union {
             self.lead_below(new, hit, target, old.parent)?;
         }
         if let Some((hit, target)) = replaced {
+            target.note_links_change();
             renaming.pinned.set(self.pin_if_known(new.parent, target, &new.name, hit)?);
         }
         self.mark_moved(renaming)?;
         let leaving = (inode.moving(), target.map(|(_, target)| target.moving()));
-        let done =
-            if *exchanged { self.move_in_upper(renaming, SysFlags::EXCHANGE) } else { self.replace(renaming, flags) };
+        let done = match replaced {
+            _ if *exchanged => self.move_in_upper(renaming, SysFlags::EXCHANGE),
+            Some((hit, _)) => self.let_in(new.parent, &new.name, hit, || self.replace(renaming, flags)),
+            None => self.replace(renaming, flags),
+        };
         // Also where a late step failed: the names may have moved.
         dir_of(old.parent)?.changed();
         dir_of(new.parent)?.changed();
         done?;
         drop(leaving);
         drop(inner);
-        self.finish_rename(renaming)?;
-        Ok(replaced.map_or_else(Removed::default, |(hit, target)| Removed::new(hit, target)))
+        self.finish_rename(renaming)
     }
 
     /// Records in upper that what comes from below gets there, before it does.

@@ -45,6 +45,7 @@ impl Union {
     pub fn setxattr(&self, id: NodeId, name: &OsStr, value: &[u8], flags: XattrFlags, caller: Caller) -> Result<()> {
         let inode = self.inode(id)?;
         self.copy_up(&inode, Data::Metadata)?;
+        let _held = self.hold_metacopy(&inode);
         let pinned = self.pin(&inode)?;
         let done = xattr::set(pinned.as_fd(), OsStr::new(""), &stored(name), value, flags);
         self.note_acl(&inode, name);
@@ -64,6 +65,7 @@ impl Union {
             })?;
         }
         self.copy_up(&inode, Data::Metadata)?;
+        let _held = self.hold_metacopy(&inode);
         let pinned = self.pin(&inode)?;
         let done = xattr::remove(pinned.as_fd(), OsStr::new(""), &name);
         self.note_acl(&inode, &name);

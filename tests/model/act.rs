@@ -32,9 +32,7 @@ impl Run {
                 Some(dir) => self.create(dir, name, *make, (0o777, 0o022), Who::Root),
                 None => Ok(()),
             },
-            Op::Unlink(path) => {
-                self.remove(path, Tree::judge_unlink, |union, dir, name| union.unlink(dir, name).map(drop))
-            }
+            Op::Unlink(path) => self.remove(path, Tree::judge_unlink, Union::unlink),
             Op::Rmdir(path) => self.remove(path, Tree::judge_rmdir, Union::rmdir),
             Op::Rename { from, to, flags } => self.rename(from, to, RenameFlags::from_bits_retain(*flags)),
             Op::Link { of, to } => self.link(of, to),
@@ -123,7 +121,7 @@ impl Run {
         let verdict = self.tree.judge_rename(rename);
         let done =
             self.union().rename(self.node_of(from.0)?, name_of(from.1)?, self.node_of(to.0)?, name_of(to.1)?, flags);
-        if settle("rename", done.map(drop), &verdict)?.is_some() {
+        if settle("rename", done, &verdict)?.is_some() {
             self.changes += 1;
             self.tree.rename(rename);
         }

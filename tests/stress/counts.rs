@@ -100,12 +100,10 @@ fn assert_counted_once(
         removal.join().expect("it does not panic").expect("the name is there");
     });
     drop(late);
-    // Nobody asks for the attributes meanwhile, which would mend the count. Until the kernel has heard of it (it is told
-    // right after the answer) a link may be refused.
-    wait_until("the file can be linked", || match fs::hard_link(union.path("e/kept"), union.path("e/more")) {
-        Err(error) if error.kind() == ErrorKind::NotFound => false,
-        linked => linked.map(|()| true).expect("a file can be linked"),
-    });
+    match fs::hard_link(union.path("e/kept"), union.path("e/more")) {
+        Err(error) if error.kind() == ErrorKind::NotFound => panic!("the kernel counts no link: {error}"),
+        linked => linked.expect("a file can be linked"),
+    }
     assert_eq!(union.stat("e/kept").nlink(), 2);
     mount.unmount().expect("the union can be unmounted");
     unchanged.check();

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::mem::MaybeUninit;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir};
@@ -300,4 +301,29 @@ impl Drop for Ramfs {
             eprintln!("cannot unmount the ramfs {}: {errno}", self.0.display());
         }
     }
+}
+
+#[test]
+fn a_directory_whose_mode_keeps_its_owner_out_is_removed_and_replaced() {
+    trap(1, |layers| _ = layers.lower(0).dir("below").dir("emptied").file("whiteout/gone", "").dir("target")).run(
+        |union| {
+            fs::create_dir(union.at("new")).expect("a directory can be made");
+            fs::remove_file(union.at("whiteout/gone")).expect("a file can be removed");
+            for name in ["new", "below", "emptied", "whiteout", "target"] {
+                let mode = if name == "emptied" { 0o555 } else { 0 };
+                fs::set_permissions(union.at(name), fs::Permissions::from_mode(mode)).expect("the owner may");
+            }
+            for name in ["new", "below", "emptied"] {
+                fs::remove_dir(union.at(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+            }
+            for name in ["whiteout", "target"] {
+                fs::create_dir(union.at("source")).expect("a directory can be made");
+                fs::rename(union.at("source"), union.at(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+            }
+            union.live_and_after_remount(|union| {
+                assert_eq!(union.merged().names(""), ["target", "whiteout"]);
+                assert_eq!(union.merged().names("whiteout"), Vec::<String>::new());
+            });
+        },
+    );
 }
