@@ -395,9 +395,9 @@ impl Filesystem for Dev {
         });
     }
 
-    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let name = name.to_owned();
-        self.at_pace(copies(ino), move |server| finish(reply, server.union.removexattr(id(ino), &name)));
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (name, caller) = (name.to_owned(), caller(req));
+        self.at_pace(copies(ino), move |server| finish(reply, server.union.removexattr(id(ino), &name, caller)));
     }
 
     fn create(

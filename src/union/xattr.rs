@@ -54,7 +54,9 @@ impl Union {
     }
 
     /// Removes the xattr `name` of `id`. Errors: ENODATA, EROFS.
-    pub fn removexattr(&self, id: NodeId, name: &OsStr) -> Result<()> {
+    ///
+    /// An access ACL takes the set-group-id bit along, as in [`Union::setxattr`].
+    pub fn removexattr(&self, id: NodeId, name: &OsStr, caller: Caller) -> Result<()> {
         let inode = self.inode(id)?;
         self.writable()?;
         let name = stored(name);
@@ -69,7 +71,8 @@ impl Union {
         let pinned = self.pin(&inode)?;
         let done = xattr::remove(pinned.as_fd(), OsStr::new(""), &name);
         self.note_acl(&inode, &name);
-        done.map_err(|e| self.upper_error("removexattr", &inode, e))
+        done.map_err(|e| self.upper_error("removexattr", &inode, e))?;
+        if name == acl::ACCESS { self.drop_set_group_id(pinned.as_fd(), caller) } else { Ok(()) }
     }
 
     fn note_acl(&self, inode: &super::inode::Inode, name: &OsStr) {

@@ -273,7 +273,8 @@ impl Run {
     fn remove_xattr(&mut self, at: &At, key: &str) -> Outcome {
         let Some(id) = self.target(at)? else { return Ok(()) };
         let verdict = self.tree.judge_remove_xattr(id, key);
-        if settle("removexattr", self.union().removexattr(self.node_of(id)?, OsStr::new(key)), &verdict)?.is_some() {
+        let done = self.union().removexattr(self.node_of(id)?, OsStr::new(key), ROOT_USER);
+        if settle("removexattr", done, &verdict)?.is_some() {
             self.changes += 1;
             self.tree.node_mut(id).xattrs.remove(key);
         }

@@ -397,3 +397,28 @@ fn times_are_set_to_the_nanosecond_and_beyond_2038() {
         });
     });
 }
+
+#[test]
+fn an_acl_that_an_outsider_of_the_group_removes_takes_the_set_group_id_bit_along() {
+    if !require_root("becoming another user") {
+        return;
+    }
+    trap(1, |layers| {
+        for name in ["lower", "kept"] {
+            layers.lower(0).file_mode(name, "", 0o2775).owner(name, USER, STRANGER);
+            // The owner takes the bit away (chown(2)), and an ACL that is set by root does not.
+            fs::set_permissions(layers.lower(0).path(name), fs::Permissions::from_mode(0o2775))
+                .expect("root may chmod");
+            layers.lower(0).xattr(name, ACCESS, acl(7, (STRANGER, 7), 7, 7, 5));
+        }
+    })
+    .run(|union| {
+        let remove = |name: &str| rustix::fs::removexattr(union.at(name), ACCESS).map_err(std::io::Error::from);
+        as_user(USER, || remove("lower")).expect("the owner may");
+        remove("kept").expect("root may");
+        union.live_and_after_remount(|union| {
+            assert_eq!(["lower", "kept"].map(|name| union.merged().mode(name)), [0o775, 0o2775]);
+            assert_eq!(union.merged().get_xattr("lower", ACCESS), None);
+        });
+    });
+}
