@@ -175,7 +175,8 @@ impl Server {
         if !self.opens_files() {
             return reply.created(&ttl, &attr, GENERATION, FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
         }
-        // The name stays, as after any create whose open fails; the kernel knows neither node nor handle of it.
+        // The name stays, as after any create whose open fails. The kernel knows neither node nor handle of it, and keeps
+        // that there is none until it is told otherwise.
         let fail = |reply: ReplyCreate, error: &Error| {
             self.union.forget(entry.id, 1);
             reply.error(errno(error));

@@ -131,7 +131,7 @@ impl Union {
     /// lock of its directory, so that nobody makes a second object of the file meanwhile.
     pub(super) fn hold(&self, parent: &Arc<Inode>, name: &OsStr, hit: &Hit) -> Result<Held<'_>> {
         let (inode, id) = self.intern(parent, name, hit, Count::Lookup)?;
-        Ok(Held { union: self, inode, counted: Some(id) })
+        Ok(Held { union: self, inode, id, kept: false })
     }
 
     /// Returns the inode of what was found, for a call that needs it for itself alone and has its directory locked.
@@ -295,14 +295,16 @@ pub(super) struct Held<'a> {
     union: &'a Union,
     inode: Arc<Inode>,
     /// The id that the lookup is counted on: a file that parts meanwhile goes by another.
-    counted: Option<NodeId>,
+    id: NodeId,
+    /// Whether the lookup is the caller's by now.
+    kept: bool,
 }
 
 impl Held<'_> {
     /// Leaves the lookup to the caller of the operation.
     pub(super) fn keep(mut self, attr: Attr) -> Entry {
-        let id = self.counted.take().unwrap_or_else(|| self.inode.id());
-        Entry { id, attr, settled: self.inode.has_settled_links(attr.nlink) }
+        self.kept = true;
+        Entry { id: self.id, attr, settled: self.inode.has_settled_links(attr.nlink) }
     }
 }
 
@@ -316,8 +318,8 @@ impl std::ops::Deref for Held<'_> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        if let Some(id) = self.counted {
-            self.union.forget(id, 1);
+        if !self.kept {
+            self.union.forget(self.id, 1);
         }
     }
 }
