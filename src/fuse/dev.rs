@@ -20,7 +20,11 @@ use super::pool::guard;
 use super::server::{GENERATION, Server, open_how};
 use crate::error::Result;
 use crate::sys::ioctl::sets_flags;
+use crate::sys::memory;
 use crate::union::{self, Caller, Fh, FileKind, Looked, Name, New, NodeId, Seek, SetAttr, Union, Unlinked};
+
+/// After so many FORGETs, which come in floods, the memory is given back: some megabytes.
+const FORGOTTEN: u64 = 1 << 14;
 
 /// The file system as fuser calls it.
 pub(super) struct Dev {
@@ -92,7 +96,16 @@ impl Filesystem for Dev {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        guard(|| self.server.union.forget(id(ino), nlookup));
+        guard(|| {
+            self.server.union.forget(id(ino), nlookup);
+            // Relaxed: a count alone.
+            if self.server.forgotten.fetch_add(1, Ordering::Relaxed) % FORGOTTEN == FORGOTTEN - 1 {
+                self.long(|server| {
+                    server.union.shrink();
+                    memory::trim();
+                });
+            }
+        });
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {

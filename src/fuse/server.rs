@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use fuser::{
@@ -27,6 +27,8 @@ pub(super) struct Server {
     pub(super) union: Union,
     pub(super) pool: Pool,
     pub(super) notices: Notices,
+    /// How many FORGETs there were.
+    pub(super) forgotten: AtomicU64,
     pub(super) entry_timeout: Duration,
     attr_timeout: Duration,
     pub(super) negative_timeout: Duration,
@@ -63,6 +65,7 @@ impl Server {
             union,
             pool: Pool::new(LONG),
             notices: Notices::default(),
+            forgotten: AtomicU64::new(0),
             entry_timeout: kept(config.entry_timeout),
             attr_timeout: kept(config.attr_timeout),
             negative_timeout: kept(config.negative_timeout),

@@ -9,6 +9,8 @@ pub mod daemon;
 pub mod dents;
 pub mod fhandle;
 pub mod ioctl;
+#[cfg(feature = "fuse")]
+pub mod memory;
 pub mod mount;
 #[cfg(feature = "fuse")]
 pub mod mountinfo;

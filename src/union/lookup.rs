@@ -73,6 +73,11 @@ impl Union {
         Ok(entry)
     }
 
+    /// Gives up the space of inodes that were forgotten.
+    pub fn shrink(&self) {
+        self.table.shrink();
+    }
+
     /// Takes `lookups` from the count of `id`; at zero the number may be given to another file.
     pub fn forget(&self, id: NodeId, lookups: u64) {
         self.table.forget(id, lookups, |inode| self.release(inode));

@@ -37,6 +37,11 @@ impl Table {
         Self { nodes }
     }
 
+    /// Gives up the space of inodes that are not known any more.
+    pub fn shrink(&self) {
+        self.nodes.shrink_to_fit();
+    }
+
     /// Returns the inode known by `id`.
     pub fn get(&self, id: NodeId) -> Option<Arc<Inode>> {
         self.nodes.get(&id.0).map(|node| node.inode.clone())
