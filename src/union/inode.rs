@@ -269,7 +269,8 @@ impl Inode {
     ///
     /// Linux's FUSE keeps a link count of its own: when a removal is answered, it takes one from the count that it has.
     /// Where a lookup has brought it the new count just before, that is one too many, and at zero link(2) is refused
-    /// without asking. A lookup mends it, so there is one each time while names come and go, and a while after.
+    /// without asking. A lookup mends it, so a file whose links were changed is looked up each time: while it has several
+    /// names, which may go, and for a while after it has one.
     pub fn has_settled_links(&self, nlink: u32) -> bool {
         /// Seconds that a removal takes to be answered, and more.
         const ANSWERED: u32 = 3;

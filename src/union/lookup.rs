@@ -151,8 +151,7 @@ impl Union {
 
     /// Gives an inode whose name was removed the name that it was found under now.
     fn anchor(&self, inode: Arc<Inode>, parent: &Arc<Inode>, name: &OsStr, hit: &Hit) -> Arc<Inode> {
-        let object = matches!(hit.top, Top::Upper) || inode.nlink_delta().is_some();
-        if object && !hit.attr.is_dir() {
+        if matches!(hit.top, Top::Upper) && !hit.attr.is_dir() {
             self.drop_place(inode.relocate_if_unlinked(parent, name));
             if hit.attr.nlink > 1 {
                 inode.note_name(parent, name);
