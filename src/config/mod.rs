@@ -2,9 +2,13 @@
 //!
 //! Text is parsed into these at the edge (the command line); the inside does not check again.
 
-use std::num::NonZeroUsize;
+mod ids;
+
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use ids::{IdMap, IdMapError, IdRange, Owners};
 
 /// The layers of a union and how they are read and written.
 #[derive(Debug, Clone)]
@@ -31,6 +35,18 @@ pub struct UnionConfig {
     pub whiteout_format: WhiteoutFormat,
     /// Whether reads update the access time of files in upper.
     pub atime: bool,
+    /// The owners that are shown for those that the layers store.
+    pub owners: Owners,
+    /// Where upper keeps owners and modes.
+    pub permissions: Permissions,
+    /// Whether ACLs can be seen and set, and are inherited.
+    pub acls: bool,
+    /// Whether xattrs can be seen and set.
+    pub xattrs: bool,
+    /// Whether every directory is shown with one link, so that nobody counts its subdirectories.
+    pub static_nlink: bool,
+    /// Whether inode numbers have 32 bits.
+    pub ino32: bool,
 }
 
 impl Default for UnionConfig {
@@ -47,8 +63,28 @@ impl Default for UnionConfig {
             xattr_namespace: XattrNamespace::Auto,
             whiteout_format: WhiteoutFormat::Auto,
             atime: false,
+            owners: Owners::default(),
+            permissions: Permissions::Inode,
+            acls: true,
+            xattrs: true,
+            static_nlink: false,
+            ino32: false,
         }
     }
+}
+
+/// Where the owner and the mode of a file in upper are kept.
+///
+/// An xattr lets a server that may not change owners, or whose file system does not keep them, show any; devices, pipes and
+/// sockets, and where the xattr cannot be on them symbolic links, are plain files there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Permissions {
+    /// With the file, as everywhere.
+    Inode,
+    /// In the xattr `security.fuseoverlayfs.override_stat`, which needs CAP_SYS_ADMIN.
+    Security,
+    /// In the xattr `user.containers.override_stat`.
+    User,
 }
 
 /// What becomes of directories that have been renamed.
@@ -121,6 +157,17 @@ pub enum Access {
     All,
 }
 
+/// Where mounts that are made below the mountpoint are seen besides: mount_namespaces(7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Propagation {
+    /// Nowhere.
+    Private,
+    /// In every namespace that shares it, and theirs here.
+    Shared,
+    /// Nowhere, but those of the namespace it came from are seen here.
+    Slave,
+}
+
 /// How a union is mounted.
 #[derive(Debug, Clone)]
 pub struct MountConfig {
@@ -148,6 +195,14 @@ pub struct MountConfig {
     pub dev: bool,
     /// Whether programs may be executed.
     pub exec: bool,
+    /// Whether the kernel asks for ACLs, and checks them.
+    pub acls: bool,
+    /// The most bytes of one write, where that is to be less than the most there can be.
+    pub max_write: Option<NonZeroU32>,
+    /// The SELinux context of every file, as `system_u:object_r:container_file_t:s0:c1,c2`.
+    pub context: Option<String>,
+    /// Whether mounts made below are seen in other namespaces; `None` leaves it as the directory above has it.
+    pub propagation: Option<Propagation>,
     /// The source in /proc/mounts.
     pub fsname: String,
     /// The part of the type in /proc/mounts after `fuse.`.
@@ -175,6 +230,10 @@ impl MountConfig {
             suid: root,
             dev: root,
             exec: true,
+            acls: true,
+            max_write: None,
+            context: None,
+            propagation: None,
             fsname: "unionfs-rs".into(),
             subtype: "unionfs-rs".into(),
         }
