@@ -1,5 +1,7 @@
 //! POSIX ACLs as xattrs hold them, and how a new file inherits its directory's default ACL.
 
+use std::ffi::OsStr;
+
 use rustix::io::Errno;
 
 /// The xattr of the ACL that a directory's new entries get.
@@ -16,11 +18,22 @@ const GROUP: u16 = 0x08;
 const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 
+/// Returns whether the xattr `name` is an ACL.
+pub fn is_acl(name: &OsStr) -> bool {
+    name == ACCESS || name == DEFAULT
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     tag: u16,
     perm: u16,
     id: u32,
+}
+
+/// An ACL, as acl(5) describes it.
+#[derive(Debug, Clone)]
+pub struct Acl {
+    entries: Vec<Entry>,
 }
 
 /// What a new file gets from a default ACL.
@@ -36,56 +49,115 @@ pub struct Inherited {
 ///
 /// Errors: EINVAL for a value that is no ACL.
 pub fn inherit(value: &[u8], mode: u32) -> Result<Inherited, Errno> {
-    let mut entries = parse(value)?;
+    let mut acl = Acl::parse(value)?;
     let mut granted = mode & !0o777;
-    let masked = entries.iter().any(|e| e.tag == MASK);
     let mut extended = false;
-    for entry in &mut entries {
-        let shift = match entry.tag {
-            USER_OBJ => 6,
-            OTHER => 0,
-            // With a mask, it takes the group's bits and the owning group's entry stays as it is.
-            MASK => 3,
-            GROUP_OBJ if !masked => 3,
-            GROUP_OBJ => continue,
-            USER | GROUP => {
-                extended = true;
-                continue;
+    let masked = acl.is_masked();
+    for entry in &mut acl.entries {
+        match shift(entry.tag, masked)? {
+            Some(shift) => {
+                entry.perm &= ((mode >> shift) & 7) as u16;
+                granted |= u32::from(entry.perm) << shift;
             }
-            _ => return Err(Errno::INVAL),
-        };
-        entry.perm &= ((mode >> shift) & 7) as u16;
-        granted |= u32::from(entry.perm) << shift;
+            None => extended = true,
+        }
     }
-    let access = (extended || masked).then(|| format(&entries));
+    let access = extended.then(|| acl.to_bytes());
     Ok(Inherited { mode: granted, access })
 }
 
-fn parse(value: &[u8]) -> Result<Vec<Entry>, Errno> {
-    let (version, entries) = value.split_first_chunk().ok_or(Errno::INVAL)?;
-    if u32::from_le_bytes(*version) != VERSION || entries.len() % 8 != 0 {
-        return Err(Errno::INVAL);
+/// Returns where in the mode the permissions of an entry stand, if there: with a mask, it takes the place of the owning
+/// group, whose entry stays as it is.
+fn shift(tag: u16, masked: bool) -> Result<Option<u32>, Errno> {
+    match tag {
+        USER_OBJ => Ok(Some(6)),
+        MASK => Ok(Some(3)),
+        GROUP_OBJ if !masked => Ok(Some(3)),
+        OTHER => Ok(Some(0)),
+        GROUP_OBJ | USER | GROUP => Ok(None),
+        _ => Err(Errno::INVAL),
     }
-    let entry = |e: &[u8]| match *e {
-        [t0, t1, p0, p1, i0, i1, i2, i3] => Entry {
-            tag: u16::from_le_bytes([t0, t1]),
-            perm: u16::from_le_bytes([p0, p1]),
-            id: u32::from_le_bytes([i0, i1, i2, i3]),
-        },
-        // chunks_exact(8) gives nothing else.
-        _ => Entry { tag: 0, perm: 0, id: 0 },
-    };
-    Ok(entries.chunks_exact(8).map(entry).collect())
 }
 
-fn format(entries: &[Entry]) -> Vec<u8> {
-    let mut value = VERSION.to_le_bytes().to_vec();
-    for e in entries {
-        value.extend_from_slice(&e.tag.to_le_bytes());
-        value.extend_from_slice(&e.perm.to_le_bytes());
-        value.extend_from_slice(&e.id.to_le_bytes());
+impl Acl {
+    /// Reads the value of an xattr. Errors: EINVAL for garbage.
+    pub fn parse(value: &[u8]) -> Result<Self, Errno> {
+        let (version, entries) = value.split_first_chunk().ok_or(Errno::INVAL)?;
+        if u32::from_le_bytes(*version) != VERSION || entries.len() % 8 != 0 {
+            return Err(Errno::INVAL);
+        }
+        let entry = |e: &[u8]| match *e {
+            [t0, t1, p0, p1, i0, i1, i2, i3] => Entry {
+                tag: u16::from_le_bytes([t0, t1]),
+                perm: u16::from_le_bytes([p0, p1]),
+                id: u32::from_le_bytes([i0, i1, i2, i3]),
+            },
+            // chunks_exact(8) gives nothing else.
+            _ => Entry { tag: 0, perm: 0, id: 0 },
+        };
+        Ok(Self { entries: entries.chunks_exact(8).map(entry).collect() })
     }
-    value
+
+    /// Returns the value of the xattr.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut value = VERSION.to_le_bytes().to_vec();
+        for e in &self.entries {
+            value.extend_from_slice(&e.tag.to_le_bytes());
+            value.extend_from_slice(&e.perm.to_le_bytes());
+            value.extend_from_slice(&e.id.to_le_bytes());
+        }
+        value
+    }
+
+    fn is_masked(&self) -> bool {
+        self.entries.iter().any(|e| e.tag == MASK)
+    }
+
+    /// Returns the permission bits that the ACL says. Errors: EINVAL for an entry of no known kind.
+    pub fn mode(&self) -> Result<u32, Errno> {
+        let masked = self.is_masked();
+        let mut mode = 0;
+        for entry in &self.entries {
+            if let Some(shift) = shift(entry.tag, masked)? {
+                mode |= u32::from(entry.perm & 7) << shift;
+            }
+        }
+        Ok(mode)
+    }
+
+    /// Makes the ACL say the permission bits `mode`, as chmod(2) does. Errors: EINVAL as [`Acl::mode`].
+    pub fn set_mode(&mut self, mode: u32) -> Result<(), Errno> {
+        let masked = self.is_masked();
+        for entry in &mut self.entries {
+            if let Some(shift) = shift(entry.tag, masked)? {
+                entry.perm = ((mode >> shift) & 7) as u16;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the owner do what `mode` says besides.
+    pub fn allow_owner(&mut self, mode: u32) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.tag == USER_OBJ) {
+            entry.perm |= ((mode >> 6) & 7) as u16;
+        }
+    }
+
+    /// Replaces the users and groups that are named. Errors: EINVAL for one that is replaced by none.
+    pub fn map_ids(
+        &mut self,
+        user: impl Fn(u32) -> Option<u32>,
+        group: impl Fn(u32) -> Option<u32>,
+    ) -> Result<(), Errno> {
+        for entry in &mut self.entries {
+            match entry.tag {
+                USER => entry.id = user(entry.id).ok_or(Errno::INVAL)?,
+                GROUP => entry.id = group(entry.id).ok_or(Errno::INVAL)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -93,7 +165,7 @@ mod tests {
     use super::*;
 
     fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
-        format(&entries.iter().map(|&(tag, perm, id)| Entry { tag, perm, id }).collect::<Vec<_>>())
+        Acl { entries: entries.iter().map(|&(tag, perm, id)| Entry { tag, perm, id }).collect() }.to_bytes()
     }
 
     #[test]
@@ -127,5 +199,32 @@ mod tests {
         assert_eq!(inherit(b"", 0), Err(Errno::INVAL));
         assert_eq!(inherit(&[1, 0, 0, 0], 0), Err(Errno::INVAL));
         assert_eq!(inherit(&[2, 0, 0, 0, 1], 0), Err(Errno::INVAL));
+    }
+
+    #[test]
+    fn the_mode_is_the_mask_and_not_the_owning_group() {
+        let none = u32::MAX;
+        let value = acl(&[(USER_OBJ, 6, none), (USER, 7, 9), (GROUP_OBJ, 1, none), (MASK, 5, none), (OTHER, 4, none)]);
+        let mut read = Acl::parse(&value).expect("an ACL");
+        assert_eq!(read.mode(), Ok(0o654));
+        assert_eq!(read.set_mode(0o4720), Ok(()));
+        let set = acl(&[(USER_OBJ, 7, none), (USER, 7, 9), (GROUP_OBJ, 1, none), (MASK, 2, none), (OTHER, 0, none)]);
+        assert_eq!(read.to_bytes(), set);
+        let plain = acl(&[(USER_OBJ, 0, none), (GROUP_OBJ, 5, none), (OTHER, 4, none)]);
+        let mut read = Acl::parse(&plain).expect("an ACL");
+        assert_eq!(read.mode(), Ok(0o054));
+        read.allow_owner(0o600);
+        assert_eq!(read.mode(), Ok(0o654));
+    }
+
+    #[test]
+    fn named_users_and_groups_are_mapped_and_nobody_else() {
+        let none = u32::MAX;
+        let value = acl(&[(USER_OBJ, 7, none), (USER, 7, 9), (GROUP, 5, 8), (MASK, 7, none), (OTHER, 0, none)]);
+        let mut read = Acl::parse(&value).expect("an ACL");
+        read.map_ids(|id| Some(id + 1000), |id| Some(id + 2000)).expect("all are mapped");
+        let mapped = acl(&[(USER_OBJ, 7, none), (USER, 7, 1009), (GROUP, 5, 2008), (MASK, 7, none), (OTHER, 0, none)]);
+        assert_eq!(read.to_bytes(), mapped);
+        assert_eq!(read.map_ids(|_| None, Some), Err(Errno::INVAL));
     }
 }

@@ -11,13 +11,16 @@ pub mod fds;
 pub mod name;
 pub mod origin;
 pub mod overlay;
+pub mod override_stat;
+pub mod permissions;
 pub mod redirect;
 pub mod upper;
 pub mod whiteout;
 pub mod workdir;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
@@ -26,7 +29,9 @@ use rustix::mount::OpenTreeFlags;
 
 use crate::error::{Error, Result};
 use crate::sys::mount::Limit;
+use crate::sys::proc_path;
 use attr::Attr;
+use override_stat::Store;
 
 /// The position of a layer in the union: 0 is upper, the lowers follow from the topmost down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,6 +53,8 @@ pub struct Layer {
     pub uuid: [u8; 16],
     /// Whether its file system has file handles.
     pub handles: bool,
+    /// Where owners and modes are kept, if not with the files.
+    pub overrides: Option<Store>,
     root: OwnedFd,
     private: bool,
     /// Whether each opening is confined to the mount of the layer by openat2(2).
@@ -56,6 +63,9 @@ pub struct Layer {
 
 /// Below a mount, and through nothing that leads out of it.
 const CONFINED: ResolveFlags = ResolveFlags::NO_XDEV.union(ResolveFlags::NO_MAGICLINKS);
+
+/// The longest target of a symbolic link (PATH_MAX without the final zero).
+const TARGET_MAX: usize = 4095;
 
 /// How a layer's root was opened.
 pub struct Root {
@@ -126,7 +136,9 @@ impl Layer {
         let uuid = crate::sys::fhandle::filesystem_uuid(readable.as_fd()).unwrap_or_default();
         let handles = crate::sys::fhandle::name_to_handle(root.fd.as_fd(), OsStr::new("")).is_ok();
         let confined = !root.private && can_confine(root.fd.as_fd(), path);
-        Ok(Self { id, path: path.to_owned(), uuid, handles, root: root.fd, private: root.private, confined })
+        let overrides = Store::of_root(root.fd.as_fd())
+            .map_err(|e| Error::setup(path, format!("its xattrs cannot be read: {e}"), "check the file system"))?;
+        Ok(Self { id, path: path.to_owned(), uuid, handles, overrides, root: root.fd, private: root.private, confined })
     }
 
     /// Returns the O_PATH descriptor of the layer's root.
@@ -149,16 +161,46 @@ impl Layer {
         Error::call(call, self.label(), name, errno)
     }
 
-    /// Reads the attributes of `name` in `dir`; an empty name is `dir` itself.
+    /// Reads the attributes of `name` in `dir` as the layer has them; an empty name is `dir` itself.
     ///
-    /// Errors: ENOENT, and EXDEV for something mounted inside a layer that could not be cloned.
+    /// Errors: ENOENT, EXDEV for something mounted inside a layer that could not be cloned, EIO for a garbled xattr
+    /// of owner and mode.
     pub fn stat(&self, dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<Attr> {
+        let attr = self.stat_file(dir, name)?;
+        match self.overrides {
+            Some(store) => store.apply(dir, name, attr),
+            None => Ok(attr),
+        }
+    }
+
+    /// Reads the attributes that the file itself has, whatever the layer keeps elsewhere, as [`Layer::stat`].
+    pub fn stat_file(&self, dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<Attr> {
         let at = if name.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT };
         let statx = rustix::fs::statx(dir, name, at, StatxFlags::BASIC_STATS)?;
         if !self.private && !name.is_empty() && statx.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
             return Err(Errno::XDEV);
         }
         Ok(Attr::from(&statx))
+    }
+
+    /// Reads the target of the symbolic link `name` in `dir`; with an empty name `dir` is the link, opened with O_PATH.
+    pub fn read_link(&self, dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<OsString> {
+        match rustix::fs::readlinkat(dir, name, Vec::new()) {
+            Ok(target) => Ok(OsString::from_vec(target.into_bytes())),
+            // A plain file that stands for a link holds the target. ENOENT: what an empty name is to one that is no link.
+            Err(Errno::INVAL | Errno::NOENT) if self.overrides.is_some_and(Store::keeps_links_in_files) => {
+                let file = if name.is_empty() {
+                    rustix::fs::open(proc_path(dir), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?
+                } else {
+                    self.open_noatime(dir, name, OFlags::RDONLY)?
+                };
+                let mut target = vec![0; TARGET_MAX];
+                let len = rustix::io::pread(&file, &mut target, 0)?;
+                target.truncate(len);
+                Ok(OsString::from_vec(target))
+            }
+            Err(errno) => Err(errno),
+        }
     }
 
     /// Opens the directory `name` in `dir` with O_PATH.

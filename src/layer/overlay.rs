@@ -15,6 +15,15 @@ use crate::sys::xattr;
 
 const PREFIXES: [&str; 3] = ["trusted.overlay.", "user.overlay.", "user.fuseoverlayfs."];
 
+/// Where owner and mode are kept by a mount with CAP_SYS_ADMIN that does not keep them with the file.
+pub const OVERRIDE_SECURITY: &str = "security.fuseoverlayfs.override_stat";
+
+/// As [`OVERRIDE_SECURITY`], for anybody; containers/storage writes it too.
+pub const OVERRIDE_CONTAINERS: &str = "user.containers.override_stat";
+
+/// As [`OVERRIDE_CONTAINERS`], written by older versions of fuse-overlayfs. It has a prefix of the overlay's own.
+pub const OVERRIDE_OLD: &str = "user.fuseoverlayfs.override_stat";
+
 /// What follows a prefix when the name was escaped: `trusted.overlay.overlay.X` stands for `trusted.overlay.X`.
 const ESCAPE: &str = "overlay.";
 
@@ -71,8 +80,26 @@ pub enum View {
     Unescaped(OsString),
 }
 
+/// Parts a name of the overlay's into its prefix and the rest.
 fn split(name: &OsStr) -> Option<(&'static str, &[u8])> {
-    PREFIXES.iter().find_map(|p| name.as_bytes().strip_prefix(p.as_bytes()).map(|rest| (*p, rest)))
+    let name = name.as_bytes();
+    PREFIXES
+        .iter()
+        .find_map(|p| name.strip_prefix(p.as_bytes()).map(|rest| (*p, rest)))
+        .or_else(|| split_override(name))
+}
+
+/// As [`split`], for the names under whose prefix others have xattrs of their own: those alone, escaped or not.
+fn split_override(name: &[u8]) -> Option<(&'static str, &[u8])> {
+    [OVERRIDE_SECURITY, OVERRIDE_CONTAINERS].into_iter().find_map(|known| {
+        let (prefix, last) = known.split_at(known.rfind('.')? + 1);
+        let rest = name.strip_prefix(prefix.as_bytes())?;
+        let mut plain = rest;
+        while let Some(inner) = plain.strip_prefix(ESCAPE.as_bytes()) {
+            plain = inner;
+        }
+        (plain == last.as_bytes()).then_some((prefix, rest))
+    })
 }
 
 /// Returns how the stored xattr `name` is shown through the mount.
@@ -190,6 +217,19 @@ mod tests {
             let escaped = stored(&raw);
             assert_eq!(escaped, *format!("{prefix}overlay.opaque"));
             assert_eq!(view(&escaped), View::Unescaped(raw));
+        }
+        for name in [OVERRIDE_SECURITY, OVERRIDE_CONTAINERS, OVERRIDE_OLD] {
+            let mut raw = OsString::from(name);
+            assert_eq!(view(&raw), View::Hidden);
+            for _ in 0..3 {
+                let escaped = stored(&raw);
+                assert_eq!(view(&escaped), View::Unescaped(raw));
+                raw = escaped;
+            }
+        }
+        assert_eq!(stored(OsStr::new(OVERRIDE_CONTAINERS)), "user.containers.overlay.override_stat");
+        for name in ["user.containers.other", "user.containers.overlay.other", "security.fuseoverlayfs.x"] {
+            assert_eq!((view(OsStr::new(name)), stored(OsStr::new(name))), (View::Same, name.into()));
         }
         assert_eq!(view(OsStr::new("user.overlays")), View::Same);
         assert_eq!(stored(OsStr::new("security.capability")), "security.capability");

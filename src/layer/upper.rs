@@ -4,11 +4,13 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::attr::{Attr, FileKind, Timestamp};
 use super::overlay::{Mark, Namespace};
+use super::override_stat::{OverrideStat, Store};
 use super::whiteout::{Format, Whiteouts};
 use super::workdir::{self, Workdir};
 use super::{Layer, LayerId, Root, open_directory};
@@ -49,6 +51,9 @@ pub struct Upper {
     atime: bool,
     /// Whether the workdir itself was made for this mount.
     made_workdir: bool,
+    /// Rank 5 (leaf, but for the calls that read and write one xattr). Held while owner or mode of a file change that are
+    /// kept in an xattr.
+    pub(super) changing: Mutex<()>,
     /// Held open for its lock.
     _lock: OwnedFd,
 }
@@ -169,7 +174,8 @@ impl Upper {
         let work_fd = open_directory(work_path)?;
         check_separate(path, &upper_fd, work_path, &work_fd)?;
         let (upper_root, work_root) = clone_together(path, upper_fd, work_path, work_fd, config.atime);
-        let layer = Layer::new(LayerId::UPPER, path, upper_root)?;
+        let mut layer = Layer::new(LayerId::UPPER, path, upper_root)?;
+        layer.overrides = overrides(config, &layer)?;
         let lock = workdir::lock(layer.root(), path)?;
         check_writable(&layer, path)?;
         let mut work = Workdir::open(work_root.as_fd(), work_path, index != Some(false))?;
@@ -188,6 +194,7 @@ impl Upper {
             work,
             atime: config.atime,
             made_workdir: false,
+            changing: Mutex::new(()),
             _lock: lock,
         })
     }
@@ -208,6 +215,9 @@ impl Upper {
     pub fn make(&self, name: &OsStr, new: New<'_>) -> Result<Option<OwnedFd>> {
         let dir = self.work.fd();
         let private = Mode::RUSR | Mode::WUSR;
+        if self.make_stand_in(name, new).map_err(|e| self.layer.error("make in workdir", name, e))? {
+            return Ok(None);
+        }
         let made = match new {
             New::Regular => {
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | self.quiet();
@@ -283,7 +293,7 @@ impl Upper {
         match self.namespace.set(place.dir, place.name, mark, value) {
             // `user.` xattrs take write permission, which a plain user may have to give himself for the moment.
             Err(Errno::ACCESS) => {
-                let mode = self.layer.stat(place.dir, place.name)?.mode;
+                let mode = self.layer.stat_file(place.dir, place.name)?.mode;
                 place.set_mode(mode | 0o200)?;
                 let done = self.namespace.set(place.dir, place.name, mark, value);
                 place.set_mode(mode)?;
@@ -299,12 +309,12 @@ impl Upper {
     pub fn in_writable(
         &self,
         dir: BorrowedFd<'_>,
-        mode: u32,
         change: impl Fn() -> rustix::io::Result<()>,
     ) -> rustix::io::Result<()> {
         match change() {
             Err(Errno::ACCESS) => {
                 let place = Place::at(dir, OsStr::new("."));
+                let mode = self.layer.stat_file(dir, OsStr::new(""))?.mode;
                 place.set_mode(mode | 0o300)?;
                 let done = change();
                 place.set_mode(mode)?;
@@ -332,6 +342,19 @@ impl Upper {
         let synced = self.layer.open_listing(self.layer.root()).and_then(rustix::fs::syncfs);
         let unmarked = synced.and_then(|()| self.work.unmark_volatile());
         unmarked.map_err(|e| Error::setup(self.work.path(), format!("the volatile mark stays: {e}"), "check the disk"))
+    }
+}
+
+/// Settles where upper keeps owners and modes: where it does already, else where it was asked to.
+fn overrides(config: &UnionConfig, layer: &Layer) -> Result<Option<Store>> {
+    let asked = Store::asked(config.permissions);
+    match (asked, layer.overrides) {
+        (Some(asked), Some(found)) if asked != found => {
+            let reason =
+                format!("keeps owners and modes in {}, and was to keep them in {}", found.name(), asked.name());
+            Err(Error::setup(&layer.path, reason, "leave xattr_permissions out, which then follows the upper"))
+        }
+        (asked, found) => Ok(found.or(asked)),
     }
 }
 
@@ -471,6 +494,7 @@ fn probe(layer: &Layer, work: &Workdir, namespace: Namespace) -> Result<Features
         file(&b).map_err(failed)?;
         check_file_types(work, path)?;
         check_same_mount(layer, work, &a)?;
+        check_store(layer, work, &a)?;
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         // A file without a name is of use only where it can be given one, which goes through /proc.
         let tmpfile = rustix::fs::openat(dir, ".", flags, Mode::RUSR).is_ok_and(|fd| {
@@ -514,6 +538,20 @@ fn check_file_types(work: &Workdir, path: &Path) -> Result<()> {
         return Err(Error::setup(path, "its file system tells no file types (d_type)", remedy));
     }
     Ok(())
+}
+
+/// Refuses an upper that cannot hold the xattrs that owners and modes are to be kept in.
+fn check_store(layer: &Layer, work: &Workdir, probe: &OsStr) -> Result<()> {
+    let Some(store) = layer.overrides else { return Ok(()) };
+    let stat = OverrideStat { uid: 0, gid: 0, mode: 0, stands_for: None };
+    store.set(work.fd(), probe, stat).map_err(|errno| {
+        let remedy = match store {
+            Store::Security => "mount with CAP_SYS_ADMIN, or use xattr_permissions=2",
+            Store::Containers | Store::Old => "use xattr_permissions=0, or an upper on a file system with user xattrs",
+        };
+        let reason = format!("cannot hold the xattr {}, where owners and modes are to be kept: {errno}", store.name());
+        Error::setup(&layer.path, reason, remedy)
+    })
 }
 
 /// Refuses a workdir from which nothing can be moved to upper, though both have one device number.

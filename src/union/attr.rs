@@ -1,15 +1,17 @@
 //! Attributes: stat, the changes to them, and the figures of the file system.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
+use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use rustix::io::Errno;
 
 use super::copy_up::Data;
 use super::inode::{Inode, NodeId};
 use super::{Attr, Caller, Fh, Timestamp, Union};
 use crate::error::{Error, Result};
+use crate::layer::permissions::without_privileges;
 use crate::sys::proc_path;
 
 /// What a time is set to.
@@ -65,14 +67,20 @@ impl Union {
         let inode = self.inode(id)?;
         let mut attr = self.stat(&inode)?;
         self.count_blocks(&inode, &mut attr)?;
-        Ok(attr)
+        Ok(self.show(attr))
     }
 
     /// Sets attributes of `id` for `caller`, the size through `fh` where there is one, and returns all of them.
     ///
     /// A change of size or owner takes the set-user-id and set-group-id bits and the capabilities of a regular file as
-    /// the kernel's file systems do. Errors: EROFS, EPERM, EFBIG, ENOSPC, ETXTBSY.
+    /// the kernel's file systems do. Errors: EROFS, EPERM, EFBIG, ENOSPC, ETXTBSY, EINVAL for an owner or group that the
+    /// mount's map has no place for.
     pub fn setattr(&self, id: NodeId, set: SetAttr, fh: Option<Fh>, caller: Caller) -> Result<Attr> {
+        let set = SetAttr {
+            uid: set.uid.map(|uid| self.stored_uid(uid)).transpose()?,
+            gid: set.gid.map(|gid| self.stored_gid(gid)).transpose()?,
+            ..set
+        };
         let inode = self.inode(id)?;
         if set.size.is_some() && fh.is_none() {
             self.check_text(&inode, Some(id))?;
@@ -100,14 +108,17 @@ impl Union {
         if set.uid.is_none() && set.gid.is_none() {
             return Ok(());
         }
-        // The system call clears set-user-id, set-group-id and capabilities of a file, as chown(2) says.
-        let (uid, gid) = (set.uid.map(Uid::from_raw), set.gid.map(Gid::from_raw));
-        let done = rustix::fs::chownat(fd, "", uid, gid, AtFlags::EMPTY_PATH);
+        let done = self.writable()?.set_owner(fd, set.uid, set.gid);
         done.map_err(|e| self.upper_error("chown", inode, e))
     }
 
     pub(super) fn set_mode(&self, fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
-        rustix::fs::chmod(proc_path(fd), Mode::from_raw_mode(mode)).map_err(Error::Refused)
+        self.writable()?.set_mode(fd, mode).map_err(Error::Refused)
+    }
+
+    /// Reads the attributes of the file of upper that is behind `fd`.
+    fn stat_open(&self, fd: BorrowedFd<'_>) -> Result<Attr> {
+        self.writable()?.layer.stat(fd, OsStr::new("")).map_err(Error::Refused)
     }
 
     /// Sets the size through a descriptor that is open for writing.
@@ -118,29 +129,25 @@ impl Union {
 
     /// Clears the privileges of a file that `caller` has changed, unless it may keep them.
     pub(super) fn drop_privileges_of(&self, caller: Caller, fd: BorrowedFd<'_>) -> Result<()> {
-        let mode = rustix::fs::fstat(fd).map_err(Error::Refused)?.st_mode;
         // Looking at the caller is for the few files that have such bits.
-        if mode & 0o6000 == 0 || caller.keeps_set_id() { Ok(()) } else { self.drop_privileges(fd) }
+        if self.stat_open(fd)?.mode & 0o6000 == 0 || caller.keeps_set_id() { Ok(()) } else { self.drop_privileges(fd) }
     }
 
     /// Clears set-user-id, and set-group-id of a file that its group may execute; the kernel has cleared the
     /// capabilities with the change itself.
     pub(super) fn drop_privileges(&self, fd: BorrowedFd<'_>) -> Result<()> {
-        let mode = rustix::fs::fstat(fd).map_err(Error::Refused)?.st_mode;
-        let mut cleared = mode & 0o7777 & !0o4000;
-        if mode & 0o010 != 0 {
-            cleared &= !0o2000;
-        }
-        if cleared == mode & 0o7777 { Ok(()) } else { self.set_mode(fd, cleared) }
+        let mode = self.stat_open(fd)?.mode;
+        let cleared = without_privileges(mode);
+        if cleared == mode { Ok(()) } else { self.set_mode(fd, cleared) }
     }
 
     /// Clears set-group-id of a file whose group `caller` is not in, unless it may keep it.
     pub(super) fn drop_set_group_id(&self, fd: BorrowedFd<'_>, caller: Caller) -> Result<()> {
-        let stat = rustix::fs::fstat(fd).map_err(Error::Refused)?;
-        if stat.st_mode & 0o2000 == 0 || caller.keeps_set_id() || caller.is_in_group(stat.st_gid) {
+        let attr = self.stat_open(fd)?;
+        if attr.mode & 0o2000 == 0 || caller.keeps_set_id() || caller.is_in_group(self.shown_gid(attr.gid)) {
             return Ok(());
         }
-        self.set_mode(fd, stat.st_mode & 0o7777 & !0o2000)
+        self.set_mode(fd, attr.mode & !0o2000)
     }
 
     fn set_times(&self, fd: BorrowedFd<'_>, set: SetAttr) -> Result<()> {

@@ -13,6 +13,7 @@ use super::handle::Handles;
 use super::inode::{Dir, Ino, Inode, NodeId, Parts, Place, Real};
 use super::listing::Listings;
 use super::numbers::Numbers;
+use super::owners::OwnerView;
 use super::table::Table;
 use super::{Caller, Union};
 use crate::config::{RedirectDir, UnionConfig, XattrNamespace};
@@ -107,6 +108,10 @@ impl Union {
             redirect_dir,
             metacopy: config.metacopy,
             atime: config.atime,
+            acls: config.acls,
+            xattrs: config.xattrs,
+            static_nlink: config.static_nlink,
+            view: OwnerView::new(config.owners.clone()),
             server: Caller::current(),
             overrides_modes: caps::effective(rustix::thread::CapabilitySet::DAC_OVERRIDE),
             may_chown: caps::effective(rustix::thread::CapabilitySet::CHOWN),
@@ -142,8 +147,13 @@ fn settle(config: &UnionConfig, lowers: &Lowers, upper: Option<&Upper>, namespac
     };
     let upper_dev = upper.map_or((0, 0), |(_, attr)| attr.dev);
     let numbered = lowers.roots().iter().zip(lowers.layers()).map(|(root, layer)| (root.dev, layer.uuid));
-    let numbers = Numbers::new(upper.map(|(upper, attr)| (attr.dev, upper.layer.uuid)), numbered, config.xino);
+    let numbers =
+        Numbers::new(upper.map(|(upper, attr)| (attr.dev, upper.layer.uuid)), numbered, config.xino, config.ino32);
     let root = open_root(lowers, upper, &numbers, namespace)?;
+    if let Some((upper, _)) = upper {
+        let failed = |e| Error::setup(&upper.layer.path, format!("its owner and mode cannot be kept: {e}"), "check it");
+        upper.begin_to_keep_apart().map_err(failed)?;
+    }
     if let Some((upper, _)) = upper.filter(|(upper, _)| !upper.durable) {
         let failed = |e| Error::setup(upper.work.path(), format!("cannot be marked volatile: {e}"), "check free space");
         upper.work.mark_volatile().map_err(failed)?;

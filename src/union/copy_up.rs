@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::LayerDir;
 use crate::layer::overlay::{Mark, Namespace, View, view};
+use crate::layer::permissions::Stat;
 use crate::layer::redirect::Redirect;
 use crate::layer::upper::{New, Place, Publish, Upper};
 use crate::sys::xattr;
@@ -96,10 +97,9 @@ impl Union {
             FileKind::Directory => self.make_other(upper, &source, New::Directory)?,
             FileKind::Symlink => {
                 let target = self.lowers.with_fd(&source.dir, |fd| {
-                    let failed = |e| self.lowers.layer(&source.dir).error("readlinkat", &source.name, e);
-                    rustix::fs::readlinkat(fd, &*source.name, Vec::new()).map_err(failed)
+                    let layer = self.lowers.layer(&source.dir);
+                    layer.read_link(fd, &source.name).map_err(|e| layer.error("readlinkat", &source.name, e))
                 })?;
-                let target = OsStr::from_bytes(target.as_bytes()).to_owned();
                 self.make_other(upper, &source, New::Symlink(&target))?
             }
             kind => self.make_other(upper, &source, New::Node(kind, source.attr.rdev))?,
@@ -166,7 +166,7 @@ impl Union {
     fn copy_metadata(&self, upper: &Upper, source: &Source, target: Place<'_>) -> Result<()> {
         let failed = |call: &'static str| move |e: Errno| upper.layer.error(call, &source.name, e);
         let attr = &source.attr;
-        target.chown(attr.uid, attr.gid).map_err(failed("chown"))?;
+        upper.give(target, attr.uid, attr.gid).map_err(failed("chown"))?;
         self.copy_xattrs(upper, source, target)?;
         if upper.features.xattrs && self.keeps_number(source) {
             let origin = self.origin_of(&source.dir, &source.name)?.and_then(|origin| origin.encode());
@@ -177,11 +177,10 @@ impl Union {
             // Relative to the lower's count until the first name in upper is made.
             upper.set_mark(target, Mark::Nlink, b"L+0")?;
         }
-        if attr.kind != FileKind::Symlink {
-            // After chown, which clears set-user-id, and after the xattrs, which take write permission; explicit, so that
-            // no umask plays a part.
-            target.chmod(self.movable_mode(attr)).map_err(failed("chmod"))?;
-        }
+        // Explicit, so that no umask plays a part.
+        let Attr { uid, gid, kind, rdev, .. } = *attr;
+        let stat = Stat { uid, gid, mode: self.movable_mode(upper, attr), kind, rdev };
+        upper.settle(target, stat).map_err(failed("chmod"))?;
         target.set_times(attr.atime, attr.mtime).map_err(failed("utimensat"))
     }
 
@@ -196,8 +195,9 @@ impl Union {
 
     /// Returns the mode under which a copy can be moved to its place: to move a directory, a plain user must be allowed
     /// to write it.
-    fn movable_mode(&self, attr: &Attr) -> u32 {
-        if attr.is_dir() && !self.overrides_modes { attr.mode | 0o200 } else { attr.mode }
+    fn movable_mode(&self, upper: &Upper, attr: &Attr) -> u32 {
+        let bound = attr.is_dir() && !self.overrides_modes && !upper.keeps_modes_apart();
+        if bound { attr.mode | 0o200 } else { attr.mode }
     }
 
     /// Copies the xattrs and ACLs, the overlay's own aside.
@@ -235,7 +235,7 @@ impl Union {
         let before = upper.stat(dir.as_fd(), OsStr::new(""))?;
         self.mark_impure(upper, &parent)?;
         let indexed = self.publish_indexed(upper, source, made)?;
-        let linked = upper.in_writable(dir.as_fd(), before.mode, || match (&indexed, made) {
+        let linked = upper.in_writable(dir.as_fd(), || match (&indexed, made) {
             (Some(entry), _) => match upper.work.index() {
                 Some(index) => rustix::fs::linkat(index, entry, dir.as_fd(), &*place.name, AtFlags::empty()),
                 None => Err(Errno::STALE),
@@ -282,7 +282,7 @@ impl Union {
         if let Some(delta) = inode.nlink_delta() {
             self.write_nlink(upper, dir, name, delta)?;
         }
-        if self.movable_mode(&source.attr) != source.attr.mode {
+        if self.movable_mode(upper, &source.attr) != source.attr.mode {
             let done = Place::at(dir, name).chmod(source.attr.mode);
             done.map_err(|e| upper.layer.error("chmod", name, e))?;
         }
@@ -405,7 +405,7 @@ impl Union {
         if let Some(value) = capabilities {
             xattr::set(target.as_fd(), root, capability, &value, XattrFlags::empty()).map_err(failed("setxattr"))?;
         }
-        if kept.mode & 0o6000 != 0 {
+        if kept.mode & 0o6000 != 0 && !upper.keeps_modes_apart() {
             Place::file(target.as_fd()).chmod(kept.mode & 0o7777).map_err(failed("fchmod"))?;
         }
         if upper.durable {

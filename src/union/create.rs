@@ -18,6 +18,7 @@ use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::dotwh_name;
 use crate::layer::name::{Name, WH_OPAQUE};
 use crate::layer::overlay::{Mark, Marks};
+use crate::layer::permissions::Stat;
 use crate::layer::upper::{New, Place, Publish, Upper};
 use crate::sys::xattr;
 
@@ -70,6 +71,7 @@ impl Union {
         if matches!(new, New::Node(FileKind::Char, (0, 0))) {
             return Err(Error::Refused(Errno::PERM));
         }
+        let caller = self.stored_owner(caller);
         let parent = self.directory(parent)?;
         self.ensure_upper(&parent)?;
         let _names = dir_of(&parent)?.lock.write();
@@ -113,7 +115,7 @@ impl Union {
         let dir = self.upper_dir(parent)?;
         let inherits = self.has_default_acl(upper, parent, dir.as_fd())?;
         // Whose file it is the kernel settles as it should where we act as the caller does; so does it the ACLs.
-        if vacancy == Vacancy::Free && (caller.owns_as(&self.server) || !self.may_chown) {
+        if vacancy == Vacancy::Free && !upper.keeps_modes_apart() && (caller.owns_as(&self.server) || !self.may_chown) {
             let masked = if inherits { mode } else { mode & !umask };
             let quiet = if self.atime { OFlags::empty() } else { OFlags::NOATIME };
             let fd = make_in_place(upper, dir.as_fd(), name, new, masked, quiet)?;
@@ -141,6 +143,9 @@ impl Union {
     /// Returns whether upper's part of `parent` has a default ACL.
     fn has_default_acl(&self, upper: &Upper, parent: &Arc<Inode>, fd: BorrowedFd<'_>) -> Result<bool> {
         let dir = dir_of(parent)?;
+        if !self.acls {
+            return Ok(false);
+        }
         if let Some(known) = dir.default_acl() {
             return Ok(known);
         }
@@ -246,18 +251,24 @@ impl Union {
     /// Gives what was made its owner, ACLs and mode.
     fn dress(&self, upper: &Upper, place: Place<'_>, new: New<'_>, wanted: &Wanted) -> Result<()> {
         let failed = |call: &'static str| move |e: Errno| upper.layer.error(call, OsStr::new("work"), e);
+        let Caller { uid, gid, .. } = wanted.caller;
         if self.may_chown {
-            place.chown(wanted.caller.uid, wanted.caller.gid).map_err(failed("chown"))?;
+            upper.give(place, uid, gid).map_err(failed("chown"))?;
         }
         for (name, value) in [(acl::DEFAULT, &wanted.default), (acl::ACCESS, &wanted.access)] {
             if let Some(value) = value {
                 place.set_xattr(OsStr::new(name), value).map_err(failed("setxattr"))?;
             }
         }
-        if matches!(new, New::Symlink(_)) {
-            return Ok(());
-        }
-        place.chmod(wanted.mode).map_err(failed("chmod"))
+        let (kind, rdev) = match new {
+            New::Regular => (FileKind::Regular, (0, 0)),
+            New::Directory => (FileKind::Directory, (0, 0)),
+            New::Symlink(_) => (FileKind::Symlink, (0, 0)),
+            New::Node(kind, rdev) => (kind, rdev),
+        };
+        // A symbolic link has every permission, whatever the umask.
+        let mode = if kind == FileKind::Symlink { 0o777 } else { wanted.mode };
+        upper.settle(place, Stat { uid, gid, mode, kind, rdev }).map_err(failed("chmod"))
     }
 }
 

@@ -2,15 +2,14 @@
 
 use std::ffi::OsString;
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStringExt;
 
 use rustix::io::Errno;
 
 use super::copy_up::Data;
 use super::create::{Vacancy, remove_mark};
-use super::inode::{NodeId, Real};
+use super::inode::NodeId;
 use super::lookup::Entry;
-use super::{Union, dir_of};
+use super::{FileKind, Union, dir_of};
 use crate::error::{Error, Result};
 use crate::layer::name::Name;
 use crate::layer::upper::Place;
@@ -57,18 +56,18 @@ impl Union {
         self.drop_place(inode.relocate_if_unlinked(&parent, &name));
         inode.note_name(&parent, &name);
         let attr = self.stat(&inode)?;
-        Ok(Entry { id: self.table.count(&inode), attr, settled: inode.has_settled_links(attr.nlink) })
+        let settled = inode.has_settled_links(attr.nlink);
+        Ok(Entry { id: self.table.count(&inode), attr: self.show(attr), settled })
     }
 
     /// Reads the target of a symbolic link. Errors: EINVAL for anything else.
     pub fn readlink(&self, id: NodeId) -> Result<OsString> {
         let inode = self.inode(id)?;
-        let detached = matches!(inode.place().0.real, Real::Detached(_));
-        let target = self.with_object(&inode, |layer, dir, name| {
-            // An O_PATH descriptor of the link itself takes the empty name, as the others take theirs.
-            debug_assert_eq!(detached, name.is_empty());
-            rustix::fs::readlinkat(dir, name, Vec::new()).map_err(|e| layer.error("readlinkat", name, e))
-        })?;
-        Ok(OsString::from_vec(target.into_bytes()))
+        if inode.kind != FileKind::Symlink {
+            return Err(Error::Refused(Errno::INVAL));
+        }
+        self.with_object(&inode, |layer, dir, name| {
+            layer.read_link(dir, name).map_err(|e| layer.error("readlinkat", name, e))
+        })
     }
 }

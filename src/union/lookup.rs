@@ -308,7 +308,8 @@ impl Held<'_> {
     /// Leaves the lookup to the caller of the operation.
     pub(super) fn keep(mut self, attr: Attr) -> Entry {
         self.kept = true;
-        Entry { id: self.id, attr, settled: self.inode.has_settled_links(attr.nlink) }
+        let settled = self.inode.has_settled_links(attr.nlink);
+        Entry { id: self.id, attr: self.union.show(attr), settled }
     }
 }
 

@@ -27,6 +27,7 @@ mod listing;
 mod lookup;
 mod name_index;
 mod numbers;
+mod owners;
 mod readdir;
 mod remove;
 mod rename;
@@ -70,6 +71,7 @@ use handle::Handles;
 use inode::{Dir, Inode, Place, Real};
 use listing::Listings;
 use numbers::Numbers;
+use owners::OwnerView;
 use table::Table;
 
 /// Who makes a request.
@@ -104,7 +106,7 @@ impl Caller {
         self.uid == 0 && caps::standing(self.pid).is_none_or(|s| s.effective.contains(CapabilitySet::FSETID))
     }
 
-    /// Returns whether the caller is in the group `gid`.
+    /// Returns whether the caller is in the group that is shown as `gid`.
     fn is_in_group(&self, gid: u32) -> bool {
         self.gid == gid || caps::standing(self.pid).is_some_and(|standing| standing.groups.contains(&gid))
     }
@@ -141,6 +143,11 @@ pub struct Union {
     redirect_dir: RedirectDir,
     metacopy: bool,
     atime: bool,
+    /// Whether ACLs, and whether xattrs at all, can be seen and set.
+    acls: bool,
+    xattrs: bool,
+    static_nlink: bool,
+    view: OwnerView,
     server: Caller,
     /// Whether files can be given to others: CAP_CHOWN.
     may_chown: bool,

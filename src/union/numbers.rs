@@ -18,6 +18,8 @@ pub struct Numbers {
     filesystems: Vec<Filesystem>,
     bits: u32,
     always_hash: bool,
+    /// How many bits a number has.
+    width: u32,
 }
 
 /// A file system that layers are on.
@@ -35,6 +37,7 @@ impl Numbers {
         upper: Option<((u32, u32), [u8; 16])>,
         lowers: impl Iterator<Item = ((u32, u32), [u8; 16])>,
         xino: Xino,
+        ino32: bool,
     ) -> Self {
         let mut filesystems: Vec<Filesystem> =
             upper.into_iter().map(|(dev, uuid)| Filesystem { dev, uuid, lower: false }).collect();
@@ -49,7 +52,9 @@ impl Numbers {
             // One pattern more than there are file systems: all ones marks a hash.
             n => usize::BITS - n.leading_zeros(),
         };
-        Self { filesystems, bits, always_hash: xino == Xino::Off }
+        // In 32 bits there is no room for an index.
+        let width = if ino32 { u32::BITS } else { u64::BITS };
+        Self { filesystems, bits, always_hash: ino32 || xino == Xino::Off, width }
     }
 
     /// Returns the union's number of inode `ino` on `dev`.
@@ -57,14 +62,16 @@ impl Numbers {
         let index = self.filesystems.iter().position(|known| known.dev == dev);
         match index {
             Some(0) if self.fits(ino) => ino,
-            Some(index) if index > 0 && !self.always_hash && self.fits(ino) => (index as u64) << (64 - self.bits) | ino,
+            Some(index) if index > 0 && !self.always_hash && self.fits(ino) => {
+                (index as u64) << (u64::BITS - self.bits) | ino
+            }
             _ => self.hashed(&(dev, ino)),
         }
     }
 
     fn fits(&self, ino: u64) -> bool {
         // 0 is no inode and 1 is the root's node.
-        ino > 1 && (self.bits == 0 || ino >> (64 - self.bits) == 0)
+        ino > 1 && ino.leading_zeros() >= self.bits + (u64::BITS - self.width)
     }
 
     /// Returns the number of a hard link of a lower file that will not stay linked: one for each name.
@@ -81,8 +88,8 @@ impl Numbers {
         // DefaultHasher::new() has fixed keys: the number is the same after a remount.
         let mut hasher = DefaultHasher::new();
         what.hash(&mut hasher);
-        let bits = self.bits.max(1);
-        hasher.finish() | !(u64::MAX >> bits)
+        let (bits, all) = (self.bits.max(1), u64::MAX >> (u64::BITS - self.width));
+        (hasher.finish() | !(all >> bits)) & all
     }
 
     /// Returns the device of the lower file system that an origin with `uuid` is on, where only one can be meant.
@@ -113,7 +120,7 @@ mod tests {
 
     #[test]
     fn one_file_system_keeps_its_numbers() {
-        let numbers = Numbers::new(Some((A, [1; 16])), [(A, [1; 16])].into_iter(), Xino::Auto);
+        let numbers = Numbers::new(Some((A, [1; 16])), [(A, [1; 16])].into_iter(), Xino::Auto, false);
         assert_eq!(numbers.number(A, 42), 42);
         assert_eq!(numbers.number(A, u64::MAX >> 1), u64::MAX >> 1);
         assert_ne!(numbers.number(A, 1), 1, "1 is the root's node");
@@ -122,7 +129,7 @@ mod tests {
 
     #[test]
     fn several_file_systems_are_kept_apart() {
-        let numbers = Numbers::new(Some((A, [1; 16])), [(B, [2; 16])].into_iter(), Xino::Auto);
+        let numbers = Numbers::new(Some((A, [1; 16])), [(B, [2; 16])].into_iter(), Xino::Auto, false);
         assert_eq!(numbers.number(A, 42), 42);
         assert_eq!(numbers.number(B, 42), 1 << 62 | 42);
         let large = numbers.number(B, u64::MAX >> 1);
@@ -130,11 +137,22 @@ mod tests {
     }
 
     #[test]
+    fn numbers_of_32_bits_keep_what_fits() {
+        let numbers = Numbers::new(Some((A, [1; 16])), [(B, [2; 16])].into_iter(), Xino::Auto, true);
+        assert_eq!(numbers.number(A, 42), 42);
+        for (dev, ino) in [(A, 1 << 40), (A, u64::from(u32::MAX)), (B, 42), (B, 1 << 40)] {
+            let number = numbers.number(dev, ino);
+            assert_eq!(number >> 30, 3, "{number:#x} is a hash of 32 bits under all ones");
+        }
+        assert_eq!(numbers.spare(A, 7, 1) >> 30, 3);
+    }
+
+    #[test]
     fn an_origin_is_on_the_lower_file_system_that_its_uuid_leaves() {
         const C: (u32, u32) = (8, 3);
         let device = |lowers: &[((u32, u32), u8)], uuid: u8| {
             let lowers = lowers.iter().map(|(dev, uuid)| (*dev, [*uuid; 16]));
-            Numbers::new(Some((A, [1; 16])), lowers, Xino::Auto).device(&[uuid; 16])
+            Numbers::new(Some((A, [1; 16])), lowers, Xino::Auto, false).device(&[uuid; 16])
         };
         assert_eq!(device(&[(B, 2)], 2), Some(B));
         assert_eq!(device(&[(B, 2)], 9), None);

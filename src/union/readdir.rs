@@ -16,6 +16,7 @@ use super::listing::Listing;
 use super::lookup::Entry;
 use super::{FileKind, Union, dir_of};
 use crate::error::Result;
+use crate::layer::Layer;
 use crate::layer::name::{Name, WH_OPAQUE, WH_PREFIX};
 use crate::sys::dents;
 
@@ -212,8 +213,9 @@ impl Union {
             }
             let name = OsStr::from_bytes(name);
             match known_kind(kind) {
-                // A character device may be a whiteout that was left by a rename.
+                // A character device may be a whiteout that was left by a rename, and a plain file stand for something else.
                 Some(FileKind::Char) | None => unsure.push(name.to_owned()),
+                Some(kind) if may_stand_for_other(&upper.layer, kind) => unsure.push(name.to_owned()),
                 Some(kind) => listing.add(name, self.numbers.number(dev, ino), kind),
             }
         })
@@ -300,8 +302,9 @@ impl Union {
                 Some(FileKind::Directory) => {
                     Merged::Shown { ino: self.numbers.number(part.dev, ino), kind: FileKind::Directory, settled: true }
                 }
-                // Without an index each name of a hard link has its own number, which takes a look at the file.
-                Some(kind) if self.keeps_links(part, kind) => {
+                // A plain file may stand for something else; and without an index each name of a hard link has its own
+                // number. Both take a look at the file.
+                Some(kind) if self.keeps_links(part, kind) && !may_stand_for_other(layer, kind) => {
                     Merged::Shown { ino: self.numbers.number(part.dev, ino), kind, settled: true }
                 }
                 kind => Merged::Shown { ino, kind: kind.unwrap_or(FileKind::Regular), settled: false },
@@ -331,6 +334,11 @@ impl Union {
             }
         }
     }
+}
+
+/// Returns whether a file that a listing shows as `kind` may be something else.
+fn may_stand_for_other(layer: &Layer, kind: FileKind) -> bool {
+    kind == FileKind::Regular && layer.overrides.is_some()
 }
 
 fn known_kind(kind: FileType) -> Option<FileKind> {

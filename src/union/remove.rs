@@ -145,7 +145,8 @@ impl Union {
         change: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
         let mode = hit.attr.mode & 0o7777;
-        if self.overrides_modes || hit.standing() != Standing::Directory || mode & 0o700 == 0o700 {
+        let bound = !self.overrides_modes && !self.writable()?.keeps_modes_apart();
+        if !bound || hit.standing() != Standing::Directory || mode & 0o700 == 0o700 {
             return change();
         }
         let upper = self.writable()?;
@@ -263,7 +264,8 @@ impl Union {
         if !holds {
             return Ok(None);
         }
-        let attr = upper.stat(dir.as_fd(), name)?;
+        // With the xattrs come owner and mode, where they are kept there.
+        let attr = upper.layer.stat_file(dir.as_fd(), name).map_err(failed("statx"))?;
         upper.work.with_temporary(|temporary| {
             upper.make(temporary, New::Directory)?;
             let place = Place::at(upper.work.fd(), temporary);

@@ -5,11 +5,12 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::XattrFlags;
+use rustix::io::Errno;
 
 use super::copy_up::Data;
-use super::inode::NodeId;
-use super::{Caller, Union};
-use crate::error::Result;
+use super::inode::{Inode, NodeId};
+use super::{Caller, FileKind, Union};
+use crate::error::{Error, Result};
 use crate::layer::acl;
 use crate::layer::overlay::{View, stored, view};
 use crate::sys::xattr;
@@ -17,15 +18,28 @@ use crate::sys::xattr;
 impl Union {
     /// Reads the xattr `name` of `id`. Errors: ENODATA, EOPNOTSUPP.
     pub fn getxattr(&self, id: NodeId, name: &OsStr) -> Result<Vec<u8>> {
+        self.check_xattr(name)?;
         let inode = self.inode(id)?;
+        if is_impossible(&inode, name) {
+            return Err(Error::Refused(Errno::NODATA));
+        }
         let name = stored(name);
-        self.with_object(&inode, |layer, dir, file| {
-            xattr::whole(dir, file, &name).map_err(|e| layer.error("getxattr", &name, e))
-        })
+        let is_acl = acl::is_acl(&name);
+        let (value, mode) = self.with_object(&inode, |layer, dir, file| {
+            let failed = |e| layer.error("getxattr", &name, e);
+            let value = xattr::whole(dir, file, &name).map_err(failed)?;
+            let apart = layer.overrides.is_some() && name == acl::ACCESS;
+            let mode = if apart { Some(layer.stat(dir, file).map_err(failed)?.mode) } else { None };
+            Ok((value, mode))
+        })?;
+        if is_acl { self.shown_acl(value, mode) } else { Ok(value) }
     }
 
     /// Lists the names of the xattrs of `id` that `caller` may know of.
     pub fn listxattr(&self, id: NodeId, caller: Caller) -> Result<Vec<OsString>> {
+        if !self.xattrs {
+            return Err(Error::Refused(Errno::OPNOTSUPP));
+        }
         let inode = self.inode(id)?;
         let names = self.with_object(&inode, |layer, dir, file| {
             xattr::list(dir, file).map_err(|e| layer.error("listxattr", file, e))
@@ -36,18 +50,28 @@ impl Union {
             View::Hidden => None,
         });
         // `trusted.` is for those with CAP_SYS_ADMIN; the server has it, the caller may not.
-        Ok(shown.filter(|name| caller.uid == 0 || !name.as_bytes().starts_with(b"trusted.")).collect())
+        let allowed = |name: &OsString| caller.uid == 0 || !name.as_bytes().starts_with(b"trusted.");
+        Ok(shown.filter(|name| allowed(name) && (self.acls || !acl::is_acl(name))).collect())
     }
 
     /// Sets the xattr `name` of `id`. Errors: EEXIST, ENODATA, EOPNOTSUPP, ENOSPC, ERANGE, EROFS.
     ///
     /// An access ACL takes the set-group-id bit of a file whose group `caller` is not in, as chmod(2) would.
     pub fn setxattr(&self, id: NodeId, name: &OsStr, value: &[u8], flags: XattrFlags, caller: Caller) -> Result<()> {
+        self.check_xattr(name)?;
         let inode = self.inode(id)?;
+        if is_impossible(&inode, name) {
+            return Err(Error::Refused(Errno::PERM));
+        }
+        let value = if acl::is_acl(name) { self.stored_acl(value)? } else { value.into() };
         self.copy_up(&inode, Data::Metadata)?;
         let _held = self.hold_metacopy(&inode);
         let pinned = self.pin(&inode)?;
-        let done = xattr::set(pinned.as_fd(), OsStr::new(""), &stored(name), value, flags);
+        let done = if name == acl::ACCESS {
+            self.writable()?.set_access_acl(pinned.as_fd(), &value, flags)
+        } else {
+            xattr::set(pinned.as_fd(), OsStr::new(""), &stored(name), &value, flags)
+        };
         self.note_acl(&inode, name);
         done.map_err(|e| self.upper_error("setxattr", &inode, e))?;
         if name == acl::ACCESS { self.drop_set_group_id(pinned.as_fd(), caller) } else { Ok(()) }
@@ -57,8 +81,12 @@ impl Union {
     ///
     /// An access ACL takes the set-group-id bit along, as in [`Union::setxattr`].
     pub fn removexattr(&self, id: NodeId, name: &OsStr, caller: Caller) -> Result<()> {
+        self.check_xattr(name)?;
         let inode = self.inode(id)?;
         self.writable()?;
+        if is_impossible(&inode, name) {
+            return Err(Error::Refused(Errno::PERM));
+        }
         let name = stored(name);
         // Nothing is copied up for an xattr that is not there. The ACLs answer for themselves: they may be removed twice.
         if !name.as_bytes().starts_with(b"system.") && !inode.is_upper() {
@@ -75,9 +103,15 @@ impl Union {
         if name == acl::ACCESS { self.drop_set_group_id(pinned.as_fd(), caller) } else { Ok(()) }
     }
 
-    fn note_acl(&self, inode: &super::inode::Inode, name: &OsStr) {
+    fn note_acl(&self, inode: &Inode, name: &OsStr) {
         if let Some(dir) = inode.dir().filter(|_| name == acl::DEFAULT) {
             dir.set_default_acl(None);
         }
     }
+}
+
+/// Returns whether `inode` is of a kind that has no xattr `name`, which a plain file that stands for it would take:
+/// `user.` ones exist on regular files and directories alone (xattr(7)).
+fn is_impossible(inode: &Inode, name: &OsStr) -> bool {
+    !matches!(inode.kind, FileKind::Regular | FileKind::Directory) && name.as_bytes().starts_with(b"user.")
 }

@@ -127,8 +127,8 @@ impl Plan {
         self.names.insert(path.to_owned(), object);
     }
 
-    /// Writes the layer into the empty directory `root`.
-    pub fn write(&self, root: &Path) {
+    /// Writes the layer into the empty directory `root`; `stored` says which owner it stores for one that is shown.
+    pub fn write(&self, root: &Path, stored: impl Fn(u32) -> u32) {
         let mut first: BTreeMap<usize, &str> = BTreeMap::new();
         for (path, &object) in &self.names {
             match first.get(&object) {
@@ -141,13 +141,14 @@ impl Plan {
         }
         // Contents first, then what making them would change: deepest first.
         for (&object, path) in first.iter().rev() {
-            self.dress(root, path, &self.objects[object]);
+            self.dress(root, path, &self.objects[object], &stored);
         }
         for (path, &object) in self.names.iter().rev() {
             if matches!(self.objects[object].thing, Thing::Dir { .. } | Thing::OpaqueDir { .. }) {
                 set_mtime(&root.join(path), self.objects[object].mtime);
             }
         }
+        chown(root, stored(0));
         chmod(root, 0o755);
         set_mtime(root, ROOT_MTIME);
     }
@@ -188,7 +189,7 @@ impl Plan {
         }
     }
 
-    fn dress(&self, root: &Path, path: &str, object: &Object) {
+    fn dress(&self, root: &Path, path: &str, object: &Object, stored: impl Fn(u32) -> u32) {
         let at = root.join(path);
         let (mode, owner) = match object.thing {
             Thing::Whiteout => return,
@@ -196,6 +197,7 @@ impl Plan {
                 (mode, owner)
             }
             Thing::Symlink(_) => {
+                chown(&at, stored(0));
                 set_mtime(&at, object.mtime);
                 return;
             }
@@ -210,7 +212,7 @@ impl Plan {
                 Marks::DotWh => fs::write(at.join(".wh..wh..opq"), "").expect("a mark can be written"),
             }
         }
-        std::os::unix::fs::lchown(&at, Some(owner), Some(owner)).expect("root may chown");
+        chown(&at, stored(owner));
         chmod(&at, mode);
         set_mtime(&at, object.mtime);
     }
@@ -236,6 +238,10 @@ pub fn parents(path: &str) -> impl Iterator<Item = &str> {
 fn mknod(at: &Path, kind: FileType, (major, minor): (u32, u32)) {
     let device = rustix::fs::makedev(major, minor);
     rustix::fs::mknodat(CWD, at, kind, Mode::RUSR, device).expect("root may make nodes");
+}
+
+fn chown(at: &Path, owner: u32) {
+    std::os::unix::fs::lchown(at, Some(owner), Some(owner)).expect("root may chown");
 }
 
 fn chmod(at: &Path, mode: u32) {

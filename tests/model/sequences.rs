@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use proptest::prelude::{Just, Strategy};
 use proptest::test_runner::{Config, FileFailurePersistence, RngSeed, TestCaseError, TestError, TestRunner};
-use unionfs_rs::config::{RedirectDir, WhiteoutFormat, XattrNamespace};
+use unionfs_rs::config::{Permissions, RedirectDir, WhiteoutFormat, XattrNamespace};
 
 use super::run::{Script, play};
 use super::stage::{Theatre, Variant};
@@ -128,6 +128,20 @@ fn sequences_whose_upper_becomes_a_lower() {
 #[test]
 fn sequences_with_every_format_of_whiteouts_in_turn() {
     all_agree_in(Variant { rotate_whiteouts: true, ..Variant::DEFAULT }, LINKED);
+}
+
+#[test]
+fn sequences_with_owners_and_modes_in_xattrs() {
+    for permissions in [Permissions::Security, Permissions::User] {
+        all_agree_in(Variant { permissions, ..Variant::DEFAULT }, LINKED);
+        let restacked = Ingredients { lower_links: false, restacks: true };
+        all_agree_in(Variant { permissions, metacopy: true, ..Variant::DEFAULT }, restacked);
+    }
+}
+
+#[test]
+fn sequences_with_mapped_owners() {
+    all_agree_in(Variant { mapped: true, ..Variant::DEFAULT }, LINKED);
 }
 
 #[test]

@@ -4,7 +4,9 @@ use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use unionfs_rs::config::{RedirectDir, UnionConfig, WhiteoutFormat, XattrNamespace};
+use unionfs_rs::config::{
+    IdMap, IdRange, Owners, Permissions, RedirectDir, UnionConfig, WhiteoutFormat, XattrNamespace,
+};
 use unionfs_rs::union::Union;
 
 use super::layers::{Plan, ROOT_MTIME, set_mtime};
@@ -25,7 +27,18 @@ pub struct Variant {
     pub rotate_whiteouts: bool,
     /// Whether every second lower is on a file system of its own.
     pub two_filesystems: bool,
+    /// Where the upper keeps owners and modes.
+    pub permissions: Permissions,
+    /// Whether the layers store other owners than the union shows.
+    pub mapped: bool,
 }
+
+/// The map of a union whose owners are mapped: all that the sequences use, each to the next.
+const MAP: [IdRange; 3] = [
+    IdRange { stored: 0, shown: 77, count: 1 },
+    IdRange { stored: 77, shown: 1000, count: 1 },
+    IdRange { stored: 1000, shown: 0, count: 1 },
+];
 
 impl Variant {
     /// What root gets who asks for nothing.
@@ -39,7 +52,18 @@ impl Variant {
         whiteouts: WhiteoutFormat::Auto,
         rotate_whiteouts: false,
         two_filesystems: false,
+        permissions: Permissions::Inode,
+        mapped: false,
     };
+
+    fn map(&self) -> IdMap {
+        IdMap::new(if self.mapped { MAP.to_vec() } else { Vec::new() }).expect("the ranges are apart")
+    }
+
+    /// Returns the owner that a layer stores for one that the union shows.
+    pub fn stored(&self, shown: u32) -> u32 {
+        self.map().stored(shown).expect("every owner of a sequence is mapped")
+    }
 
     /// Returns what of it shows in the tree.
     pub fn rules(&self) -> Rules {
@@ -103,7 +127,7 @@ impl Stage {
             let home = if variant.two_filesystems && number % 2 == 0 { second.path() } else { first.path() };
             let path = home.join(format!("lower{number}"));
             fs::create_dir(&path).expect("an own directory can be written");
-            plan.write(&path);
+            plan.write(&path, |owner| variant.stored(owner));
             lowers.push(path);
         }
         let unchanged = LowersUnchanged::with(&lowers, Atime::Compare);
@@ -115,6 +139,8 @@ impl Stage {
     fn make_upper(&self) {
         for dir in [self.upper(), self.work()] {
             fs::create_dir(&dir).expect("an own directory can be written");
+            let owner = Some(self.variant.stored(0));
+            std::os::unix::fs::chown(&dir, owner, owner).expect("root may chown");
             set_mtime(&dir, ROOT_MTIME);
         }
     }
@@ -143,6 +169,8 @@ impl Stage {
             metacopy: v.metacopy,
             xattr_namespace: v.namespace,
             whiteout_format: written,
+            permissions: v.permissions,
+            owners: Owners { uids: v.map(), gids: v.map(), ..Owners::default() },
             ..UnionConfig::default()
         };
         Union::from_config(&config).map_err(|error| format!("the union cannot be built: {error}"))

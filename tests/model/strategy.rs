@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use proptest::sample::select;
-use unionfs_rs::config::{RedirectDir, WhiteoutFormat, XattrNamespace};
+use unionfs_rs::config::{Permissions, RedirectDir, WhiteoutFormat, XattrNamespace};
 
 use super::layers::{Layer, Marks, Space, Thing};
 use super::op::{At, End, Make, Op, Open, Set, Who};
@@ -43,9 +43,11 @@ pub fn any_variant(length: usize) -> impl Strategy<Value = (Variant, Script)> {
     let redirects = select(&[RedirectDir::On, RedirectDir::Follow, RedirectDir::NoFollow][..]);
     let namespaces = select(&[XattrNamespace::Trusted, XattrNamespace::User][..]);
     let whiteouts = select(&[WhiteoutFormat::Char, WhiteoutFormat::Xattr, WhiteoutFormat::DotWh][..]);
-    let switches = prop::array::uniform6(any::<bool>());
-    (redirects, namespaces, whiteouts, switches).prop_flat_map(move |(redirect_dir, namespace, whiteouts, switches)| {
-        let [index, metacopy, volatile, rotate_whiteouts, two_filesystems, restacks] = switches;
+    let permissions = select(&[Permissions::Inode, Permissions::Inode, Permissions::Security, Permissions::User][..]);
+    let switches = prop::array::uniform7(any::<bool>());
+    let chosen = (redirects, namespaces, whiteouts, permissions, switches);
+    chosen.prop_flat_map(move |(redirect_dir, namespace, whiteouts, permissions, switches)| {
+        let [index, metacopy, volatile, rotate_whiteouts, two_filesystems, restacks, mapped] = switches;
         let variant = Variant {
             read_only: false,
             redirect_dir,
@@ -56,6 +58,8 @@ pub fn any_variant(length: usize) -> impl Strategy<Value = (Variant, Script)> {
             whiteouts,
             rotate_whiteouts,
             two_filesystems,
+            permissions,
+            mapped,
         };
         // Links of a lower layer are kept by an index, which does not come along when the upper is stacked.
         let ingredients = Ingredients { lower_links: !restacks, restacks };

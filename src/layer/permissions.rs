@@ -1,0 +1,186 @@
+//! Owner and mode of things in upper: with the file, or in its xattr where upper keeps them there.
+//!
+//! Where they are in the xattr, the file itself belongs to the server, which can always read and write it; devices, pipes,
+//! sockets and, where the xattr cannot be on them, symbolic links are plain files.
+
+use std::ffi::OsStr;
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, XattrFlags};
+use rustix::io::{Errno, Result};
+
+use super::acl::{self, Acl};
+use super::attr::FileKind;
+use super::override_stat::{OverrideStat, Store};
+use super::upper::{New, Place, Upper};
+use crate::sys::{proc_path, xattr};
+
+/// What stat(2) is to say about a new thing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Permission bits with set-user-id, set-group-id and sticky.
+    pub mode: u32,
+    /// What it is.
+    pub kind: FileKind,
+    /// The device that a device node stands for (major, minor).
+    pub rdev: (u32, u32),
+}
+
+impl Upper {
+    /// Returns whether owners and modes are kept apart from the files.
+    pub fn keeps_modes_apart(&self) -> bool {
+        self.layer.overrides.is_some()
+    }
+
+    /// Returns what a plain file that stands for `new` holds; `None` where `new` is made as what it is.
+    fn stand_in<'a>(&self, new: New<'a>) -> Option<&'a [u8]> {
+        match new {
+            New::Node(..) => self.layer.overrides.map(|_| &b""[..]),
+            New::Symlink(target) => {
+                self.layer.overrides.filter(|store| store.keeps_links_in_files()).map(|_| target.as_bytes())
+            }
+            New::Regular | New::Directory => None,
+        }
+    }
+
+    /// Makes the plain file that stands for `new` under `name` in the workdir; returns whether there is one.
+    pub(super) fn make_stand_in(&self, name: &OsStr, new: New<'_>) -> Result<bool> {
+        let Some(contents) = self.stand_in(new) else { return Ok(false) };
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(self.work.fd(), name, flags, Mode::RUSR | Mode::WUSR)?;
+        let mut rest = contents;
+        while !rest.is_empty() {
+            let written = rustix::io::write(&file, rest)?;
+            rest = rest.get(written..).unwrap_or_default();
+        }
+        Ok(true)
+    }
+
+    /// Gives a new thing to its owner. Comes first, as it clears what follows.
+    pub fn give(&self, place: Place<'_>, uid: u32, gid: u32) -> Result<()> {
+        if self.keeps_modes_apart() { Ok(()) } else { place.chown(uid, gid) }
+    }
+
+    /// Gives a new thing its mode, and what else is kept with it. Comes after the xattrs, which take write permission.
+    pub fn settle(&self, place: Place<'_>, stat: Stat) -> Result<()> {
+        let Some(store) = self.layer.overrides else {
+            return if stat.kind == FileKind::Symlink { Ok(()) } else { place.chmod(stat.mode) };
+        };
+        let Stat { uid, gid, mode, kind, rdev } = stat;
+        let linked = kind == FileKind::Symlink && !store.keeps_links_in_files();
+        if !linked {
+            let ours = if kind == FileKind::Directory { 0o700 } else { 0o600 };
+            place.chmod(mode & 0o777 | ours)?;
+        }
+        let itself = linked || matches!(kind, FileKind::Regular | FileKind::Directory);
+        let stands_for = (!itself).then_some((kind, rdev));
+        store.set(place.dir, place.name, OverrideStat { uid, gid, mode, stands_for })
+    }
+
+    /// Gives what is behind `fd` another owner, group or both.
+    ///
+    /// As chown(2), it takes the set-user-id and set-group-id bits and the capabilities of anything but a directory.
+    pub fn set_owner(&self, fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
+        let Some(store) = self.layer.overrides else {
+            return rustix::fs::chownat(fd, "", uid.map(Uid::from_raw), gid.map(Gid::from_raw), AtFlags::EMPTY_PATH);
+        };
+        let kind = self.change(store, fd, |stat, kind| {
+            stat.uid = uid.unwrap_or(stat.uid);
+            stat.gid = gid.unwrap_or(stat.gid);
+            if kind != FileKind::Directory {
+                stat.mode = without_privileges(stat.mode);
+            }
+        })?;
+        if kind != FileKind::Regular {
+            return Ok(());
+        }
+        match xattr::remove(fd, OsStr::new(""), OsStr::new("security.capability")) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Sets the permission bits of what is behind `fd`, which may have been opened with O_PATH.
+    ///
+    /// Errors: EOPNOTSUPP for a symbolic link.
+    pub fn set_mode(&self, fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
+        match self.layer.overrides {
+            None => rustix::fs::chmod(proc_path(fd), Mode::from_raw_mode(mode)),
+            Some(store) => {
+                if self.layer.stat(fd, OsStr::new(""))?.kind == FileKind::Symlink {
+                    return Err(Errno::OPNOTSUPP);
+                }
+                self.change(store, fd, |stat, _| stat.mode = mode).map(drop)
+            }
+        }
+    }
+
+    /// Sets the access ACL of what is behind `fd`, and with it the permission bits.
+    ///
+    /// Where the mode is kept apart, the file itself gets the ACL with everything allowed to its owner, who is the server;
+    /// what the mode says in place of the base entries is put back by whoever reads it.
+    pub fn set_access_acl(&self, fd: BorrowedFd<'_>, value: &[u8], flags: XattrFlags) -> Result<()> {
+        let (own, name) = (OsStr::new(""), OsStr::new(acl::ACCESS));
+        let Some(store) = self.layer.overrides else { return xattr::set(fd, own, name, value, flags) };
+        let mut acl = Acl::parse(value)?;
+        let mode = acl.mode()?;
+        acl.allow_owner(0o700);
+        xattr::set(fd, own, name, &acl.to_bytes(), flags)?;
+        self.change(store, fd, |stat, _| stat.mode = stat.mode & !0o777 | mode).map(drop)
+    }
+
+    /// Changes what is kept for the file behind `fd`; returns what the file is.
+    fn change(
+        &self,
+        store: Store,
+        fd: BorrowedFd<'_>,
+        change: impl FnOnce(&mut OverrideStat, FileKind),
+    ) -> Result<FileKind> {
+        let own = OsStr::new("");
+        let _changing = self.changing.lock();
+        let file = self.layer.stat_file(fd, own)?;
+        let attr = store.apply(fd, own, file)?;
+        let stands_for = (attr.kind != file.kind).then_some((attr.kind, attr.rdev));
+        let mut stat = OverrideStat { uid: attr.uid, gid: attr.gid, mode: attr.mode, stands_for };
+        change(&mut stat, attr.kind);
+        store.set(fd, own, stat)?;
+        Ok(attr.kind)
+    }
+
+    /// Begins to keep owners and modes in xattrs, where that was asked for and the layer does not do so yet: its root says so
+    /// to later mounts.
+    pub fn begin_to_keep_apart(&self) -> Result<()> {
+        let Some(store) = self.layer.overrides else { return Ok(()) };
+        let own = OsStr::new("");
+        let root = self.layer.root();
+        if store.get(root, own)?.is_some() {
+            return Ok(());
+        }
+        let attr = self.layer.stat_file(root, own)?;
+        store.set(root, own, OverrideStat { uid: attr.uid, gid: attr.gid, mode: attr.mode, stands_for: None })
+    }
+}
+
+/// Returns `mode` without set-user-id, and without set-group-id where the group may execute, as chown(2) and write(2)
+/// leave it.
+pub fn without_privileges(mode: u32) -> u32 {
+    let cleared = if mode & 0o010 != 0 { 0o6000 } else { 0o4000 };
+    mode & !cleared
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn set_group_id_stays_where_it_does_not_mean_execution() {
+        assert_eq!(without_privileges(0o6755), 0o755);
+        assert_eq!(without_privileges(0o6745), 0o2745);
+        assert_eq!(without_privileges(0o1644), 0o1644);
+    }
+}
