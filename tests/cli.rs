@@ -650,7 +650,9 @@ fn a_mount_that_cannot_be_served_is_taken_down() {
         assert!(ran.code == Some(1) && ran.err.contains(said), "{failing}: {ran:?}");
         assert_eq!(mounted(&mnt), None, "{failing}");
         let left = layers.path("work/work");
-        assert!(!left.exists() || layers.work().names("work").is_empty(), "{failing}: the volatile mark is left");
+        // The mark stays where there was a mount, however short.
+        let names = if left.exists() { layers.work().names("work") } else { Vec::new() };
+        assert!(names.iter().all(|name| failing > 1 && name == "incompat"), "{failing}: {names:?} is left");
         // The upper can be used again.
         drop(layers.spec(Io::Cached).mount_ours());
     }

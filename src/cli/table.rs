@@ -46,7 +46,7 @@ pub const GROUPS: &[Group] = &[
                 "volatile",
                 "volatile",
                 Takes::Nothing(|s| s.union.volatile = true),
-                "Never wait for the disk; after a crash of the machine the upper is not to be trusted, and is refused",
+                "Never wait for the disk; once the machine was started anew the upper is not to be trusted, and is refused",
             ),
         ],
     },

@@ -12,7 +12,7 @@ use super::attr::{Attr, FileKind, Timestamp};
 use super::overlay::{Mark, Namespace};
 use super::override_stat::{OverrideStat, Store};
 use super::whiteout::{Format, Whiteouts};
-use super::workdir::{self, Workdir};
+use super::workdir::{self, Earlier, Workdir};
 use super::{Layer, LayerId, Root, open_directory};
 use crate::config::{UnionConfig, WhiteoutFormat};
 use crate::error::{Error, Result};
@@ -178,7 +178,8 @@ impl Upper {
         layer.overrides = overrides(config, &layer)?;
         let lock = workdir::lock(layer.root(), path)?;
         check_writable(&layer, path)?;
-        let mut work = Workdir::open(work_root.as_fd(), work_path, index != Some(false))?;
+        let earlier = if config.volatile { Earlier::Leave } else { Earlier::Sync };
+        let mut work = Workdir::open(work_root.as_fd(), work_path, index != Some(false), earlier)?;
         let checked = check_features(config, &layer, &work, namespace, index);
         let (features, format) = checked.inspect_err(|_| work.withdraw())?;
         if !features.xattrs {
@@ -333,15 +334,9 @@ impl Upper {
         }
     }
 
-    /// Ends the use of the layer: leaves nothing unfinished, and makes a volatile mount's work durable.
-    pub fn end(&self) -> Result<()> {
+    /// Ends the use of the layer: leaves nothing unfinished.
+    pub fn end(&self) {
         self.whiteouts.end(&self.work);
-        if self.durable {
-            return Ok(());
-        }
-        let synced = self.layer.open_listing(self.layer.root()).and_then(rustix::fs::syncfs);
-        let unmarked = synced.and_then(|()| self.work.unmark_volatile());
-        unmarked.map_err(|e| Error::setup(self.work.path(), format!("the volatile mark stays: {e}"), "check the disk"))
     }
 }
 

@@ -24,6 +24,15 @@ const INCOMPAT: &str = "incompat";
 const VOLATILE: &str = "volatile";
 const DIRTY: &str = "dirty";
 
+/// What becomes of what an earlier volatile mount has written, which may be in memory alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Earlier {
+    /// It is written to the disk, since this mount is to be relied on.
+    Sync,
+    /// It stays as it is: this mount is volatile too.
+    Leave,
+}
+
 /// A workdir that is locked for the life of the mount.
 #[derive(Debug)]
 pub struct Workdir {
@@ -66,7 +75,7 @@ impl Workdir {
     /// Locks, checks and empties the workdir behind `dir`.
     ///
     /// Nothing on the disk changes before every check has passed.
-    pub fn open(dir: BorrowedFd<'_>, path: &Path, index: bool) -> Result<Self> {
+    pub fn open(dir: BorrowedFd<'_>, path: &Path, index: bool, earlier: Earlier) -> Result<Self> {
         let lock = lock(dir, path)?;
         let io = |what: &str, e: Errno| {
             Error::setup(path, format!("{what}: {e}"), "make it writable for the user that mounts")
@@ -85,7 +94,10 @@ impl Workdir {
                 "name an empty directory as workdir, or remove what is in it",
             ));
         }
-        refuse_incompatible(lock.as_fd(), path)?;
+        let volatile = refuse_incompatible(lock.as_fd(), path)?;
+        if volatile && earlier == Earlier::Sync {
+            rustix::fs::syncfs(&lock).map_err(|e| io("what a volatile mount has written cannot be synced", e))?;
+        }
         let wanted = if index { &[WORK, INDEX][..] } else { &[WORK] };
         let missing =
             |name: &&&str| matches!(rustix::fs::statat(&lock, **name, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT));
@@ -177,22 +189,19 @@ impl Workdir {
         Ok(())
     }
 
-    /// Leaves the mark of a volatile mount, which refuses later mounts until it is removed.
+    /// Leaves the mark of a volatile mount, which refuses later mounts once the system has been started anew: until
+    /// then, what was written can be read, on the disk or not.
     pub fn mark_volatile(&self) -> rustix::io::Result<()> {
         let incompat = subdirectory(self.fd(), INCOMPAT)?;
         let volatile = subdirectory(incompat.as_fd(), VOLATILE)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
-        rustix::fs::openat(&volatile, DIRTY, flags, Mode::RUSR | Mode::WUSR).map(drop)
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+        let dirty = rustix::fs::openat(&volatile, DIRTY, flags, Mode::RUSR | Mode::WUSR)?;
+        rustix::io::write(&dirty, boot().as_bytes()).map(drop)
     }
 
     /// Removes the mark of a mount that failed.
     pub fn discard_volatile_mark(&self) {
         self.discard(OsStr::new(INCOMPAT));
-    }
-
-    /// Removes the mark, once what upper holds is on the disk.
-    pub fn unmark_volatile(&self) -> rustix::io::Result<()> {
-        self.remove(OsStr::new(INCOMPAT))
     }
 }
 
@@ -206,9 +215,26 @@ fn remove_made(dir: BorrowedFd<'_>, path: &Path, made: &[&str]) {
     }
 }
 
-/// Refuses a workdir that holds the mark of a feature that this mount cannot make up for.
-fn refuse_incompatible(dir: BorrowedFd<'_>, path: &Path) -> Result<()> {
-    let marks = look_inside(dir, WORK, |work| look_inside(work, INCOMPAT, names));
+/// Returns what tells this run of the system from others; empty where that is not known.
+fn boot() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
+}
+
+/// Refuses a workdir that holds the mark of a feature that this mount cannot make up for; returns whether a volatile mount
+/// has left its mark since the system was started.
+fn refuse_incompatible(dir: BorrowedFd<'_>, path: &Path) -> Result<bool> {
+    let found = |incompat: BorrowedFd<'_>| {
+        let dirty = look_inside(incompat, VOLATILE, |volatile| {
+            let mut left = vec![0; 64];
+            let file = rustix::fs::openat(volatile, DIRTY, OFlags::RDONLY | OFlags::NOFOLLOW, Mode::empty())?;
+            let len = rustix::io::read(&file, &mut left)?;
+            left.truncate(len);
+            Ok(left)
+        });
+        // Without it, as the kernel's overlayfs leaves it, the mark is of some time.
+        Ok((names(incompat)?, dirty.unwrap_or_default().unwrap_or_default()))
+    };
+    let marks = look_inside(dir, WORK, |work| look_inside(work, INCOMPAT, found));
     let marks = marks.map_err(|e| {
         let place = path.join(WORK).join(INCOMPAT);
         let reason = format!("cannot be looked at ({e}), and may hold a mark that forbids this mount");
@@ -218,13 +244,16 @@ fn refuse_incompatible(dir: BorrowedFd<'_>, path: &Path) -> Result<()> {
             "mount as the user who mounted with this workdir before, or name a fresh upper and workdir",
         )
     })?;
-    let marks = marks.flatten().unwrap_or_default();
-    let Some(mark) = marks.first() else { return Ok(()) };
+    let (marks, dirty) = marks.flatten().unwrap_or_default();
+    let boot = boot();
+    let current = !boot.is_empty() && dirty == boot.as_bytes();
+    let hindrance = marks.iter().find(|mark| !(current && mark.as_bytes() == VOLATILE.as_bytes()));
+    let Some(mark) = hindrance else { return Ok(!marks.is_empty()) };
     let place = path.join(WORK).join(INCOMPAT).join(mark);
     if mark.as_bytes() == VOLATILE.as_bytes() {
         return Err(Error::setup(
             place,
-            "a volatile mount of this upper did not end cleanly, so what it wrote may be incomplete",
+            "the system was started anew since a volatile mount of this upper, so what that wrote may be incomplete",
             "start with a fresh upper and workdir; or remove this directory if the system has not crashed since",
         ));
     }

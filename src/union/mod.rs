@@ -224,7 +224,10 @@ impl Union {
 
     /// Ends the use of the layers: leaves nothing unfinished in the workdir.
     pub fn end(&self) -> Result<()> {
-        self.upper.as_ref().map_or(Ok(()), Upper::end)
+        if let Some(upper) = &self.upper {
+            upper.end();
+        }
+        Ok(())
     }
 
     /// Returns the inode known by `id`. Errors: ESTALE for a number that was never given or is forgotten.
