@@ -11,15 +11,18 @@ use std::process::{Command, Stdio};
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType};
 
-use crate::config::{Access, MountConfig};
+use crate::config::{Access, MountConfig, Propagation};
 use crate::error::{Error, Result};
 use crate::sys::mountinfo;
 
 const DEVICE: &str = "/dev/fuse";
 const FUSERMOUNT: &str = "fusermount3";
+
+/// Where SELinux shows itself; a kernel without it takes no context.
+const SELINUX: &str = "/sys/fs/selinux";
 
 /// How a mount was made, which is how it is unmounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,10 +73,18 @@ pub(super) fn mountpoint(config: &MountConfig) -> Result<PathBuf> {
 ///
 /// Errors: [`Error::Mount`]; then nothing is mounted.
 pub(super) fn mount(mountpoint: PathBuf, config: &MountConfig) -> Result<(OwnedFd, Mounted)> {
-    let (fd, way) = match mount_by_system(&mountpoint, config)? {
+    let context = context(&mountpoint, config);
+    let (fd, way) = match mount_by_system(&mountpoint, config, context)? {
         Some(fd) => (fd, Way::System),
         None => (mount_by_helper(&mountpoint, config)?, Way::Helper),
     };
+    if let Some(context) = context.filter(|_| way == Way::Helper) {
+        // It refuses options that it does not know, and this is one.
+        log::warn!("{}: mounted by fusermount3, which takes no context: {context} is left out", mountpoint.display());
+    }
+    if let Err(reason) = propagate(&mountpoint, way, config.propagation) {
+        return Err(take_back(&mountpoint, way, &reason));
+    }
     match device_at(&mountpoint) {
         Ok(device) => Ok((fd, Mounted { mountpoint, device, way, gone: Mutex::new(false) })),
         Err(errno) => {
@@ -81,6 +92,21 @@ pub(super) fn mount(mountpoint: PathBuf, config: &MountConfig) -> Result<(OwnedF
             Err(take_back(&mountpoint, way, &reason))
         }
     }
+}
+
+/// Sets whether mounts below are seen elsewhere; returns the reason where that fails.
+fn propagate(mountpoint: &Path, way: Way, wanted: Option<Propagation>) -> std::result::Result<(), String> {
+    let flag = match wanted {
+        None => return Ok(()),
+        Some(_) if way == Way::Helper => {
+            log::warn!("{}: mounted as a plain user, who cannot set its propagation", mountpoint.display());
+            return Ok(());
+        }
+        Some(Propagation::Private) => MountPropagationFlags::PRIVATE,
+        Some(Propagation::Shared) => MountPropagationFlags::SHARED,
+        Some(Propagation::Slave) => MountPropagationFlags::DOWNSTREAM,
+    };
+    rustix::mount::mount_change(mountpoint, flag).map_err(|errno| format!("its propagation cannot be set: {errno}"))
 }
 
 /// Unmounts what was mounted just now and cannot be used, and returns the error that says why.
@@ -98,7 +124,7 @@ fn device_at(path: &Path) -> rustix::io::Result<(u32, u32)> {
 }
 
 /// Mounts by mount(2); `None` where this process may not.
-fn mount_by_system(mountpoint: &Path, config: &MountConfig) -> Result<Option<OwnedFd>> {
+fn mount_by_system(mountpoint: &Path, config: &MountConfig, context: Option<&str>) -> Result<Option<OwnedFd>> {
     let device = match rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
         Ok(device) => device,
         // The helper may open it where this user may not.
@@ -129,6 +155,10 @@ fn mount_by_system(mountpoint: &Path, config: &MountConfig) -> Result<Option<Own
         data.push(',');
         data.push_str(option);
     }
+    if let Some(context) = context {
+        // The quotes keep its commas.
+        data.push_str(&format!(",context=\"{context}\""));
+    }
     let data = std::ffi::CString::new(data).map_err(|_| Error::Refused(Errno::INVAL))?;
     let kind = format!("fuse.{}", config.subtype);
     match rustix::mount::mount(&*config.fsname, mountpoint, &*kind, flags, Some(&*data)) {
@@ -136,6 +166,16 @@ fn mount_by_system(mountpoint: &Path, config: &MountConfig) -> Result<Option<Own
         Err(Errno::PERM) => Ok(None),
         Err(errno) => Err(failed(mountpoint, format!("mount(2) failed: {errno}"), "see dmesg for the kernel's reason")),
     }
+}
+
+/// Returns the context to mount with, where the kernel knows contexts.
+fn context<'a>(mountpoint: &Path, config: &'a MountConfig) -> Option<&'a str> {
+    let context = config.context.as_deref()?;
+    if Path::new(SELINUX).exists() {
+        return Some(context);
+    }
+    log::warn!("{}: this kernel has no SELinux; the context {context} is left out", mountpoint.display());
+    None
 }
 
 fn shared_options(config: &MountConfig) -> impl Iterator<Item = &'static str> {

@@ -9,6 +9,9 @@ use super::server::Server;
 /// The largest read or write that the kernel sends, in bytes.
 const TRANSFER: u32 = 1 << 20;
 
+/// The smallest limit of a write that the kernel takes.
+const WRITE_MIN: u32 = 1 << 12;
+
 /// Asks for what the server uses, and settles how it answers without what the kernel lacks; before any request.
 pub(super) fn settle(server: &Server, config: &mut KernelConfig) {
     let mut wanted = vec![
@@ -50,7 +53,8 @@ pub(super) fn settle(server: &Server, config: &mut KernelConfig) {
         }
         server.passthrough_on.store(on, Ordering::Relaxed); // Relaxed: no other thread is there yet.
     }
-    for rejected in [config.set_max_write(TRANSFER), config.set_max_readahead(TRANSFER)] {
+    let max_write = server.max_write.map_or(TRANSFER, |bytes| bytes.get().clamp(WRITE_MIN, TRANSFER));
+    for rejected in [config.set_max_write(max_write), config.set_max_readahead(TRANSFER)] {
         if let Err(nearest) = rejected {
             log::debug!("the kernel's limit is {nearest}");
         }

@@ -1,6 +1,6 @@
 //! What the requests of one mount share, and the answers that several of them give.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -32,7 +32,9 @@ pub(super) struct Server {
     pub(super) entry_timeout: Duration,
     attr_timeout: Duration,
     pub(super) negative_timeout: Duration,
+    /// Whether the kernel is to ask for ACLs: it does so to check them.
     pub(super) acls: bool,
+    pub(super) max_write: Option<NonZeroU32>,
     /// Whether each open is a handle: for a server that may not open every file again by itself or must ask who opens, for
     /// passthrough, and for a kernel that does not open files without asking. Else data is found by node.
     pub(super) opens_files: AtomicBool,
@@ -69,7 +71,8 @@ impl Server {
             entry_timeout: kept(config.entry_timeout),
             attr_timeout: kept(config.attr_timeout),
             negative_timeout: kept(config.negative_timeout),
-            acls: config.default_permissions,
+            acls: config.default_permissions && config.acls,
+            max_write: config.max_write,
             opens_files,
             opens_directories: AtomicBool::new(checked),
             checks_flags: AtomicBool::new(false),
