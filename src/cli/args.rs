@@ -42,8 +42,10 @@ background, which ends with `unionfs-rs umount`, fusermount3 -u, umount(8), or S
 
 Every option can also be written in -o, with underscores for dashes: `--redirect-dir on` is \
 `-o redirect_dir=on`, and --lower, --upper, --work and --foreground are lowerdir=, upperdir=, workdir= \
-and foreground. In -o alone there are lowerdir+=, one layer in whose name a colon is a colon, and userxattr, \
-which is xattr_namespace=user. \
+and foreground; --uid-mapping, --gid-mapping, --squash-uid, --squash-gid, --no-acl, --no-xattrs and --ino32 have the \
+words of fuse-overlayfs: uidmapping=, gidmapping=, squash_to_uid=, squash_to_gid=, noacl, noxattrs and ino32_t. \
+In -o alone there are lowerdir+=, one layer in whose name a colon is a colon; userxattr, which is \
+xattr_namespace=user; squash_to_root; and private, shared and slave, which are propagation= that. \
 Where options contradict each other the last one holds, flag or -o; lower layers add up. \
 In -o a backslash takes the meaning from a comma or a backslash, and a value with commas can stand in \
 double quotes. The options of mount(8) that are for mount(8) alone, as defaults, noauto and x-*, are \
@@ -113,7 +115,7 @@ fn flag(spec: &'static Spec) -> Arg {
         arg.clone().action(ArgAction::Append).value_name(name).value_parser(ValueParser::os_string())
     };
     match spec.takes {
-        Takes::Nothing(_) => arg.action(ArgAction::SetTrue),
+        Takes::Nothing(_) | Takes::Switch(_) => arg.action(ArgAction::SetTrue),
         Takes::Word(words) => {
             let words = PossibleValuesParser::new(words.iter().map(|(word, _)| *word));
             valued("WORD").value_parser(words)
@@ -124,6 +126,10 @@ fn flag(spec: &'static Spec) -> Arg {
         Takes::Dirs(_) => valued("DIR[:DIR]...").value_hint(ValueHint::DirPath),
         Takes::File(_) => valued("FILE").value_hint(ValueHint::FilePath),
         Takes::Label(_) => valued("NAME"),
+        Takes::Id(_) => valued("ID").allow_negative_numbers(true),
+        Takes::IdMap(_) => valued("MAP"),
+        Takes::Bytes(_) => valued("BYTES").allow_negative_numbers(true),
+        Takes::Context(_) => valued("CONTEXT"),
     }
 }
 
@@ -168,10 +174,10 @@ pub fn settings(matches: &ArgMatches) -> Result<Settings, Failure> {
     let mut written: Vec<(usize, Option<&'static Spec>, Option<OsString>)> = Vec::new();
     for spec in all() {
         match spec.takes {
-            Takes::Nothing(_) if matches.get_flag(spec.name) => {
+            Takes::Nothing(_) | Takes::Switch(_) if matches.get_flag(spec.name) => {
                 written.extend(matches.index_of(spec.name).map(|index| (index, Some(spec), None)));
             }
-            Takes::Nothing(_) => {}
+            Takes::Nothing(_) | Takes::Switch(_) => {}
             _ => written.extend(values(matches, spec.name).map(|(index, value)| (index, Some(spec), Some(value)))),
         }
     }
@@ -237,12 +243,16 @@ mod tests {
     /// Returns a value that `takes` reads.
     fn sample(takes: Takes) -> Option<&'static str> {
         match takes {
-            Takes::Nothing(_) => None,
+            Takes::Nothing(_) | Takes::Switch(_) => None,
             Takes::Word(words) => words.last().map(|(word, _)| *word),
             Takes::Count(_) => Some("3"),
             Takes::Seconds(_) => Some("1.5"),
             Takes::Dir(_) | Takes::File(_) | Takes::Label(_) => Some("some"),
             Takes::Dirs(_) => Some("x:y"),
+            Takes::Id(_) => Some("7"),
+            Takes::IdMap(_) => Some(":0:1000:1:1:110000:65536"),
+            Takes::Bytes(_) => Some("65536"),
+            Takes::Context(_) => Some("u:r:t:s0"),
         }
     }
 

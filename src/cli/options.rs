@@ -10,16 +10,21 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::time::Duration;
+
+use crate::config::{IdMap, IdMapError, IdRange};
 
 /// More threads than this serve nobody; a number above is a slip of the finger.
 const MAX_THREADS: usize = 1024;
 
 /// About 31 years, in seconds. The kernel turns timeouts into a signed count of jiffies.
 const MAX_SECONDS: f64 = 1e9;
+
+/// The last user or group there is: the number after it means none.
+const LAST_ID: u32 = u32::MAX - 1;
 
 /// One option of a `-o` string.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +54,16 @@ pub enum SyntaxError {
     NotSeconds,
     /// Text that would break the option list of /proc/mounts.
     NotALabel,
+    /// Not a user or group.
+    NotAnId,
+    /// Not groups of three numbers.
+    NotAMap,
+    /// Numbers that no map can be made of.
+    BadMap(IdMapError),
+    /// Not a whole number of bytes of one or more.
+    NotBytes,
+    /// Text that would end the quotes of a context, or cannot be one.
+    NotAContext,
 }
 
 impl fmt::Display for SyntaxError {
@@ -67,6 +82,15 @@ impl fmt::Display for SyntaxError {
             Self::NotSeconds => write!(f, "not a number of seconds; give one from 0 to {MAX_SECONDS}, as 1 or 0.5"),
             Self::NotALabel => {
                 f.write_str("not a name that /proc/mounts can show; give text without commas and control characters")
+            }
+            Self::NotAnId => write!(f, "not the number of a user or group; give one from 0 to {LAST_ID}"),
+            Self::NotAMap => {
+                write!(f, "not a map; give STORED:SHOWN:COUNT, or several joined by colons, of numbers up to {LAST_ID}")
+            }
+            Self::BadMap(error) => error.fmt(f),
+            Self::NotBytes => f.write_str("not a whole number of bytes; give one of 4096 or more"),
+            Self::NotAContext => {
+                f.write_str("not a context; give text without double quotes, backslashes and control characters")
             }
         }
     }
@@ -170,6 +194,48 @@ pub fn label(value: &OsStr) -> Result<String, SyntaxError> {
     }
 }
 
+/// Reads the number of a user or group.
+pub fn id(value: &OsStr) -> Result<u32, SyntaxError> {
+    number(value).filter(|id| *id <= LAST_ID).ok_or(SyntaxError::NotAnId)
+}
+
+/// Reads a number of bytes.
+pub fn bytes(value: &OsStr) -> Result<NonZeroU32, SyntaxError> {
+    number(value).and_then(NonZeroU32::new).ok_or(SyntaxError::NotBytes)
+}
+
+/// Reads a map of ids: groups of three numbers, as fuse-overlayfs(1) has them.
+///
+/// Between the numbers are colons; its manual parts the groups by commas, and container runtimes begin with a colon.
+pub fn id_map(value: &OsStr) -> Result<IdMap, SyntaxError> {
+    let text = value.to_str().ok_or(SyntaxError::NotAMap)?;
+    let numbers: Option<Vec<u32>> =
+        text.strip_prefix(':').unwrap_or(text).split([':', ',']).map(|part| number(OsStr::new(part))).collect();
+    let numbers = numbers.ok_or(SyntaxError::NotAMap)?;
+    let groups = numbers.chunks(3).map(|group| match *group {
+        [stored, shown, count] => Ok(IdRange { stored, shown, count }),
+        _ => Err(SyntaxError::NotAMap),
+    });
+    IdMap::new(groups.collect::<Result<_, _>>()?).map_err(SyntaxError::BadMap)
+}
+
+/// Reads an SELinux context.
+///
+/// It goes to the kernel in double quotes, which keep its commas.
+pub fn context(value: &OsStr) -> Result<String, SyntaxError> {
+    match value.to_str() {
+        Some(text) if !text.is_empty() && !text.chars().any(|c| c == '"' || c == '\\' || c.is_control()) => {
+            Ok(text.to_owned())
+        }
+        _ => Err(SyntaxError::NotAContext),
+    }
+}
+
+/// Reads a whole number.
+fn number(value: &OsStr) -> Option<u32> {
+    digits(value, b"")?.parse().ok()
+}
+
 /// Returns `value` as text if it has digits and characters of `also` alone: Rust's own number parsers
 /// take signs, `inf` and exponents, which are slips here.
 fn digits<'a>(value: &'a OsStr, also: &[u8]) -> Option<&'a str> {
@@ -193,6 +259,8 @@ fn os(bytes: &[u8]) -> OsString {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// Returns the options of `text` as `name` or `name=value`, to keep the tables readable.
@@ -305,5 +373,123 @@ mod tests {
             assert_eq!(label(OsStr::new(text)), Err(SyntaxError::NotALabel), "{text:?}");
         }
         assert_eq!(label(OsStr::from_bytes(b"\xff")), Err(SyntaxError::NotALabel));
+    }
+
+    #[test]
+    fn a_map_is_groups_of_three_and_may_begin_with_a_colon() {
+        let range = |stored, shown, count| IdRange { stored, shown, count };
+        let table: &[(&str, &[IdRange])] = &[
+            ("0:1000:1", &[range(0, 1000, 1)]),
+            (":0:1000:5000", &[range(0, 1000, 5000)]),
+            ("0:1000:1:1:110000:65536", &[range(0, 1000, 1), range(1, 110_000, 65_536)]),
+            (":0:1000:1:1:110000:65536", &[range(0, 1000, 1), range(1, 110_000, 65_536)]),
+            ("0:1000:1,1:110000:65536", &[range(0, 1000, 1), range(1, 110_000, 65_536)]),
+            ("0:4294967294:1", &[range(0, u32::MAX - 1, 1)]),
+        ];
+        for (text, ranges) in table {
+            let expected = IdMap::new(ranges.to_vec()).expect("the ranges are apart");
+            assert_eq!(id_map(OsStr::new(text)), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_map_that_is_garbled_overflows_or_overlaps_is_refused() {
+        for text in [
+            "",
+            ":",
+            "::0:1:2",
+            "0:1",
+            "0:1:2:3",
+            "0:1:2:",
+            "a:b:c",
+            "0:-1:2",
+            "0: 1:2",
+            "0:1:4294967296",
+            "0x0:1:2",
+            "0:1:2;3:4:5",
+        ] {
+            assert_eq!(id_map(OsStr::new(text)), Err(SyntaxError::NotAMap), "{text:?}");
+        }
+        let refused = |text: &str| id_map(OsStr::new(text)).expect_err("no map can be made of it").to_string();
+        assert!(refused("0:1000:0").contains("the range 0:1000:0 is empty"));
+        assert!(refused("0:4294967295:1").contains("goes past 4294967294"));
+        assert!(refused("1:1:4294967295").contains("goes past 4294967294"));
+        assert!(refused("0:1000:10:5:2000:1").contains("the ranges 0:1000:10 and 5:2000:1 overlap"));
+        assert_eq!(id_map(OsStr::from_bytes(b"0:1:\xff")), Err(SyntaxError::NotAMap));
+    }
+
+    #[test]
+    fn ids_and_bytes_are_whole_and_within_reason() {
+        assert_eq!(id(OsStr::new("0")), Ok(0));
+        assert_eq!(id(OsStr::new("4294967294")), Ok(u32::MAX - 1));
+        for text in ["", "-1", "+1", "4294967295", "root", "1.0"] {
+            assert_eq!(id(OsStr::new(text)), Err(SyntaxError::NotAnId), "{text:?}");
+        }
+        assert_eq!(bytes(OsStr::new("131072")).map(NonZeroU32::get), Ok(131_072));
+        for text in ["", "0", "-1", "1k", "4294967296"] {
+            assert_eq!(bytes(OsStr::new(text)), Err(SyntaxError::NotBytes), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_context_cannot_leave_its_quotes() {
+        assert_eq!(context(OsStr::new("u:r:t:c1,c2")).as_deref(), Ok("u:r:t:c1,c2"));
+        for text in ["", "a\",suid", "a\nb", r"a\", "a\0"] {
+            assert_eq!(context(OsStr::new(text)), Err(SyntaxError::NotAContext), "{text:?}");
+        }
+    }
+
+    /// Writes options so that [`split_options`] reads them as they are.
+    fn write(items: &[Item]) -> OsString {
+        let mut text = Vec::new();
+        for item in items {
+            text.extend_from_slice(item.name.as_bytes());
+            if let Some(value) = item.value.as_ref().map(|value| value.as_bytes()) {
+                let quotes: &[u8] = if find_unescaped(value, b",").is_some() { b"\"" } else { b"" };
+                text.extend_from_slice(&[b"=", quotes, value, quotes].concat());
+            }
+            text.push(b',');
+        }
+        // What ends in a lone backslash is the last one, and would take a comma's meaning away.
+        text.pop();
+        OsString::from_vec(text)
+    }
+
+    /// Bytes of which the syntax is made, and others.
+    fn text() -> impl Strategy<Value = OsString> {
+        let byte = prop_oneof![
+            3 => proptest::sample::select(&b",=:\\\"+"[..]),
+            2 => proptest::sample::select(&b"0123456789."[..]),
+            2 => proptest::sample::select(&b"aelort_dw"[..]),
+            1 => any::<u8>(),
+        ];
+        proptest::collection::vec(byte, 0..40).prop_map(OsString::from_vec)
+    }
+
+    proptest! {
+        #[test]
+        fn options_that_were_read_are_read_again_as_they_are_written(text in text()) {
+            if let Ok(items) = split_options(&text) {
+                prop_assert_eq!(split_options(&write(&items)), Ok(items));
+            }
+        }
+
+        #[test]
+        fn lowers_that_were_read_are_read_again_as_they_are_written(list in text()) {
+            if let Ok(paths) = split_lowers(&list) {
+                let escaped = paths.iter().map(|path| {
+                    let bytes = path.as_os_str().as_bytes();
+                    bytes.iter().flat_map(|byte| [b'\\', *byte]).collect::<Vec<u8>>()
+                });
+                let list = escaped.collect::<Vec<_>>().join(&b':');
+                prop_assert_eq!(split_lowers(OsStr::from_bytes(&list)), Ok(paths));
+            }
+        }
+
+        #[test]
+        fn values_of_any_bytes_are_read_or_refused(value in text()) {
+            let _ = (path(&value), count(&value), seconds(&value), label(&value), id(&value), bytes(&value));
+            let _ = (context(&value), unescape(&value), id_map(&value)); // That it returns is the fact.
+        }
     }
 }

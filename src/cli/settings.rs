@@ -6,7 +6,7 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use log::LevelFilter;
 
 use super::options::{self, SyntaxError};
 use super::table::{GROUPS, IGNORED, TEXT_ONLY};
-use crate::config::{MountConfig, UnionConfig};
+use crate::config::{IdMap, MountConfig, UnionConfig};
 
 /// Everything that `mount` was told.
 #[derive(Debug, Clone)]
@@ -50,6 +50,16 @@ pub enum Takes {
     File(fn(&mut Settings, PathBuf)),
     /// A name for people.
     Label(fn(&mut Settings, String)),
+    /// As a flag nothing; in `-o` also `=1`, or `=0` to take it back, as fuse-overlayfs has them.
+    Switch(fn(&mut Settings, bool)),
+    /// The number of a user or group.
+    Id(fn(&mut Settings, u32)),
+    /// A map of such numbers.
+    IdMap(fn(&mut Settings, IdMap)),
+    /// A number of bytes.
+    Bytes(fn(&mut Settings, NonZeroU32)),
+    /// An SELinux context.
+    Context(fn(&mut Settings, String)),
 }
 
 /// A value that is a word, and what it sets.
@@ -157,11 +167,10 @@ impl Settings {
     /// Sets one option of a `-o` string, whose value still has its backslashes.
     pub fn set_text(&mut self, name: &OsStr, value: Option<&OsStr>) -> Result<(), OptionError> {
         let known = name.to_str().unwrap_or_default();
-        if let Some(spec) = all().chain(TEXT_ONLY).find(|spec| spec.name == known) {
+        if let Some(spec) = in_text(known) {
             return self.set(spec, Spelling::Text, value);
         }
-        // fstab(5) keeps x- and X- for notes of programs of user space.
-        if IGNORED.contains(&known) || known.starts_with("x-") || known.starts_with("X-") || known == "comment" {
+        if is_for_others(known) {
             return Ok(());
         }
         Err(OptionError::Unknown { name: name.display().to_string(), nearest: nearest(known) })
@@ -176,6 +185,10 @@ impl Settings {
         let value = match (spec.takes, value) {
             (Takes::Nothing(apply), None) => {
                 apply(self);
+                return Ok(());
+            }
+            (Takes::Switch(apply), None) => {
+                apply(self, true);
                 return Ok(());
             }
             (Takes::Nothing(_), Some(value)) => {
@@ -196,6 +209,14 @@ impl Settings {
             apply(self);
             return Ok(());
         }
+        if let Takes::Switch(apply) = spec.takes {
+            match value.to_str() {
+                Some("0") => apply(self, false),
+                Some("1") => apply(self, true),
+                _ => return Err(OptionError::NoSuchWord { option: written, words: vec!["0", "1"] }),
+            }
+            return Ok(());
+        }
         self.read(spec.takes, spelling, value).map_err(|error| OptionError::Invalid { option: written, error })
     }
 
@@ -204,7 +225,7 @@ impl Settings {
         // The elements of a list keep their backslashes until they are parted.
         let unescaped;
         let plain = match (spelling, takes) {
-            (Spelling::Text, Takes::Dir(_) | Takes::File(_)) => {
+            (Spelling::Text, Takes::Dir(_) | Takes::File(_) | Takes::IdMap(_)) => {
                 unescaped = options::unescape(value)?;
                 unescaped.as_os_str()
             }
@@ -216,7 +237,11 @@ impl Settings {
             Takes::Dir(apply) | Takes::File(apply) => apply(self, options::path(plain)?),
             Takes::Dirs(apply) => apply(self, options::split_lowers(plain)?),
             Takes::Label(apply) => apply(self, options::label(plain)?),
-            Takes::Nothing(_) | Takes::Word(_) => {}
+            Takes::Id(apply) => apply(self, options::id(plain)?),
+            Takes::IdMap(apply) => apply(self, options::id_map(plain)?),
+            Takes::Bytes(apply) => apply(self, options::bytes(plain)?),
+            Takes::Context(apply) => apply(self, options::context(plain)?),
+            Takes::Nothing(_) | Takes::Word(_) | Takes::Switch(_) => {}
         }
         Ok(())
     }
@@ -225,6 +250,17 @@ impl Settings {
 /// Walks over every option that has a flag.
 pub fn all() -> impl Iterator<Item = &'static Spec> {
     GROUPS.iter().flat_map(|group| group.specs)
+}
+
+/// Returns the option that is called `name` in `-o`.
+pub fn in_text(name: &str) -> Option<&'static Spec> {
+    all().chain(TEXT_ONLY).find(|spec| spec.name == name)
+}
+
+/// Whether an option of `-o` says nothing to a file system.
+pub fn is_for_others(name: &str) -> bool {
+    // fstab(5) keeps x- and X- for notes of programs of user space.
+    IGNORED.contains(&name) || name.starts_with("x-") || name.starts_with("X-") || name == "comment"
 }
 
 /// Returns the known name that `name` most likely stands for, if any is near.

@@ -3,14 +3,20 @@
 use log::LevelFilter;
 
 use super::settings::{Group, Spec, Takes, Word};
-use crate::config::{Access, IoMode, RedirectDir, WhiteoutFormat, XattrNamespace, Xino};
+use crate::config::{Access, IoMode, Permissions, Propagation, RedirectDir, WhiteoutFormat, XattrNamespace, Xino};
 
+/// Makes a row of the table.
 const fn spec(name: &'static str, flag: &'static str, takes: Takes, help: &'static str) -> Spec {
     Spec { name, flag, takes, help }
 }
 
 const ON_OFF_INDEX: &[Word] = &[("on", |s| s.union.index = Some(true)), ("off", |s| s.union.index = Some(false))];
 const ON_OFF_METACOPY: &[Word] = &[("on", |s| s.union.metacopy = true), ("off", |s| s.union.metacopy = false)];
+
+/// Makes an option that has no flag.
+pub const fn text_only(name: &'static str, takes: Takes) -> Spec {
+    spec(name, "", takes, "")
+}
 
 /// Every option of `mount`.
 pub const GROUPS: &[Group] = &[
@@ -111,6 +117,66 @@ pub const GROUPS: &[Group] = &[
         ],
     },
     Group {
+        heading: "Owners and metadata",
+        specs: &[
+            spec(
+                "uidmapping",
+                "uid-mapping",
+                Takes::IdMap(|s, map| s.union.owners.uids = map),
+                "Show other users than the layers store: STORED:SHOWN:COUNT, or several of them joined by colons",
+            ),
+            spec("gidmapping", "gid-mapping", Takes::IdMap(|s, map| s.union.owners.gids = map), "The same for groups"),
+            spec(
+                "squash_to_uid",
+                "squash-uid",
+                Takes::Id(|s, id| s.union.owners.squash_uid = Some(id)),
+                "Show everything as owned by this user",
+            ),
+            spec(
+                "squash_to_gid",
+                "squash-gid",
+                Takes::Id(|s, id| s.union.owners.squash_gid = Some(id)),
+                "Show everything as owned by this group",
+            ),
+            spec(
+                "xattr_permissions",
+                "xattr-permissions",
+                Takes::Word(&[
+                    ("off", |s| s.union.permissions = Permissions::Inode),
+                    ("security", |s| s.union.permissions = Permissions::Security),
+                    ("user", |s| s.union.permissions = Permissions::User),
+                    // The words of fuse-overlayfs.
+                    ("0", |s| s.union.permissions = Permissions::Inode),
+                    ("1", |s| s.union.permissions = Permissions::Security),
+                    ("2", |s| s.union.permissions = Permissions::User),
+                ]),
+                "Keep owners, modes and devices of the upper in an xattr of this namespace; 0, 1, 2 are off, security, user [default: off]",
+            ),
+            spec(
+                "noacl",
+                "no-acl",
+                Takes::Switch(|s, on| {
+                    s.union.acls = !on;
+                    s.mount.acls = !on;
+                }),
+                "ACLs are neither seen nor checked nor inherited",
+            ),
+            spec(
+                "noxattrs",
+                "no-xattrs",
+                Takes::Switch(|s, on| s.union.xattrs = !on),
+                "Extended attributes are neither seen nor set",
+            ),
+            spec(
+                "static_nlink",
+                "static-nlink",
+                Takes::Switch(|s, on| s.union.static_nlink = on),
+                "Show every directory with one link, whatever is in it",
+            ),
+            spec("ino32_t", "ino32", Takes::Switch(|s, on| s.union.ino32 = on), "Show inode numbers of 32 bits"),
+        ],
+    },
+    Group {
         heading: "Access",
         specs: &[
             spec(
@@ -173,6 +239,22 @@ pub const GROUPS: &[Group] = &[
                 Takes::Nothing(|s| s.union.atime = false),
                 "Reading leaves access times alone [default]",
             ),
+            spec(
+                "context",
+                "context",
+                Takes::Context(|s, context| s.mount.context = Some(context)),
+                "The SELinux context of every file (root, where the kernel has SELinux)",
+            ),
+            spec(
+                "propagation",
+                "propagation",
+                Takes::Word(&[
+                    ("private", |s| s.mount.propagation = Some(Propagation::Private)),
+                    ("shared", |s| s.mount.propagation = Some(Propagation::Shared)),
+                    ("slave", |s| s.mount.propagation = Some(Propagation::Slave)),
+                ]),
+                "Whether mounts below are seen in other namespaces (root) [default: as of the directory above]",
+            ),
         ],
     },
     Group {
@@ -210,6 +292,12 @@ pub const GROUPS: &[Group] = &[
                 "threads",
                 Takes::Count(|s, number| s.mount.threads = Some(number)),
                 "Threads that take requests [default: one a processor, two at least]",
+            ),
+            spec(
+                "max_write",
+                "max-write",
+                Takes::Bytes(|s, bytes| s.mount.max_write = Some(bytes)),
+                "The most bytes of one write, from 4096 [default and most: 1048576]",
             ),
         ],
     },
@@ -253,10 +341,24 @@ pub const GROUPS: &[Group] = &[
 /// Options of `-o` that have no flag.
 ///
 /// `lowerdir+` is the kernel's since 6.7: one layer, in whose name a colon is a colon. `userxattr` is
-/// its name for the user namespace of xattrs.
+/// its name for the user namespace of xattrs. Then fuse-overlayfs's word for both squashes, which is not to undo
+/// either, and mount(8)'s for propagation; of one mount the recursive ones say the same.
 pub const TEXT_ONLY: &[Spec] = &[
-    spec("lowerdir+", "", Takes::Dir(|s, dir| s.union.lowers.push(dir)), ""),
-    spec("userxattr", "", Takes::Nothing(|s| s.union.xattr_namespace = XattrNamespace::User), ""),
+    text_only("lowerdir+", Takes::Dir(|s, dir| s.union.lowers.push(dir))),
+    text_only("userxattr", Takes::Nothing(|s| s.union.xattr_namespace = XattrNamespace::User)),
+    text_only(
+        "squash_to_root",
+        Takes::Nothing(|s| {
+            s.union.owners.squash_uid.get_or_insert(0);
+            s.union.owners.squash_gid.get_or_insert(0);
+        }),
+    ),
+    text_only("private", Takes::Nothing(|s| s.mount.propagation = Some(Propagation::Private))),
+    text_only("rprivate", Takes::Nothing(|s| s.mount.propagation = Some(Propagation::Private))),
+    text_only("shared", Takes::Nothing(|s| s.mount.propagation = Some(Propagation::Shared))),
+    text_only("rshared", Takes::Nothing(|s| s.mount.propagation = Some(Propagation::Shared))),
+    text_only("slave", Takes::Nothing(|s| s.mount.propagation = Some(Propagation::Slave))),
+    text_only("rslave", Takes::Nothing(|s| s.mount.propagation = Some(Propagation::Slave))),
 ];
 
 /// Options that say nothing to a file system: those for mount(8) itself and its fstab, and names of
