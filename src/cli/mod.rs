@@ -1,10 +1,11 @@
 //! The command: one file a subcommand, and the only code of the crate that prints.
 //!
 //! [`main`] parses, runs one subcommand, and turns what became of it into an exit code. How options
-//! are written is known to `options`, what they mean to `settings` and `table`, and which flags there
-//! are to `args`.
+//! are written is known to `options`, what they mean to `settings` and `table`, which flags there
+//! are to `args`, and how fuse-overlayfs is told them to `compat`.
 
 mod args;
+mod compat;
 mod completions;
 mod daemon;
 mod doctor;
@@ -17,12 +18,14 @@ mod settings;
 mod table;
 mod umount;
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::ArgMatches;
 use clap_complete::Shell;
 
+use compat::Request;
 use exit::{Exit, Failure};
 use umount::Busy;
 
@@ -31,11 +34,15 @@ use umount::Busy;
 /// Must be called before the process opens anything and before it starts a thread: `mount` forks, and
 /// closes what was inherited.
 pub fn main() -> ExitCode {
-    let matches = match args::command().try_get_matches() {
-        Ok(matches) => matches,
-        Err(error) => return refuse(&error).into(),
+    let argv: Vec<OsString> = std::env::args_os().collect();
+    let done = match compat::read(&argv) {
+        Some(request) => request.and_then(answer),
+        None => match args::command().try_get_matches_from(argv) {
+            Ok(matches) => dispatch(&matches),
+            Err(error) => return refuse(&error).into(),
+        },
     };
-    match dispatch(&matches) {
+    match done {
         Ok(exit) => exit.into(),
         Err(failure) => {
             eprintln!("{}: {failure}", args::NAME);
@@ -56,6 +63,19 @@ fn refuse(error: &clap::Error) -> Exit {
         None => eprint!("{text}"),
     }
     Exit::Usage
+}
+
+/// Does what the argument form of fuse-overlayfs asks for.
+fn answer(request: Request) -> Result<Exit, Failure> {
+    match request {
+        Request::Print(text) => print(text.as_bytes()),
+        Request::Mount { settings, warnings, fake } => {
+            for warning in warnings {
+                eprintln!("{}: warning: {warning}", args::NAME);
+            }
+            if fake { Ok(Exit::Done) } else { mount::run(*settings) }
+        }
+    }
 }
 
 fn dispatch(matches: &ArgMatches) -> Result<Exit, Failure> {
@@ -96,4 +116,15 @@ fn print(text: &[u8]) -> Result<Exit, Failure> {
 
 fn no_output(error: &io::Error) -> Failure {
     Failure::new(Exit::Failed, format!("standard output: {error}; write to something else"))
+}
+
+/// Reads the words of a command line, as [`main`] would; for the fuzzer, which asks that no words end it.
+#[doc(hidden)]
+pub fn read_words(words: Vec<OsString>) {
+    if compat::read(&words).is_none()
+        && let Ok(matches) = args::command().try_get_matches_from(words)
+        && let Some(mount) = matches.subcommand_matches("mount")
+    {
+        let _ = args::settings(mount); // That it returns is all that is asked.
+    }
 }
