@@ -20,6 +20,7 @@ mod traps {
     pub mod layers;
     pub mod links;
     pub mod names;
+    mod owners;
     pub mod programs;
     pub mod removal;
     pub mod renames;

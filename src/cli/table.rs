@@ -155,10 +155,7 @@ pub const GROUPS: &[Group] = &[
             spec(
                 "noacl",
                 "no-acl",
-                Takes::Switch(|s, on| {
-                    s.union.acls = !on;
-                    s.mount.acls = !on;
-                }),
+                Takes::Switch(|s, on| s.union.acls = !on),
                 "ACLs are neither seen nor checked nor inherited",
             ),
             spec(

@@ -195,8 +195,6 @@ pub struct MountConfig {
     pub dev: bool,
     /// Whether programs may be executed.
     pub exec: bool,
-    /// Whether the kernel asks for ACLs, and checks them.
-    pub acls: bool,
     /// The most bytes of one write, where that is to be less than the most there can be.
     pub max_write: Option<NonZeroU32>,
     /// The SELinux context of every file, as `system_u:object_r:container_file_t:s0:c1,c2`.
@@ -230,7 +228,6 @@ impl MountConfig {
             suid: root,
             dev: root,
             exec: true,
-            acls: true,
             max_write: None,
             context: None,
             propagation: None,

@@ -62,6 +62,7 @@ impl Server {
         let checked = config.access == Access::Root;
         let opens_files = AtomicBool::new(passthrough.is_some() || !all_powerful || checked);
         let kept = |timeout: Duration| if checked { Duration::ZERO } else { timeout };
+        let acls = config.default_permissions && union.has_acls();
         const LONG: NonZeroUsize = NonZeroUsize::new(8).expect("is not zero");
         Self {
             union,
@@ -71,7 +72,7 @@ impl Server {
             entry_timeout: kept(config.entry_timeout),
             attr_timeout: kept(config.attr_timeout),
             negative_timeout: kept(config.negative_timeout),
-            acls: config.default_permissions && config.acls,
+            acls,
             max_write: config.max_write,
             opens_files,
             opens_directories: AtomicBool::new(checked),

@@ -108,7 +108,7 @@ impl Union {
             redirect_dir,
             metacopy: config.metacopy,
             atime: config.atime,
-            acls: config.acls,
+            acls: config.acls && config.xattrs,
             xattrs: config.xattrs,
             static_nlink: config.static_nlink,
             view: OwnerView::new(config.owners.clone()),

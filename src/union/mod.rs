@@ -143,8 +143,9 @@ pub struct Union {
     redirect_dir: RedirectDir,
     metacopy: bool,
     atime: bool,
-    /// Whether ACLs, and whether xattrs at all, can be seen and set.
+    /// Whether ACLs are seen, set and inherited.
     acls: bool,
+    /// Whether xattrs are seen and set.
     xattrs: bool,
     static_nlink: bool,
     view: OwnerView,

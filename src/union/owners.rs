@@ -116,7 +116,12 @@ impl Union {
         Ok(acl.to_bytes().into())
     }
 
-    /// Returns whether callers can use the xattr `name` at all.
+    /// Returns whether files have ACLs that callers can see.
+    pub fn has_acls(&self) -> bool {
+        self.acls
+    }
+
+    /// Refuses the xattr `name` where callers have none of its kind. Errors: EOPNOTSUPP.
     pub(super) fn check_xattr(&self, name: &OsStr) -> Result<()> {
         let refused = !self.xattrs || !self.acls && acl::is_acl(name);
         if refused { Err(Error::Refused(Errno::OPNOTSUPP)) } else { Ok(()) }

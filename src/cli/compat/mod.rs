@@ -282,7 +282,7 @@ mod tests {
         let (settings, warnings) =
             mounts(&["fuse-overlayfs", "-f", "-o", "allow_other,lowerdir=/l1:/l2,upperdir=/u,workdir=/w,noacl", "/t"]);
         assert_eq!(warnings, [""; 0]);
-        assert!(settings.foreground && !settings.union.acls && !settings.mount.acls);
+        assert!(settings.foreground && !settings.union.acls);
         assert_eq!(settings.mount.access, Access::All);
     }
 

@@ -1,0 +1,467 @@
+//! Owners and modes that are shown otherwise than stored: maps, squashes, and xattrs in their place.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, lchown, symlink};
+use std::path::Path;
+
+use rustix::fs::{CWD, FileType, Mode as Bits};
+
+use super::acl::{ACCESS, DEFAULT, acl};
+use super::union::{Union, as_user, errno, is_ours, shell, trap};
+use crate::support::{Layers, Tree, require_root};
+
+/// The two xattrs, by the word of the option.
+const STORES: [(&str, &str); 2] =
+    [("security", "security.fuseoverlayfs.override_stat"), ("user", "user.containers.override_stat")];
+
+/// Whether the test can run: maps and xattr permissions are no options of the kernel's overlayfs.
+fn can_run() -> bool {
+    require_root("files of several owners") && is_ours("it shows what is stored")
+}
+
+fn owner(tree: &Tree, name: &str) -> (u32, u32) {
+    let stat = tree.stat(name);
+    (stat.uid(), stat.gid())
+}
+
+fn mknod(at: &Path, kind: FileType, device: (u32, u32)) {
+    let device = rustix::fs::makedev(device.0, device.1);
+    rustix::fs::mknodat(CWD, at, kind, Bits::from_raw_mode(0o640), device).expect("root may make nodes");
+}
+
+fn text(value: Option<Vec<u8>>) -> Option<String> {
+    value.map(|value| String::from_utf8(value).expect("it is text"))
+}
+
+// ---- owner and mode in an xattr ------------------------------------------------------------------
+
+/// Mounts with both xattrs in turn.
+fn kept_in_xattrs(fill: impl Fn(&Layers), test: impl Fn(&mut Union, &str)) {
+    if !can_run() {
+        return;
+    }
+    for (word, xattr) in STORES {
+        eprintln!("--- {word}");
+        trap(1, &fill).mounted(|spec| spec.args(["--xattr-permissions", word])).run(|union| test(union, xattr));
+    }
+}
+
+#[test]
+fn chown_and_chmod_read_back_and_the_file_itself_stays_the_servers() {
+    kept_in_xattrs(
+        |layers| {
+            layers.lower(0).file_mode("lower", "x", 0o640).owner("lower", 3, 4).dir_mode("d", 0o750).owner("d", 5, 6);
+        },
+        |union, xattr| {
+            fs::write(union.at("new"), "x").expect("a file can be made");
+            fs::create_dir(union.at("dir")).expect("a directory can be made");
+            for name in ["new", "dir", "lower", "d"] {
+                chown(union.at(name), Some(7), Some(8)).expect("root may chown");
+                fs::set_permissions(union.at(name), fs::Permissions::from_mode(0o4755)).expect("root may chmod");
+            }
+            union.live_and_after_remount(|union| {
+                for name in ["new", "dir", "lower", "d"] {
+                    assert_eq!((owner(&union.merged(), name), union.merged().mode(name)), ((7, 8), 0o4755), "{name}");
+                    assert_eq!(text(union.upper().get_xattr(name, xattr)), Some("7:8:04755".into()), "{name}");
+                    assert_eq!(owner(&union.upper(), name), (0, 0), "{name}");
+                    assert_eq!(union.upper().mode(name) & 0o6700 | 0o100, 0o700, "{name}");
+                    assert_eq!(union.merged().get_xattr(name, xattr), None, "the mount's own xattr does not show");
+                    assert!(!union.merged().xattr_names(name).iter().any(|known| known == xattr), "{name}");
+                }
+            });
+            chown(union.at("new"), Some(9), None).expect("root may chown");
+            assert_eq!(owner(&union.merged(), "new"), (9, 8));
+            assert_eq!(union.merged().mode("new"), 0o755, "a new owner takes set-user-id");
+            assert_eq!(union.merged().mode("dir"), 0o4755);
+        },
+    );
+}
+
+#[test]
+fn copy_up_keeps_the_owner_and_mode_of_a_lower_file() {
+    kept_in_xattrs(
+        |layers| {
+            layers.lower(0).dir_mode("d", 0o2751).owner("d", 5, 6).file_mode("d/f", "x", 0o4711);
+            layers.lower(0).owner("d/f", 3, 4).symlink("d/l", "f").fifo("d/p");
+            lchown(layers.lower(0).path("d/l"), Some(10), Some(11)).expect("root may chown");
+            fs::set_permissions(layers.lower(0).path("d/f"), fs::Permissions::from_mode(0o4711)).expect("an own file");
+        },
+        |union, xattr| {
+            shell(&union.at("d"), "touch -a f p; touch -h l");
+            union.live_and_after_remount(|union| {
+                assert_eq!((owner(&union.merged(), "d"), union.merged().mode("d")), ((5, 6), 0o2751));
+                assert_eq!((owner(&union.merged(), "d/f"), union.merged().mode("d/f")), ((3, 4), 0o4711));
+                assert_eq!(owner(&union.merged(), "d/l"), (10, 11));
+                assert_eq!(fs::read_link(union.at("d/l")).expect("a link"), Path::new("f"));
+                assert!(union.merged().stat("d/p").file_type().is_fifo());
+                assert_eq!(text(union.upper().get_xattr("d/f", xattr)), Some("3:4:04711".into()));
+                assert!(union.upper().stat("d/p").is_file(), "a plain file stands for the pipe");
+            });
+        },
+    );
+}
+
+#[test]
+fn devices_pipes_sockets_and_links_are_plain_files_in_upper_and_work_as_what_they_are() {
+    kept_in_xattrs(
+        |_| {},
+        |union, xattr| {
+            mknod(&union.at("null"), FileType::CharacterDevice, (1, 3));
+            mknod(&union.at("disk"), FileType::BlockDevice, (259, 70_000));
+            mknod(&union.at("pipe"), FileType::Fifo, (0, 0));
+            drop(std::os::unix::net::UnixListener::bind(union.at("socket")).expect("a socket can be made"));
+            symlink("null", union.at("link")).expect("a link can be made");
+            lchown(union.at("link"), Some(12), Some(13)).expect("root may chown");
+            chown(union.at("null"), Some(14), Some(15)).expect("root may chown");
+            fs::hard_link(union.at("null"), union.at("zero")).expect("a device can be linked");
+            fs::rename(union.at("zero"), union.at("other")).expect("it can be renamed");
+            union.live_and_after_remount(|union| {
+                let merged = union.merged();
+                let (null, disk) = (merged.stat("null"), merged.stat("disk"));
+                assert!(null.file_type().is_char_device() && disk.file_type().is_block_device());
+                assert_eq!(null.rdev(), rustix::fs::makedev(1, 3));
+                assert_eq!(disk.rdev(), rustix::fs::makedev(259, 70_000));
+                assert_eq!((null.nlink(), null.ino()), (2, merged.stat("other").ino()));
+                assert_eq!((owner(&merged, "null"), merged.mode("null")), ((14, 15), 0o640));
+                assert!(merged.stat("pipe").file_type().is_fifo() && merged.stat("socket").file_type().is_socket());
+                assert_eq!(owner(&merged, "link"), (12, 13));
+                assert_eq!(fs::read_link(union.at("link")).expect("a link"), Path::new("null"));
+                assert_eq!(merged.stat("link").size(), 4);
+                fs::write(union.at("link"), "to the device").expect("it is /dev/null");
+                for entry in fs::read_dir(union.at("")).expect("the root can be listed") {
+                    let entry = entry.expect("the root can be listed");
+                    let kind = fs::symlink_metadata(entry.path()).expect("it is there").file_type();
+                    assert_eq!(entry.file_type().expect("it is listed"), kind, "{:?}", entry.file_name());
+                }
+                for name in ["null", "disk", "pipe", "socket"] {
+                    assert!(union.upper().stat(name).is_file(), "{name}");
+                }
+                assert_eq!(union.upper().stat("link").is_file(), xattr.starts_with("user."));
+                assert_eq!(text(union.upper().get_xattr("null", xattr)), Some("14:15:0640:char-1-3".into()));
+            });
+            assert_eq!(
+                errno(fs::set_permissions(union.at("no"), fs::Permissions::from_mode(0o1))),
+                rustix::io::Errno::NOENT
+            );
+        },
+    );
+}
+
+#[test]
+fn acls_and_modes_say_the_same() {
+    kept_in_xattrs(
+        |_| {},
+        |union, _| {
+            fs::write(union.at("f"), "x").expect("a file can be made");
+            // The owner may do nothing, and the server still reads.
+            union.merged().xattr("f", ACCESS, acl(0, (7, 7), 5, 7, 1));
+            assert_eq!(union.merged().mode("f"), 0o071);
+            union.live_and_after_remount(|union| {
+                assert_eq!(union.merged().get_xattr("f", ACCESS), Some(acl(0, (7, 7), 5, 7, 1)));
+                assert_eq!(as_user(7, || fs::read(union.at("f"))).expect("the ACL lets user 7 in"), b"x");
+            });
+            fs::set_permissions(union.at("f"), fs::Permissions::from_mode(0o640)).expect("root may chmod");
+            union.live_and_after_remount(|union| {
+                // chmod sets the mask, not the owning group.
+                assert_eq!(union.merged().get_xattr("f", ACCESS), Some(acl(6, (7, 7), 5, 4, 0)));
+            });
+            assert_eq!(errno(as_user(8, || fs::read(union.at("f")))), rustix::io::Errno::ACCESS);
+            union.merged().dir("d").xattr("d", DEFAULT, acl(7, (7, 6), 5, 7, 0));
+            shell(&union.at("d"), "umask 077; mkdir sub; : >new");
+            union.live_and_after_remount(|union| {
+                assert_eq!(union.merged().get_xattr("d/new", ACCESS), Some(acl(6, (7, 6), 5, 6, 0)));
+                assert_eq!(union.merged().mode("d/new"), 0o660);
+                assert_eq!(union.merged().get_xattr("d/sub", DEFAULT), Some(acl(7, (7, 6), 5, 7, 0)));
+                assert_eq!(union.merged().mode("d/sub"), 0o770);
+            });
+        },
+    );
+}
+
+#[test]
+fn set_user_id_goes_with_a_users_write() {
+    kept_in_xattrs(
+        |_| {},
+        |union, _| {
+            union.merged().file_mode("f", "x", 0o666).owner("f", 7, 7);
+            fs::set_permissions(union.at("f"), fs::Permissions::from_mode(0o6777)).expect("root may chmod");
+            as_user(9, || fs::write(union.at("f"), "changed")).expect("everybody may write");
+            union.live_and_after_remount(|union| assert_eq!(union.merged().mode("f"), 0o777));
+        },
+    );
+}
+
+#[test]
+fn an_upper_with_xattr_permissions_is_read_as_such_by_later_mounts() {
+    kept_in_xattrs(
+        |_| {},
+        |union, xattr| {
+            union.merged().file("f", "x").owner("f", 7, 8).dir("d").owner("d", 9, 10);
+            mknod(&union.at("d/null"), FileType::CharacterDevice, (1, 3));
+            union.mount.unmount().expect("the union can be unmounted");
+            // As a lower under a plain upper: what is copied up then is what it stood for.
+            let layers = Layers::new(0, crate::support::Placement::OneFs);
+            let mut spec = layers.spec(union.io);
+            spec.lowers = vec![union.upper().root().to_owned()];
+            let mut plain = spec.mount();
+            let merged = plain.tree();
+            assert_eq!((owner(&merged, "f"), owner(&merged, "d")), ((7, 8), (9, 10)));
+            assert_eq!(merged.stat("d/null").rdev(), rustix::fs::makedev(1, 3));
+            chown(merged.path("d/null"), Some(1), Some(2)).expect("root may chown");
+            assert!(layers.upper().stat("d/null").file_type().is_char_device());
+            assert_eq!((owner(&layers.upper(), "d/null"), owner(&layers.upper(), "d")), ((1, 2), (9, 10)));
+            plain.unmount().expect("the union can be unmounted");
+            // As an upper, without the option.
+            let mut again = union.layers.spec(union.io).mount();
+            again.tree().owner("f", 70, 80);
+            assert_eq!(text(union.upper().get_xattr("f", xattr)), Some("70:80:0644".into()));
+            again.unmount().expect("the union can be unmounted");
+            union.mount.mount_again().expect("the union can be mounted again");
+        },
+    );
+}
+
+#[test]
+fn the_xattr_cannot_be_forged_through_a_mount() {
+    if !can_run() {
+        return;
+    }
+    trap(1, |_| {}).run(|union| {
+        for (_, xattr) in STORES {
+            union.merged().file("f", "x").xattr("f", xattr, "0:0:04755").xattr("", xattr, "0:0:0777");
+            union.live_and_after_remount(|union| {
+                assert_eq!(text(union.merged().get_xattr("f", xattr)), Some("0:0:04755".into()));
+                assert!(union.merged().xattr_names("f").iter().any(|name| name == xattr));
+                assert_eq!(union.upper().get_xattr("f", xattr), None);
+                assert_eq!(union.upper().get_xattr("", xattr), None);
+                assert_eq!(union.merged().mode("f"), 0o644);
+            });
+        }
+    });
+}
+
+#[test]
+fn a_garbled_xattr_is_an_error_for_its_file_alone() {
+    if !can_run() {
+        return;
+    }
+    trap(1, |layers| {
+        let (_, xattr) = STORES[1];
+        layers.lower(0).xattr("", xattr, "0:0:0755").file("good", "x").xattr("good", xattr, "7:8:0640");
+        layers.lower(0).file("bad", "x").xattr("bad", xattr, "7:8:rwx").file("none", "x");
+    })
+    .run(|union| {
+        assert_eq!(errno(fs::symlink_metadata(union.at("bad"))), rustix::io::Errno::IO);
+        assert_eq!((owner(&union.merged(), "good"), union.merged().mode("good")), ((7, 8), 0o640));
+        assert_eq!(owner(&union.merged(), "none"), (0, 0));
+        assert!(union.merged().names("").contains(&"bad".to_owned()), "nobody misses it");
+    });
+}
+
+// ---- maps and squashes ---------------------------------------------------------------------------
+
+const MAPPED: [&str; 4] = ["--uid-mapping", "0:1000:5000", "--gid-mapping", "0:2000:5000"];
+
+#[test]
+fn a_map_shows_the_hosts_ids_and_stores_the_containers() {
+    if !can_run() {
+        return;
+    }
+    trap(1, |layers| {
+        layers
+            .lower(0)
+            .file("root", "x")
+            .file("user", "x")
+            .owner("user", 7, 8)
+            .file("far", "x")
+            .owner("far", 6000, 6000);
+        layers.lower(0).dir_mode("tmp", 0o1777);
+    })
+    .mounted(|spec| spec.args(MAPPED))
+    .run(|union| {
+        let merged = union.merged();
+        assert_eq!(owner(&merged, "root"), (1000, 2000));
+        assert_eq!(owner(&merged, "user"), (1007, 2008));
+        assert_eq!(owner(&merged, "far"), (65534, 65534));
+        chown(union.at("root"), Some(1003), Some(2004)).expect("root may chown");
+        for (uid, gid) in [(Some(999), None), (None, Some(1999)), (Some(6000), Some(2001))] {
+            assert_eq!(errno(chown(union.at("user"), uid, gid)), rustix::io::Errno::INVAL);
+        }
+        fs::set_permissions(union.at("user"), fs::Permissions::from_mode(0o600)).expect("root may chmod");
+        as_user(1009, || {
+            fs::write(union.at("tmp/made"), "x").expect("everybody may");
+            fs::create_dir(union.at("tmp/dir")).expect("everybody may");
+            symlink("made", union.at("tmp/link")).expect("everybody may");
+        });
+        fs::write(union.at("tmp/of-the-runtime"), "x").expect("root may");
+        fs::rename(union.at("tmp/dir"), union.at("tmp/moved")).expect("root may");
+        union.live_and_after_remount(|union| {
+            let (merged, upper) = (union.merged(), union.upper());
+            for (name, shown, stored) in [
+                ("root", (1003, 2004), (3, 4)),
+                ("user", (1007, 2008), (7, 8)),
+                // Group 1009 has no place in the map.
+                ("tmp/made", (1009, 65534), (9, 65534)),
+                ("tmp/moved", (1009, 65534), (9, 65534)),
+                ("tmp/link", (1009, 65534), (9, 65534)),
+                ("tmp/of-the-runtime", (65534, 65534), (65534, 65534)),
+            ] {
+                assert_eq!((owner(&merged, name), owner(&upper, name)), (shown, stored), "{name}");
+            }
+            assert_eq!(owner(&upper, "tmp"), (0, 0));
+            // The kernel goes by what is shown.
+            assert_eq!(as_user(1007, || fs::read(union.at("user"))).expect("their own"), b"x");
+            assert_eq!(errno(as_user(7, || fs::read(union.at("user")))), rustix::io::Errno::ACCESS);
+        });
+    });
+}
+
+#[test]
+fn acls_name_the_users_that_the_map_shows() {
+    if !can_run() {
+        return;
+    }
+    trap(1, |layers| {
+        layers.lower(0).file("f", "x").xattr("f", ACCESS, acl(6, (7, 4), 4, 4, 0));
+        layers.lower(0).dir("d").xattr("d", DEFAULT, acl(7, (9, 7), 5, 7, 0));
+    })
+    .mounted(|spec| spec.args(MAPPED))
+    .run(|union| {
+        assert_eq!(union.merged().get_xattr("f", ACCESS), Some(acl(6, (1007, 4), 4, 4, 0)));
+        assert_eq!(as_user(1007, || fs::read(union.at("f"))).expect("the ACL lets them in"), b"x");
+        union.merged().xattr("f", ACCESS, acl(6, (1005, 6), 4, 6, 0));
+        fs::write(union.at("d/new"), "x").expect("root may");
+        let unmapped = acl(6, (5, 6), 4, 6, 0);
+        let refused = rustix::fs::setxattr(union.at("f"), ACCESS, &unmapped, rustix::fs::XattrFlags::empty());
+        assert_eq!(refused, Err(rustix::io::Errno::INVAL), "the map has no place for user 5");
+        union.live_and_after_remount(|union| {
+            assert_eq!(union.merged().get_xattr("f", ACCESS), Some(acl(6, (1005, 6), 4, 6, 0)));
+            assert_eq!(union.upper().get_xattr("f", ACCESS), Some(acl(6, (5, 6), 4, 6, 0)));
+            assert_eq!(union.merged().get_xattr("d/new", ACCESS), Some(acl(6, (1009, 7), 5, 6, 0)));
+            assert_eq!(union.upper().get_xattr("d/new", ACCESS), Some(acl(6, (9, 7), 5, 6, 0)));
+            assert_eq!(union.merged().get_xattr("d", DEFAULT), Some(acl(7, (1009, 7), 5, 7, 0)));
+        });
+    });
+}
+
+#[test]
+fn a_map_and_xattr_permissions_go_together() {
+    if !can_run() {
+        return;
+    }
+    trap(1, |layers| {
+        layers.lower(0).file("f", "x").owner("f", 7, 8);
+    })
+    .mounted(|spec| spec.args(MAPPED).args(["--xattr-permissions", "user"]))
+    .run(|union| {
+        fs::write(union.at("f"), "changed").expect("root may");
+        union.merged().file("g", "x").owner("g", 1001, 2002);
+        union.merged().xattr("g", ACCESS, acl(6, (1005, 6), 4, 6, 0));
+        union.live_and_after_remount(|union| {
+            let xattr = |name| text(union.upper().get_xattr(name, STORES[1].1));
+            assert_eq!((owner(&union.merged(), "f"), xattr("f")), ((1007, 2008), Some("7:8:0644".into())));
+            assert_eq!((owner(&union.merged(), "g"), xattr("g")), ((1001, 2002), Some("1:2:0660".into())));
+            assert_eq!(union.merged().get_xattr("g", ACCESS), Some(acl(6, (1005, 6), 4, 6, 0)));
+        });
+    });
+}
+
+#[test]
+fn a_squash_shows_one_owner_and_stores_what_is_set() {
+    if !can_run() {
+        return;
+    }
+    for (options, shown) in [
+        (&["-o", "squash_to_root"][..], (Some(0), Some(0))),
+        (&["--squash-uid", "42"], (Some(42), None)),
+        (&["-o", "squash_to_root,squash_to_gid=43"], (Some(0), Some(43))),
+    ] {
+        trap(1, |layers| {
+            layers.lower(0).file("f", "x").owner("f", 7, 8).dir_mode("tmp", 0o777).owner("tmp", 9, 10);
+        })
+        .mounted(|spec| spec.args(options.iter().copied()))
+        .run(|union| {
+            as_user(1001, || fs::write(union.at("tmp/made"), "x")).expect("everybody may");
+            chown(union.at("f"), Some(70), Some(80)).expect("root may chown");
+            union.live_and_after_remount(|union| {
+                for (name, stored) in [("f", (70, 80)), ("tmp", (9, 10)), ("tmp/made", (1001, 1001))] {
+                    let expected = (shown.0.unwrap_or(stored.0), shown.1.unwrap_or(stored.1));
+                    assert_eq!(
+                        (owner(&union.merged(), name), owner(&union.upper(), name)),
+                        (expected, stored),
+                        "{name}"
+                    );
+                }
+            });
+        });
+    }
+}
+
+// ---- what else runtimes switch -------------------------------------------------------------------
+
+#[test]
+fn static_nlink_is_one_for_every_directory() {
+    if !is_ours("no option of the kernel's overlayfs") {
+        return;
+    }
+    trap(1, |layers| {
+        layers.lower(0).dir("d/sub").file("f", "x").link("f", "g");
+    })
+    .mounted(|spec| spec.args(["--static-nlink"]))
+    .run(|union| {
+        for name in ["", "d", "d/sub"] {
+            assert_eq!(union.merged().stat(name).nlink(), 1, "{name:?}");
+        }
+        assert_eq!(union.merged().stat("f").nlink(), 2, "files keep theirs");
+    });
+}
+
+#[test]
+fn inode_numbers_of_32_bits_stay_unique_and_listed() {
+    if !is_ours("no option of the kernel's overlayfs") {
+        return;
+    }
+    trap(2, |layers| {
+        for number in 0..200 {
+            layers.lower(number % 2).file(format!("f{number}"), "x");
+        }
+    })
+    .mounted(|spec| spec.args(["--ino32"]))
+    .run(|union| {
+        union.live_and_after_remount(|union| {
+            let mut seen = std::collections::HashSet::new();
+            for entry in fs::read_dir(union.at("")).expect("the root can be listed") {
+                let entry = entry.expect("the root can be listed");
+                let ino = entry.metadata().expect("it is there").ino();
+                assert!(u32::try_from(ino).is_ok() && seen.insert(ino), "{ino}");
+                assert_eq!(std::os::unix::fs::DirEntryExt::ino(&entry), ino);
+            }
+            assert_eq!(seen.len(), 200);
+        });
+    });
+}
+
+#[test]
+fn acls_and_xattrs_can_be_switched_off() {
+    if !can_run() {
+        return;
+    }
+    let fill = |layers: &Layers| {
+        layers.lower(0).file("f", "x").xattr("f", ACCESS, acl(6, (7, 4), 4, 4, 0)).xattr("f", "user.k", "v");
+        layers.lower(0).dir("d").xattr("d", DEFAULT, acl(7, (9, 7), 5, 7, 7));
+    };
+    for (option, keeps_others) in [("--no-acl", true), ("--no-xattrs", false)] {
+        trap(1, fill).mounted(|spec| spec.args([option])).run(|union| {
+            let mut value = [0; 64];
+            let mut get = |name: &str| rustix::fs::getxattr(union.at("f"), name, &mut value);
+            assert_eq!(get(ACCESS), Err(rustix::io::Errno::OPNOTSUPP), "{option}");
+            assert_eq!(get("user.k").is_ok(), keeps_others, "{option}");
+            assert_eq!(errno(as_user(8, || fs::write(union.at("f"), "x"))), rustix::io::Errno::ACCESS);
+            shell(&union.at("d"), "umask 027; : >new");
+            assert_eq!(union.merged().mode("d/new"), 0o640, "{option}");
+            fs::write(union.at("f"), "changed").expect("root may");
+            assert_eq!(union.upper().get_xattr("f", "user.k"), Some(b"v".to_vec()), "copy-up loses nothing");
+            assert_eq!(union.upper().get_xattr("f", ACCESS), Some(acl(6, (7, 4), 4, 4, 0)), "copy-up loses nothing");
+        });
+    }
+}
