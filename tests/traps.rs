@@ -25,5 +25,6 @@ mod traps {
     pub mod removal;
     pub mod renames;
     pub mod unprivileged;
+    mod vanishing;
     pub mod xattrs;
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use super::attempt::{USER, is_ours, layers, mount, mount_over, text};
+use super::attempt::{USER, give_to_user, is_ours, layers, mount, mount_over, text};
 use crate::support::{Privilege, Tmpfs, privilege, record_skip, require_root, test_name};
 
 #[test]
@@ -125,9 +125,38 @@ fn what_needs_xattrs_is_refused_on_an_upper_without_them() {
             let attempt = mount(words).and([&format!("--{option}"), "on", &text(&layers.mnt())]);
             attempt.is_refused(&layers, &[&upper, "xattr"]);
         }
+        for (word, xattr) in [("1", "security.fuseoverlayfs.override_stat"), ("2", "user.containers.override_stat")] {
+            eprintln!("--- xattr-permissions {word}");
+            let words = ["--lower", &text(&layers.lowers()[0]), "--upper", &upper, "--work", &work];
+            let attempt = mount(words).and(["--xattr-permissions", word, &text(&layers.mnt())]);
+            attempt.is_refused(&layers, &[&upper, xattr, "xattr_permissions="]);
+        }
     });
     rustix::mount::unmount(&disk, UnmountFlags::DETACH).expect("it is mounted");
     attempts.expect("the attempts on a ramfs");
+}
+
+#[test]
+fn xattr_permissions_in_a_namespace_that_the_user_may_not_write_are_refused() {
+    if !is_ours() || privilege() == Privilege::UserNamespace {
+        return;
+    }
+    let layers = layers();
+    give_to_user(&layers);
+    let attempt = mount_over(&layers, &layers.lowers()[0]).and(["-o", "xattr_permissions=1"]).by_a_user(&layers);
+    attempt.is_refused(&layers, &[&text(&layers.path("upper")), "security.fuseoverlayfs", "xattr_permissions=2"]);
+}
+
+#[test]
+fn an_upper_that_keeps_owners_in_another_xattr_is_refused() {
+    if !is_ours() {
+        return;
+    }
+    let layers = layers();
+    layers.upper().xattr("", "user.containers.override_stat", "0:0:0755");
+    let attempt = mount_over(&layers, &layers.lowers()[0]).and(["-o", "xattr_permissions=1"]);
+    let words = ["user.containers.override_stat", "security.fuseoverlayfs.override_stat", "leave"];
+    attempt.is_refused(&layers, &words);
 }
 
 #[test]
