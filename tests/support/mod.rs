@@ -14,6 +14,7 @@
 // Each test crate compiles this module and uses its own part of it.
 #![allow(dead_code, unused_imports, unused_macros)]
 
+mod command;
 mod layers;
 mod lowers;
 mod mount;
@@ -22,6 +23,9 @@ mod skip;
 mod unprivileged;
 mod watchdog;
 
+pub use command::{
+    Cleared, DEADLINE, Ran, eventually, finish, mounted, no_mounts, processes_with, read_all, unionfs, wait,
+};
 pub use layers::{Layers, Placement, Tmpfs, Tree};
 pub use lowers::{Atime, LowersUnchanged};
 pub use mount::{Io, KernelMount, Mounted, OurMount, Spec, StartError, fuse_connections};
