@@ -13,8 +13,9 @@ use rustix::mount::UnmountFlags;
 use super::exit::{Exit, Failure};
 use crate::sys::mountinfo;
 
-/// The type of our mounts, as the command line makes them.
-const KIND: &str = "fuse.unionfs-rs";
+/// The types of our mounts, as the command line makes them: under the name fuse-overlayfs they have its type, and one
+/// that it made itself is a union as well.
+const KINDS: [&str; 2] = ["fuse.unionfs-rs", "fuse.fuse-overlayfs"];
 
 /// Whether a mount that is in use is left to its users.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +68,7 @@ fn check_is_ours(mountpoint: &Path) -> Result<(), Failure> {
         }
     };
     match table.iter().rfind(|mounted| mounted.path == mountpoint) {
-        Some(mounted) if mounted.kind == KIND => Ok(()),
+        Some(mounted) if KINDS.iter().any(|kind| mounted.kind == *kind) => Ok(()),
         Some(mounted) => {
             let reason = format!("a mount of type {}, not one of unionfs-rs", mounted.kind.display());
             Err(fail(Exit::Setup, mountpoint, &reason, "use umount(8) for it"))
