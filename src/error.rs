@@ -63,6 +63,12 @@ pub enum Error {
         /// What to do about it.
         remedy: String,
     },
+    /// A mount that the caller has made cannot be unmounted by the library.
+    #[error("{}: was not mounted here; unmount it where it was mounted", mountpoint.display())]
+    NotOurs {
+        /// The directory that it is mounted on, as the caller has named it.
+        mountpoint: PathBuf,
+    },
 }
 
 /// A file below a layer, for messages.
@@ -103,8 +109,8 @@ impl Error {
             Self::Call { errno, .. } | Self::Refused(errno) => *errno,
             // overlayfs answers EIO for an entry it cannot make sense of; the rest of the tree works.
             Self::Corrupt { .. } | Self::NotFollowed { .. } => Errno::IO,
-            // Never reaches a request: these end `build` and `Mount::new`.
-            Self::Setup { .. } | Self::Mount { .. } => Errno::INVAL,
+            // Never reaches a request: these end `build`, `Mount::new` and `Unmounter::unmount`.
+            Self::Setup { .. } | Self::Mount { .. } | Self::NotOurs { .. } => Errno::INVAL,
         }
     }
 }

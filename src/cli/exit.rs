@@ -86,7 +86,11 @@ impl From<Error> for Failure {
             Error::Setup { .. } => Exit::Setup,
             // The library checks every path before it mounts, so what is left is the machine's no.
             Error::Mount { .. } => Exit::Machine,
-            Error::Call { .. } | Error::Refused(_) | Error::Corrupt { .. } | Error::NotFollowed { .. } => Exit::Failed,
+            Error::Call { .. }
+            | Error::Refused(_)
+            | Error::Corrupt { .. }
+            | Error::NotFollowed { .. }
+            | Error::NotOurs { .. } => Exit::Failed,
         };
         Self::new(exit, error.to_string())
     }

@@ -11,5 +11,7 @@ mod passthrough;
 mod pool;
 mod server;
 mod session;
+mod unmounter;
 
-pub use session::{Mount, MountHandle, Unmounter};
+pub use session::{Mount, MountHandle};
+pub use unmounter::Unmounter;

@@ -1,18 +1,25 @@
-//! A mount: made, served on threads of this process, and ended.
+//! A mount: made or taken over, served on threads of this process, and ended.
 
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use fuser::{Session, SessionACL};
+use rustix::fs::{FileType, OFlags};
+use rustix::io::{Errno, FdFlags};
 
 use super::dev::Dev;
-use super::device::{self, Mounted};
+use super::device;
 use super::server::Server;
+use super::unmounter::Unmounter;
 use crate::config::{Access, MountConfig};
 use crate::error::{Error, Result};
 use crate::union::Union;
+
+/// The numbers of /dev/fuse: admin-guide/devices.txt in the kernel's documentation.
+const FUSE_DEVICE: (u32, u32) = (10, 229);
 
 /// A union that is mounted and has shaken hands with the kernel, but serves no request yet.
 ///
@@ -33,12 +40,6 @@ pub struct Mount {
     unmounter: Unmounter,
 }
 
-/// Unmounts from any thread.
-#[derive(Debug, Clone)]
-pub struct Unmounter {
-    mounted: Arc<Mounted>,
-}
-
 /// A mount that is served by threads of its own.
 pub struct MountHandle {
     thread: JoinHandle<Result<()>>,
@@ -51,8 +52,17 @@ impl Mount {
     /// Errors: [`Error::Setup`] for a mountpoint that cannot be used, [`Error::Mount`] when the machine refuses;
     /// then nothing is mounted.
     pub fn new(union: Union, config: &MountConfig) -> Result<Self> {
-        match device::mountpoint(config).and_then(|mountpoint| refuse_layer(&union, &mountpoint).map(|()| mountpoint)) {
-            Ok(mountpoint) => Self::mount_on(union, config, mountpoint),
+        // Files are opened without asking, so the kernel itself must know that nothing can be written.
+        let config = &MountConfig { read_only: config.read_only || union.is_read_only(), ..config.clone() };
+        let mounted = device::mountpoint(config).and_then(|mountpoint| {
+            refuse_layer(&union, &mountpoint)?;
+            device::mount(mountpoint, config)
+        });
+        match mounted {
+            Ok((fd, mounted)) => {
+                let unmounter = Unmounter::of(mounted);
+                Self::shake_hands(union, fd, unmounter, config, "see dmesg for the kernel's reason")
+            }
             Err(error) => {
                 union.withdraw();
                 Err(error)
@@ -60,17 +70,55 @@ impl Mount {
         }
     }
 
-    fn mount_on(union: Union, config: &MountConfig, mountpoint: PathBuf) -> Result<Self> {
-        // Files are opened without asking, so the kernel itself must know that nothing can be written.
-        let config = &MountConfig { read_only: config.read_only || union.is_read_only(), ..config.clone() };
-        let (fd, mounted) = match device::mount(mountpoint, config) {
-            Ok(mounted) => mounted,
-            Err(error) => {
-                union.withdraw();
-                return Err(error);
-            }
-        };
-        let unmounter = Unmounter { mounted: Arc::new(mounted) };
+    /// Takes over `fd`, a /dev/fuse descriptor that the caller has opened and mounted, for instance in another mount
+    /// namespace or by fsopen(2), and whose kernel nobody has answered yet.
+    ///
+    /// What mount(2) was told must be what `config` says: `default_permissions`, and `allow_other` unless the mount is the
+    /// owner's alone; `ro` belongs to a union without an upper, or opening a file for writing succeeds and each write fails.
+    /// Besides the kernel wants `rootmode=40000`, `user_id` and `group_id`. The mountpoint in `config` is for messages and
+    /// may be empty; it must not be inside a layer.
+    ///
+    /// Unmounting stays with the caller: [`Unmounter::unmount`] answers [`Error::NotOurs`], and [`Mount::run`] and
+    /// [`MountHandle::join`] return when the caller has unmounted and the last user of the tree is gone.
+    ///
+    /// Errors: [`Error::Mount`] for a descriptor that is no connection to a kernel, or was not mounted; then what building
+    /// the union has made on the disk is removed, and the descriptor is closed, which ends the caller's mount.
+    ///
+    /// ```no_run
+    /// use std::os::fd::{AsRawFd, OwnedFd};
+    /// use rustix::mount::{MountFlags, mount};
+    /// use unionfs_rs::config::MountConfig;
+    /// use unionfs_rs::fuse::Mount;
+    /// use unionfs_rs::union::Union;
+    ///
+    /// let device: OwnedFd = std::fs::File::options().read(true).write(true).open("/dev/fuse")?.into();
+    /// let data = format!("fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other", device.as_raw_fd());
+    /// let data = std::ffi::CString::new(data)?;
+    /// mount("mine", "/mnt/merged", "fuse.mine", MountFlags::empty(), Some(&*data))?;
+    ///
+    /// let union = Union::builder().lower("/layers/base").upper("/layers/upper").build()?;
+    /// let served = Mount::attach(union, device, &MountConfig::new("/mnt/merged"))?.spawn()?;
+    /// println!("{}", std::fs::read_to_string("/mnt/merged/etc/hostname")?);
+    /// rustix::mount::unmount("/mnt/merged", rustix::mount::UnmountFlags::empty())?;
+    /// served.join()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn attach(union: Union, fd: OwnedFd, config: &MountConfig) -> Result<Self> {
+        let unmounter = Unmounter::of_callers(&config.mountpoint);
+        if let Err(error) = ready_for_service(fd.as_fd(), &unmounter) {
+            union.withdraw();
+            return Err(error);
+        }
+        Self::shake_hands(union, fd, unmounter, config, "mount the descriptor before, and attach it once")
+    }
+
+    fn shake_hands(
+        union: Union,
+        fd: OwnedFd,
+        unmounter: Unmounter,
+        config: &MountConfig,
+        remedy: &str,
+    ) -> Result<Self> {
         let server = Arc::new(Server::new(union, config));
         let acl = match config.access {
             Access::Root => SessionACL::RootAndOwner,
@@ -87,7 +135,7 @@ impl Mount {
             Err(error) => {
                 withdraw(&unmounter, server);
                 let reason = format!("the kernel's handshake failed: {error}");
-                Err(unmounter.error(reason, "see dmesg for the kernel's reason"))
+                Err(unmounter.error(reason, remedy))
             }
         }
     }
@@ -104,7 +152,7 @@ impl Mount {
         let Self { session, server, unmounter } = self;
         let served = session.run();
         match &served {
-            Ok(()) => unmounter.mounted.note_gone(),
+            Ok(()) => unmounter.note_gone(),
             // Nobody answers any more, or not as many as there should be.
             Err(_) => unmounter.unmount_or_log(),
         }
@@ -113,8 +161,8 @@ impl Mount {
         if let Err(error) = ended {
             log::error!("{error}");
         }
-        Err(unmounter
-            .error(format!("serving ended: {error}"), "mount again; a limit on threads may be too low (ulimit -u)"))
+        let reason = format!("serving ended: {error}");
+        Err(unmounter.error(reason, "mount again; a limit on threads may be too low (ulimit -u)"))
     }
 
     /// Serves on a thread of its own.
@@ -158,33 +206,29 @@ fn refuse_layer(union: &Union, mountpoint: &Path) -> Result<()> {
     Err(Error::setup(mountpoint, reason, "mount elsewhere, or as root or in a user namespace (unshare -Urm)"))
 }
 
+/// Checks that `fd` is a connection to the kernel, and has reading from it wait for requests.
+fn ready_for_service(fd: BorrowedFd<'_>, unmounter: &Unmounter) -> Result<()> {
+    let failed = |what: &str, errno: Errno| unmounter.error(format!("{what}: {errno}"), "give an open /dev/fuse");
+    let stat = rustix::fs::fstat(fd).map_err(|e| failed("the descriptor cannot be looked at", e))?;
+    let device = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+    if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice || device != FUSE_DEVICE {
+        return Err(unmounter.error("the descriptor is not /dev/fuse", "give an open and mounted /dev/fuse"));
+    }
+    let flags = rustix::fs::fcntl_getfl(fd).map_err(|e| failed("the descriptor cannot be used", e))?;
+    rustix::fs::fcntl_setfl(fd, flags - OFlags::NONBLOCK).map_err(|e| failed("the descriptor cannot wait", e))?;
+    // The programs that the process starts must not keep the mount alive.
+    rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC).map_err(|e| failed("the descriptor cannot be kept to oneself", e))
+}
+
 fn threads(config: &MountConfig) -> NonZeroUsize {
     const TWO: NonZeroUsize = NonZeroUsize::new(2).expect("is not zero");
     config.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(TWO, |n| n.max(TWO)))
 }
 
-impl Unmounter {
-    /// Unmounts; programs that are in the tree keep what they have open until they end.
-    ///
-    /// Only this mount, wherever it has been moved to: where it is gone, nothing is done. Errors: [`Error::Mount`], also
-    /// where another mount covers this one.
-    pub fn unmount(&self) -> Result<()> {
-        self.mounted.unmount()
-    }
-
-    fn unmount_or_log(&self) {
-        if let Err(error) = self.unmount() {
-            log::error!("{error}");
-        }
-    }
-
-    fn error(&self, reason: String, remedy: &str) -> Error {
-        Error::Mount { mountpoint: self.mounted.mountpoint().to_owned(), reason, remedy: remedy.into() }
-    }
-}
-
 impl MountHandle {
     /// Unmounts and waits until all requests are answered and everything is in upper.
+    ///
+    /// Errors: those of [`Unmounter::unmount`], where the mount is served on; those of [`MountHandle::join`].
     pub fn unmount_and_join(self) -> Result<()> {
         self.unmounter.unmount()?;
         self.join()
@@ -193,7 +237,7 @@ impl MountHandle {
     /// Waits until somebody unmounts.
     pub fn join(self) -> Result<()> {
         let Self { thread, unmounter } = self;
-        let panicked = |_| unmounter.error("the session panicked".into(), "unmount, and report what the log says");
+        let panicked = |_| unmounter.error("the session panicked", "unmount, and report what the log says");
         thread.join().map_err(panicked)?
     }
 }

@@ -1,0 +1,6 @@
+//! What a runtime does with the library: mounts served by its own process.
+
+mod support;
+
+#[path = "embedding/attach.rs"]
+mod attach;
