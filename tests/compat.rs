@@ -430,3 +430,49 @@ fn what_cannot_be_honoured_is_said_once_and_the_mount_is_there() {
     stage.use_it();
     stage.ends_with(&["fusermount3", "-u"]);
 }
+
+#[test]
+fn a_descriptor_that_the_caller_has_mounted_is_served() {
+    if !require_root("to mount a descriptor") {
+        return;
+    }
+    let attach = "exec 9<>/dev/fuse; exec 8>held
+        mount -i -t fuse.callers -o fd=9,rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other callers \"$1\"
+        exec \"$0\" -o \"$2\" /dev/fd/9";
+    let stage = Stage::new(1);
+    let mnt = stage.layers.mnt();
+    let mut command = Command::new("sh");
+    command.args(["-euc", attach]).arg(stage.program("fuse-overlayfs")).arg(&mnt).arg(stage.options());
+    let ran = finish(command.current_dir(stage.layers.path("")));
+    assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""));
+    assert_eq!(stage.shown().map(|(_, kind, source)| (kind, source)), Some(("fuse.callers".into(), "callers".into())));
+    let daemons = processes_with(&PathBuf::from(stage.options()));
+    let [daemon] = daemons.as_slice() else { panic!("one daemon, not {daemons:?}") };
+    let held = stage.layers.path("held");
+    assert!(descriptors(*daemon).iter().all(|(_, target)| *target != held), "the others are closed");
+    stage.use_it();
+    stage.ends_with(&["umount"]);
+    eventually("the daemon ends", || processes_with(&PathBuf::from(stage.options())).is_empty());
+}
+
+#[test]
+fn a_descriptor_that_is_none_or_was_not_mounted_is_refused() {
+    let stage = Stage::new(1);
+    let run = |before: &str| {
+        let script = format!("{before}; exec \"$0\" -o \"$1\" /dev/fd/9");
+        let mut command = Command::new("sh");
+        finish(command.args(["-euc", &script]).arg(stage.program("fuse-overlayfs")).arg(stage.options()))
+    };
+    let closed = run("exec 9>&-");
+    assert!(closed.code == Some(3) && closed.err.contains("/dev/fd/9: no such descriptor"), "{closed:?}");
+    // 1 is no descriptor beyond the standard ones.
+    let mut standard = Command::new(stage.program("fuse-overlayfs"));
+    let standard = finish(standard.arg("-fo").arg(stage.options()).arg("/dev/fd/1"));
+    assert!(standard.code == Some(3) && standard.err.contains("/dev/fd/1: no such descriptor"), "{standard:?}");
+    for other in ["exec 9>/dev/null", "exec 9<>/dev/fuse"] {
+        let refused = run(other);
+        assert!(refused.code == Some(4) && refused.err.contains("/dev/fd/9: "), "{other}: {refused:?}");
+    }
+    assert_eq!(stage.layers.upper().names(""), [""; 0]);
+    stage.lowers.check();
+}

@@ -1,7 +1,11 @@
 //! `unionfs-rs mount`: from settings to a mount that is served.
+//!
+//! A mountpoint `/dev/fd/N` is libfuse's way to say that descriptor N is a /dev/fuse that the caller has mounted
+//! already, as apptainer does, whose containers let nobody else mount.
 
 use std::io;
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -21,24 +25,49 @@ pub fn run(mut settings: Settings) -> Result<Exit, Failure> {
         return Err(Failure::new(Exit::Usage, "no lower layer is given; name at least one with --lower DIR"));
     }
     settings.make_absolute()?;
-    if settings.foreground {
-        daemon::clear_umask();
-        // As for a daemon: the machine was good enough to mount, so whatever ends it is a failure.
-        start(&settings)?.run().map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
-        return Ok(Exit::Done);
+    let number = descriptor(&settings.mount.mountpoint);
+    if settings.foreground && number.is_none() {
+        return stay(&settings, None);
     }
-    let inherited = Inherited::take()
+    let mut inherited = Inherited::take()
         .map_err(|error| Failure::new(Exit::Machine, format!("/proc/self/fd: {error}; mount proc on /proc")))?;
+    let device = number.map(|number| inherited.keep(number).ok_or_else(|| not_inherited(&settings))).transpose()?;
+    if settings.foreground {
+        // The others stay open until it ends: a process in front is its starter's, who may wait for it by a pipe.
+        return stay(&settings, device);
+    }
     match daemon::split(inherited)? {
-        Side::Command(waiter) => waiter.wait().map(|()| Exit::Done),
-        Side::Daemon(reporter) => Ok(serve(&settings, reporter)),
+        Side::Command(waiter) => {
+            // While it is open here, the kernel would wait for a daemon that has died.
+            drop(device);
+            waiter.wait().map(|()| Exit::Done)
+        }
+        Side::Daemon(reporter) => Ok(serve(&settings, device, reporter)),
     }
 }
 
-/// Is the daemon: mounts, reports, and serves until the end. Its exit code is for whoever traces it.
-fn serve(settings: &Settings, reporter: Reporter) -> Exit {
+/// Returns the number in a mountpoint `/dev/fd/N`.
+fn descriptor(mountpoint: &Path) -> Option<u32> {
+    mountpoint.strip_prefix("/dev/fd").ok()?.to_str()?.parse().ok()
+}
+
+fn not_inherited(settings: &Settings) -> Failure {
+    let shown = settings.mount.mountpoint.display();
+    Failure::new(Exit::Setup, format!("{shown}: no such descriptor was inherited; open and mount a /dev/fuse as it"))
+}
+
+/// Serves in front.
+fn stay(settings: &Settings, device: Option<OwnedFd>) -> Result<Exit, Failure> {
     daemon::clear_umask();
-    let mount = match start(settings) {
+    // As for a daemon: the machine was good enough to mount, so whatever ends it is a failure.
+    start(settings, device)?.run().map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
+    Ok(Exit::Done)
+}
+
+/// Is the daemon: mounts, reports, and serves until the end. Its exit code is for whoever traces it.
+fn serve(settings: &Settings, device: Option<OwnedFd>, reporter: Reporter) -> Exit {
+    daemon::clear_umask();
+    let mount = match start(settings, device) {
         Ok(mount) => mount,
         Err(failure) => {
             // Without a reader there is nobody to tell.
@@ -63,10 +92,16 @@ fn serve(settings: &Settings, reporter: Reporter) -> Exit {
 }
 
 /// Opens the layers and mounts; signals that end a process end the mount from here on.
-fn start(settings: &Settings) -> Result<Mount, Failure> {
+///
+/// What the caller has mounted as `device` is the caller's to unmount: there signals end the process, which leaves a mount
+/// that nobody answers for, as with every program on libfuse.
+fn start(settings: &Settings, device: Option<OwnedFd>) -> Result<Mount, Failure> {
     logging::start(settings.log_file.as_deref(), settings.log_level)?;
     caps::raise_open_files();
     let union = Union::from_config(&settings.union)?;
+    if let Some(device) = device {
+        return Ok(Mount::attach(union, device, &settings.mount)?);
+    }
     // Before the mount: a signal that comes while it is made is kept, and ends it when it is.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| no_signals(&error))?;
     let mount = Mount::new(union, &settings.mount)?;
@@ -119,4 +154,25 @@ fn absolute(path: &PathBuf) -> Result<PathBuf, Failure> {
             format!("{shown}: the working directory is not known: {error}; give an absolute path"),
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mountpoint_that_is_a_descriptor_is_told_from_a_path() {
+        for (path, expected) in [
+            ("/dev/fd/3", Some(3)),
+            ("/dev/fd/107", Some(107)),
+            ("/dev/fd", None),
+            ("/dev/fd/", None),
+            ("/dev/fd/-1", None),
+            ("/dev/fd/3/x", None),
+            ("/dev/fd/x", None),
+            ("/mnt/dev/fd/3", None),
+        ] {
+            assert_eq!(descriptor(Path::new(path)), expected, "{path}");
+        }
+    }
 }

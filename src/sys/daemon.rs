@@ -61,6 +61,12 @@ impl Inherited {
         Ok(Self(numbers.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect()))
     }
 
+    /// Takes the descriptor with this number out, to be kept; `None` where it was not inherited.
+    pub fn keep(&mut self, number: u32) -> Option<OwnedFd> {
+        let place = self.0.iter().position(|fd| RawFd::try_from(number) == Ok(fd.as_raw_fd()))?;
+        Some(self.0.swap_remove(place))
+    }
+
     /// Closes them.
     pub fn close(self) {
         drop(self.0);
