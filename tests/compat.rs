@@ -15,8 +15,8 @@ use std::process::Command;
 use rustix::mount::MountPropagationFlags;
 use rustix::process::Pid;
 use support::{
-    Cleared, Layers, LowersUnchanged, Placement, Privilege, Ran, Tmpfs, Tree, binary, eventually, finish, mounted,
-    no_mounts, privilege, processes_with, require_root,
+    Cleared, Home, Layers, LowersUnchanged, Placement, Privilege, Ran, Tmpfs, Tree, Who, binary, eventually, finish,
+    mounted, no_mounts, privilege, processes_with, require_root,
 };
 
 /// The layers of a test, and our binary under each of its names in a directory of its own.
@@ -475,4 +475,27 @@ fn a_descriptor_that_is_none_or_was_not_mounted_is_refused() {
     }
     assert_eq!(stage.layers.upper().names(""), [""; 0]);
     stage.lowers.check();
+}
+
+#[test]
+fn a_plain_user_and_root_of_a_user_namespace_mount_in_this_form() {
+    if !require_root("becoming another user") {
+        return;
+    }
+    // What only mount(2) can do is a warning where fusermount3 mounts.
+    for (who, warnings) in [(Who::PlainUser, 1), (Who::NamespaceRoot, 0)] {
+        if let Some(reason) = Home::obstacle(who) {
+            support::record_skip(&format!("{} {who:?}", support::test_name()), &reason);
+            continue;
+        }
+        let home = Home::new();
+        let wrapper = home.wrapper(who);
+        let script = "mkdir l u w m; echo -n 'from below' >l/fact; ln -s unionfs-rs fuse-overlayfs
+            ./fuse-overlayfs -o lowerdir=l,upperdir=u,workdir=w,,private m; grep -c fuse.fuse-overlayfs /proc/self/mounts
+            cat m/fact; echo written >m/new; fusermount3 -u m || umount m; cat u/new";
+        let mut command = Command::new(&wrapper[0]);
+        let ran = finish(command.args(&wrapper[1..]).args(["sh", "-euc", script]).current_dir(home.path()));
+        assert_eq!((ran.code, ran.out.as_str()), (Some(0), "1\nfrom belowwritten\n"), "{who:?}: {}", ran.err);
+        assert_eq!(ran.err.matches("cannot set its propagation").count(), warnings, "{who:?}: {}", ran.err);
+    }
 }
