@@ -138,6 +138,10 @@ fn set(settings: &mut Settings, item: &Item) -> Result<Option<String>, Failure> 
     if GRANTED.contains(&name) || is_for_others(name) {
         return Ok(None);
     }
+    if name == "remount" {
+        // mount(8) asks its helpers for it, and would get a second mount over the first.
+        return Err(usage("-o remount: what is mounted cannot be changed; unmount it, and mount it again"));
+    }
     let Some(void) = VOIDS.iter().find(|void| void.name == name) else {
         return Ok(Some(format!("-o {}: unknown option, which is ignored", item.name.display())));
     };
@@ -407,6 +411,7 @@ mod tests {
             (&["fuse-overlayfs", "-o", "lowerdir=a", "s", "m", "n"], "n: one operand too many"),
             (&["fuse-overlayfs", "-o", "lowerdir=a", "s,suid", "m"], "s,suid: not a name"),
             (&["unionfs-rs", "--frob", "-o", "lowerdir=a", "m"], "--frob: unknown flag"),
+            (&["unionfs-rs", "overlay", "m", "-o", "ro,relatime,remount,user_id=0"], "-o remount: "),
         ] {
             let message = refused(line);
             assert!(message.contains(said), "{line:?}: {message}");
