@@ -200,7 +200,7 @@ fn withdraw(unmounter: &Unmounter, server: Arc<Server>) {
 
 /// Refuses a mountpoint inside a layer that would be entered through it.
 fn refuse_layer(union: &Union, mountpoint: &Path) -> Result<()> {
-    let Some(layer) = union.unprotected_layer_above(mountpoint) else { return Ok(()) };
+    let Some(layer) = union.unprotected_layer_above(mountpoint)? else { return Ok(()) };
     let reason =
         format!("the mountpoint is inside the layer {}, which cannot be cloned privately here", layer.display());
     Err(Error::setup(mountpoint, reason, "mount elsewhere, or as root or in a user namespace (unshare -Urm)"))

@@ -7,6 +7,7 @@
 pub mod acl;
 pub mod attr;
 pub mod dir;
+pub mod directory;
 pub mod fds;
 pub mod name;
 pub mod origin;
@@ -31,6 +32,7 @@ use crate::error::{Error, Result};
 use crate::sys::mount::Limit;
 use crate::sys::proc_path;
 use attr::Attr;
+use directory::Directory;
 use override_stat::Store;
 
 /// The position of a layer in the union: 0 is upper, the lowers follow from the topmost down.
@@ -76,40 +78,28 @@ pub struct Root {
 }
 
 impl Root {
-    /// Opens the directory `path` as a private clone of its mount, or as it is where that is not allowed.
+    /// Opens `directory` as a private clone of its mount, or as it is where that is not allowed.
     ///
     /// The clone is limited to `limit` where the kernel can, as overlayfs limits its own: then even a mistake of ours,
     /// or a read through the kernel's passthrough, leaves a lower layer as it is.
-    pub fn open(path: &Path, limit: Option<Limit>) -> Result<Self> {
-        let fd = open_directory(path)?;
+    pub fn of(directory: Directory, limit: Option<Limit>) -> Self {
         let clone = rustix::mount::open_tree(
-            &fd,
+            directory.fd(),
             "",
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH,
         );
-        Ok(match clone {
+        match clone {
             Ok(fd) => {
                 if let Some(Err(errno)) = limit.map(|limit| crate::sys::mount::limit(fd.as_fd(), limit)) {
-                    log::info!("{}: its private mount cannot be limited: {errno}", path.display());
+                    log::info!("{}: its private mount cannot be limited: {errno}", directory.name().display());
                 }
                 Self { fd, private: true }
             }
             // EPERM without CAP_SYS_ADMIN over the mount namespace, EINVAL where another namespace has locked
             // mounts below, ENOSYS before Linux 5.2: then resolution stops at mounts instead.
-            Err(_) => Self { fd, private: false },
-        })
+            Err(_) => Self { fd: directory.into_fd(), private: false },
+        }
     }
-}
-
-/// Opens `path` with O_PATH; the errors are for the person who gave the path.
-pub fn open_directory(path: &Path) -> Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| match errno {
-        Errno::NOENT => Error::setup(path, "no such directory", "create it or correct the path"),
-        Errno::NOTDIR => Error::setup(path, "not a directory", "name the directory that holds the layer"),
-        Errno::ACCESS => Error::setup(path, "permission denied", "make it searchable for the user that mounts"),
-        errno => Error::setup(path, format!("cannot be opened: {errno}"), "check the path"),
-    })
 }
 
 /// Finds out whether openat2(2) can be used below `root`; where it cannot, `stat` alone tells mountpoints.

@@ -9,11 +9,12 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timestamps, 
 use rustix::io::Errno;
 
 use super::attr::{Attr, FileKind, Timestamp};
+use super::directory::{Directory, Identity};
 use super::overlay::{Mark, Namespace};
 use super::override_stat::{OverrideStat, Store};
 use super::whiteout::{Format, Whiteouts};
 use super::workdir::{self, Earlier, Workdir};
-use super::{Layer, LayerId, Root, open_directory};
+use super::{Layer, LayerId, Root};
 use crate::config::{UnionConfig, WhiteoutFormat};
 use crate::error::{Error, Result};
 use crate::sys::mount::Limit;
@@ -149,10 +150,14 @@ pub enum Publish {
 }
 
 impl Upper {
-    /// Opens the upper and its workdir as `config` names them, checks and locks them.
-    pub fn open(config: &UnionConfig, upper: &Path, namespace: Namespace, index: Option<bool>) -> Result<Self> {
-        let (work_path, made) = ensure_workdir(config.work.as_deref(), upper)?;
-        match Self::open_with(config, upper, &work_path, namespace, index) {
+    /// Opens `upper` and its workdir, one beside it where none is given; checks and locks them.
+    pub fn open(config: &UnionConfig, upper: Directory, work: Option<Directory>, namespace: Namespace) -> Result<Self> {
+        let (work, made) = match work {
+            Some(work) => (work, false),
+            None => workdir_beside(&upper)?,
+        };
+        let work_path = work.name().to_owned();
+        match Self::open_with(config, upper, work, namespace) {
             Ok(opened) => Ok(Self { made_workdir: made, ..opened }),
             Err(error) => {
                 if made {
@@ -163,24 +168,17 @@ impl Upper {
         }
     }
 
-    fn open_with(
-        config: &UnionConfig,
-        path: &Path,
-        work_path: &Path,
-        namespace: Namespace,
-        index: Option<bool>,
-    ) -> Result<Self> {
-        let upper_fd = open_directory(path)?;
-        let work_fd = open_directory(work_path)?;
-        check_separate(path, &upper_fd, work_path, &work_fd)?;
-        let (upper_root, work_root) = clone_together(path, upper_fd, work_path, work_fd, config.atime);
+    fn open_with(config: &UnionConfig, upper: Directory, work: Directory, namespace: Namespace) -> Result<Self> {
+        check_separate(&upper, &work)?;
+        let (path, work_path) = (&upper.name().to_owned(), &work.name().to_owned());
+        let (upper_root, work_root) = clone_together(upper, work, config.atime);
         let mut layer = Layer::new(LayerId::UPPER, path, upper_root)?;
         layer.overrides = overrides(config, &layer)?;
         let lock = workdir::lock(layer.root(), path)?;
         check_writable(&layer, path)?;
         let earlier = if config.volatile { Earlier::Leave } else { Earlier::Sync };
-        let mut work = Workdir::open(work_root.as_fd(), work_path, index != Some(false), earlier)?;
-        let checked = check_features(config, &layer, &work, namespace, index);
+        let mut work = Workdir::open(work_root.as_fd(), work_path, config.index != Some(false), earlier)?;
+        let checked = check_features(config, &layer, &work, namespace);
         let (features, format) = checked.inspect_err(|_| work.withdraw())?;
         if !features.xattrs {
             log::warn!("{}: cannot hold overlay xattrs, so lower directories cannot be renamed", path.display());
@@ -366,10 +364,9 @@ fn check_features(
     layer: &Layer,
     work: &Workdir,
     namespace: Namespace,
-    index: Option<bool>,
 ) -> Result<(Features, Format)> {
     let features = probe(layer, work, namespace)?;
-    for (asked, option) in [(index == Some(true), "index"), (config.metacopy, "metacopy")] {
+    for (asked, option) in [(config.index == Some(true), "index"), (config.metacopy, "metacopy")] {
         if asked && !features.xattrs {
             let reason = format!("cannot hold the xattrs that {option}=on needs");
             return Err(Error::setup(&layer.path, reason, format!("use {option}=off or another file system")));
@@ -379,46 +376,50 @@ fn check_features(
     Ok((features, format))
 }
 
-/// Returns the path of the workdir, made beside upper where none was named, and whether it was made now.
-fn ensure_workdir(named: Option<&Path>, upper: &Path) -> Result<(PathBuf, bool)> {
-    if let Some(path) = named {
-        return Ok((path.to_owned(), false));
-    }
-    let real = std::fs::canonicalize(upper)
-        .map_err(|e| Error::setup(upper, format!("cannot be resolved: {e}"), "create it or correct the path"))?;
-    let (Some(parent), Some(name)) = (real.parent(), real.file_name()) else {
-        return Err(Error::setup(upper, "has no directory beside it for the workdir", "name a workdir with --work"));
-    };
+/// Returns the workdir beside `upper`, and whether it was made now.
+fn workdir_beside(upper: &Directory) -> Result<(Directory, bool)> {
+    let none =
+        || Error::setup(upper.name(), "has no directory beside it for the workdir", "name a workdir with --work");
+    let real = upper.path().ok_or_else(none)?;
+    let (Some(parent), Some(name)) = (real.parent(), real.file_name()) else { return Err(none()) };
     let mut hidden = OsString::from(".");
     hidden.push(name);
     hidden.push(".work");
     let path = parent.join(hidden);
-    match std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700).create(&path) {
-        Ok(()) => Ok((path, true)),
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok((path, false)),
-        Err(e) => Err(Error::setup(path, format!("the workdir cannot be made: {e}"), "name another one with --work")),
-    }
+    let made = match std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700).create(&path) {
+        Ok(()) => true,
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => false,
+        Err(e) => {
+            return Err(Error::setup(path, format!("the workdir cannot be made: {e}"), "name another one with --work"));
+        }
+    };
+    let opened = Directory::open(&path).inspect_err(|_| {
+        if made {
+            remove_made(&path);
+        }
+    })?;
+    Ok((opened, made))
 }
 
 /// Refuses an upper and workdir that are the same, one inside the other, or on two file systems.
-fn check_separate(path: &Path, upper: &OwnedFd, work_path: &Path, work: &OwnedFd) -> Result<()> {
-    let failed = |e: Errno| Error::setup(path, format!("cannot be read: {e}"), "check its permissions");
-    let (a, b) = (rustix::fs::fstat(upper).map_err(failed)?, rustix::fs::fstat(work).map_err(failed)?);
-    if a.st_dev != b.st_dev {
+fn check_separate(upper: &Directory, work: &Directory) -> Result<()> {
+    let device = |dir: &Directory| rustix::fs::fstat(dir.fd()).map(|stat| stat.st_dev);
+    let failed = |e: Errno| Error::setup(upper.name(), format!("cannot be read: {e}"), "check its permissions");
+    if device(upper).map_err(failed)? != device(work).map_err(failed)? {
         return Err(Error::setup(
-            work_path,
-            format!("is on another file system than {}", path.display()),
+            work.name(),
+            format!("is on another file system than {}", upper.name().display()),
             "name a workdir on upper's file system, best beside it",
         ));
     }
-    if a.st_ino == b.st_ino {
-        return Err(Error::setup(work_path, "is upper itself", "name an empty directory beside upper"));
+    if work.is(upper) {
+        return Err(Error::setup(work.name(), "is upper itself", "name an empty directory beside upper"));
     }
-    for (inner, outer) in [(path, work_path), (work_path, path)] {
-        if is_inside(inner, outer) {
+    for (inner, outer) in [(upper, work), (work, upper)] {
+        if inner.is_inside(outer) {
             return Err(Error::setup(
-                inner,
-                format!("is inside {}", outer.display()),
+                inner.name(),
+                format!("is inside {}", outer.name().display()),
                 "keep upper and workdir beside each other",
             ));
         }
@@ -426,39 +427,30 @@ fn check_separate(path: &Path, upper: &OwnedFd, work_path: &Path, work: &OwnedFd
     Ok(())
 }
 
-/// Returns whether `inner` is `outer` or below it, symbolic links resolved.
-pub fn is_inside(inner: &Path, outer: &Path) -> bool {
-    match (std::fs::canonicalize(inner), std::fs::canonicalize(outer)) {
-        (Ok(inner), Ok(outer)) => inner.starts_with(outer),
-        // What cannot be resolved cannot be opened either; that error is the clearer one.
-        _ => false,
-    }
-}
-
 /// Clones upper and workdir out of one mount, because a rename between two mounts is EXDEV.
 ///
 /// Where that is not allowed, or they are not below one directory of one mount, they are used as they are.
-fn clone_together(upper: &Path, upper_fd: OwnedFd, work: &Path, work_fd: OwnedFd, atime: bool) -> (Root, OwnedFd) {
-    let cloned = || -> Option<(OwnedFd, OwnedFd)> {
-        let (upper, work) = (std::fs::canonicalize(upper).ok()?, std::fs::canonicalize(work).ok()?);
-        let common: PathBuf =
-            upper.components().zip(work.components()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect();
-        let limit = (!atime).then_some(Limit::NoAccessTimes);
-        let root = Root::open(&common, limit).ok().filter(|root| root.private)?;
-        let below = |path: &Path, original: &OwnedFd| -> Option<OwnedFd> {
-            let relative = path.strip_prefix(&common).ok()?;
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let fd = rustix::fs::openat(&root.fd, relative, flags, Mode::empty()).ok()?;
-            // A mount between the common directory and the path is not in the clone: something else is there.
-            let (a, b) = (rustix::fs::fstat(&fd).ok()?, rustix::fs::fstat(original).ok()?);
-            (a.st_ino == b.st_ino && a.st_dev == b.st_dev).then_some(fd)
-        };
-        Some((below(&upper, &upper_fd)?, below(&work, &work_fd)?))
-    };
-    match cloned() {
+fn clone_together(upper: Directory, work: Directory, atime: bool) -> (Root, OwnedFd) {
+    match clone_of_both(&upper, &work, atime) {
         Some((fd, work)) => (Root { fd, private: true }, work),
-        None => (Root { fd: upper_fd, private: false }, work_fd),
+        None => (Root { fd: upper.into_fd(), private: false }, work.into_fd()),
     }
+}
+
+fn clone_of_both(upper: &Directory, work: &Directory, atime: bool) -> Option<(OwnedFd, OwnedFd)> {
+    let (upper_path, work_path) = (upper.path()?, work.path()?);
+    let pairs = upper_path.components().zip(work_path.components());
+    let common: PathBuf = pairs.take_while(|(a, b)| a == b).map(|(a, _)| a).collect();
+    let limit = (!atime).then_some(Limit::NoAccessTimes);
+    let root = Some(Root::of(Directory::open(&common).ok()?, limit)).filter(|root| root.private)?;
+    let below = |path: &Path, original: &Directory| -> Option<OwnedFd> {
+        let relative = path.strip_prefix(&common).ok()?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&root.fd, relative, flags, Mode::empty()).ok()?;
+        // A mount between the common directory and the path is not in the clone: something else is there.
+        (Identity::of(fd.as_fd()).ok()? == Identity::of(original.fd()).ok()?).then_some(fd)
+    };
+    Some((below(&upper_path, upper)?, below(&work_path, work)?))
 }
 
 fn check_writable(layer: &Layer, path: &Path) -> Result<()> {

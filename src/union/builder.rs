@@ -2,12 +2,13 @@
 
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use parking_lot::Mutex;
 
+use super::directories::Directories;
 use super::file;
 use super::handle::Handles;
 use super::inode::{Dir, Ino, Inode, NodeId, Parts, Place, Real};
@@ -20,16 +21,14 @@ use crate::config::{RedirectDir, UnionConfig, XattrNamespace};
 use crate::error::{Error, Result};
 use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::Lowers;
+use crate::layer::directory::Directory;
 use crate::layer::fds::FdCache;
 use crate::layer::name::WH_OPAQUE;
 use crate::layer::overlay::{Marks, Namespace};
-use crate::layer::upper::{Upper, is_inside};
+use crate::layer::upper::Upper;
 use crate::layer::{Layer, LayerId, Root};
 use crate::sys::mount::Limit;
 use crate::sys::{caps, dents};
-
-/// The most layers that a union can have.
-pub const LAYERS_MAX: usize = 500;
 
 /// Describes a union; made by [`Union::builder`].
 #[derive(Debug, Clone, Default)]
@@ -79,7 +78,9 @@ impl UnionBuilder {
 impl Union {
     /// Opens the union that `config` describes, as [`UnionBuilder::build`] does.
     pub fn from_config(config: &UnionConfig) -> Result<Self> {
-        check_layers(config)?;
+        // First, since each layer takes a descriptor.
+        let open_files = caps::raise_open_files();
+        let directories = Directories::open(config)?;
         let namespace = match config.xattr_namespace {
             XattrNamespace::Trusted => Namespace::Trusted,
             XattrNamespace::User => Namespace::User,
@@ -88,11 +89,11 @@ impl Union {
         };
         // A quarter each for directories of upper and of the lowers and for data; the rest is for handles, for what
         // is unlinked and still in use, and for the process that embeds the union.
-        let quarter = usize::try_from(caps::raise_open_files() / 4).unwrap_or(usize::MAX).min(16384);
-        let lowers = Lowers::new(open_lowers(config)?, namespace, quarter)?;
+        let quarter = usize::try_from(open_files / 4).unwrap_or(usize::MAX).min(16384);
+        let lowers = Lowers::new(open_lowers(directories.lowers)?, namespace, quarter)?;
         // Last, because it makes what is missing in the workdir.
-        let upper = match &config.upper {
-            Some(path) => Some(Upper::open(config, path, namespace, config.index)?),
+        let upper = match directories.upper {
+            Some(upper) => Some(Upper::open(config, upper, directories.work, namespace)?),
             None => None,
         };
         let settled = settle(config, &lowers, upper.as_ref(), namespace).inspect_err(|_| {
@@ -167,66 +168,12 @@ fn root_attr(upper: &Upper) -> Result<Attr> {
     upper.layer.stat(upper.layer.root(), OsStr::new("")).map_err(failed)
 }
 
-/// Refuses combinations of paths that no union can be made of.
-fn check_layers(config: &UnionConfig) -> Result<()> {
-    if config.lowers.is_empty() {
-        return Err(Error::setup("", "no lower layer was named", "name at least one with --lower"));
-    }
-    if config.lowers.len() > LAYERS_MAX {
-        let reason = format!("{} lower layers, more than {LAYERS_MAX}", config.lowers.len());
-        return Err(Error::setup("", reason, "merge some of them"));
-    }
-    check_lowers_apart(&config.lowers)?;
-    let Some(upper) = &config.upper else {
-        if let Some(work) = &config.work {
-            return Err(Error::setup(work, "a workdir without an upper", "name an upper, or leave the workdir out"));
-        }
-        return Ok(());
+fn open_lowers(lowers: Vec<Directory>) -> Result<Vec<Layer>> {
+    let open = |(lower, id): (Directory, u16)| {
+        let name = lower.name().to_owned();
+        Layer::new(LayerId(id), &name, Root::of(lower, Some(Limit::ReadOnly)))
     };
-    for lower in &config.lowers {
-        if same(lower, upper) {
-            return Err(Error::setup(upper, "is both upper and lower", "name another directory as upper"));
-        }
-        if is_inside(upper, lower) {
-            let reason = format!("is inside the lower layer {}, which must not change", lower.display());
-            return Err(Error::setup(upper, reason, "keep upper outside the lower layers"));
-        }
-        if is_inside(lower, upper) {
-            let reason = format!("is inside upper {}, which is written", upper.display());
-            return Err(Error::setup(lower, reason, "keep the lower layers outside upper"));
-        }
-        if let Some(work) = config.work.as_ref().filter(|work| is_inside(work, lower)) {
-            let reason = format!("is inside the lower layer {}, which must not change", lower.display());
-            return Err(Error::setup(work, reason, "keep the workdir outside the lower layers"));
-        }
-    }
-    Ok(())
-}
-
-/// Refuses a lower layer that is another one or inside it: one file would show under two names and not be linked.
-fn check_lowers_apart(lowers: &[PathBuf]) -> Result<()> {
-    // What cannot be resolved cannot be opened either; that error is the clearer one.
-    let mut real: Vec<_> = lowers.iter().filter_map(|path| Some((std::fs::canonicalize(path).ok()?, path))).collect();
-    // In path order whatever is inside a directory follows it.
-    real.sort();
-    for pair in real.windows(2) {
-        if let [(outer, outer_given), (inner, inner_given)] = pair
-            && inner.starts_with(outer)
-        {
-            let reason = format!("is {} or inside it, which is a lower layer too", outer_given.display());
-            return Err(Error::setup(inner_given, reason, "name each layer once, and none that is inside another"));
-        }
-    }
-    Ok(())
-}
-
-fn same(a: &Path, b: &Path) -> bool {
-    matches!((rustix::fs::stat(a), rustix::fs::stat(b)), (Ok(a), Ok(b)) if a.st_dev == b.st_dev && a.st_ino == b.st_ino)
-}
-
-fn open_lowers(config: &UnionConfig) -> Result<Vec<Layer>> {
-    let numbered = config.lowers.iter().zip(1u16..);
-    numbered.map(|(path, id)| Layer::new(LayerId(id), path, Root::open(path, Some(Limit::ReadOnly))?)).collect()
+    lowers.into_iter().zip(1u16..).map(open).collect()
 }
 
 /// Settles whether redirects are written, which needs xattrs.

@@ -18,6 +18,7 @@ mod builder;
 mod copy_data;
 mod copy_up;
 mod create;
+mod directories;
 mod file;
 mod handle;
 mod index;
@@ -37,6 +38,7 @@ mod xattr;
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -62,6 +64,7 @@ use crate::config::RedirectDir;
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::layer::dir::{Lowers, Serial};
+use crate::layer::directory::{Directory, Identity};
 use crate::layer::fds::FdCache;
 use crate::layer::overlay::Namespace;
 use crate::layer::upper::Upper;
@@ -205,15 +208,19 @@ impl Union {
     }
 
     /// Returns a layer that holds `path` and could not be cloned privately, so that a mount there would be entered.
-    pub fn unprotected_layer_above(&self, path: &std::path::Path) -> Option<&std::path::Path> {
+    ///
+    /// Errors: [`Error::Setup`] where `path` is no directory that can be opened.
+    pub fn unprotected_layer_above(&self, path: &Path) -> Result<Option<&Path>> {
         let upper = self.upper.as_ref().map(|upper| &upper.layer);
-        let mut layers = self.lowers.layers().iter().chain(upper);
-        let inside = |layer: &&Layer| {
-            // A layer's root itself may be mounted over: it was opened before.
-            let strictly = std::fs::canonicalize(&layer.path).is_ok_and(|root| path != root && path.starts_with(root));
-            !layer.is_private() && strictly
-        };
-        layers.find(inside).map(|layer| layer.path.as_path())
+        let mut open = self.lowers.layers().iter().chain(upper).filter(|layer| !layer.is_private()).peekable();
+        if open.peek().is_none() {
+            return Ok(None);
+        }
+        let directory = Directory::open(path)?;
+        // A layer's root itself may be mounted over: it was opened before.
+        let above = directory.way_up().get(1..).unwrap_or_default();
+        let holds = |layer: &&Layer| Identity::of(layer.root()).is_ok_and(|layer| above.contains(&layer));
+        Ok(open.find(holds).map(|layer| layer.path.as_path()))
     }
 
     /// Removes what building the union has made on the disk, for one that was never used.
