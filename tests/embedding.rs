@@ -4,3 +4,5 @@ mod support;
 
 #[path = "embedding/attach.rs"]
 mod attach;
+#[path = "embedding/descriptors.rs"]
+mod descriptors;

@@ -215,7 +215,7 @@ fn usage(error: impl ToString) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Access, IoMode, RedirectDir, XattrNamespace, Xino};
+    use crate::config::{Access, IoMode, RedirectDir, Source, XattrNamespace, Xino};
     use std::time::Duration;
 
     fn parse(words: &[&str]) -> Result<Settings, Failure> {
@@ -292,7 +292,7 @@ mod tests {
             "--fsname",
             "x",
         ]);
-        assert_eq!(settings.union.lowers, [PathBuf::from("a:b"), PathBuf::from("c")]);
+        assert_eq!(settings.union.lowers, ["a:b", "c"].map(Source::from));
         assert_eq!(settings.union.upper, Some("u".into()));
         assert_eq!(settings.union.redirect_dir, RedirectDir::Follow);
         assert_eq!(settings.union.index, Some(false));
@@ -318,14 +318,14 @@ mod tests {
     #[test]
     fn lower_layers_add_up_in_the_order_in_which_they_are_written() {
         let settings = parsed(&["--lower", "a:b", "-o", "ro,lowerdir=c,lowerdir+=d:e", "--lower", "f"]);
-        assert_eq!(settings.union.lowers, ["a", "b", "c", "d:e", "f"].map(PathBuf::from));
+        assert_eq!(settings.union.lowers, ["a", "b", "c", "d:e", "f"].map(Source::from));
     }
 
     #[test]
     fn a_backslash_in_o_and_quotes_keep_commas_in_paths() {
         let settings = parsed(&["-o", r#"upperdir=a\,b,lowerdir="c,d:e",userxattr"#]);
         assert_eq!(settings.union.upper, Some("a,b".into()));
-        assert_eq!(settings.union.lowers, ["c,d", "e"].map(PathBuf::from));
+        assert_eq!(settings.union.lowers, ["c,d", "e"].map(Source::from));
         assert_eq!(settings.union.xattr_namespace, XattrNamespace::User);
         assert_eq!(parsed(&["--upper", r"a\,b"]).union.upper, Some(r"a\,b".into()));
     }

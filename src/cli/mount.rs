@@ -14,6 +14,7 @@ use super::daemon::{self, Reporter, Side};
 use super::exit::{Exit, Failure};
 use super::logging;
 use super::settings::Settings;
+use crate::config::Source;
 use crate::fuse::{Mount, Unmounter};
 use crate::sys::caps;
 use crate::sys::daemon::Inherited;
@@ -138,8 +139,12 @@ fn end(unmounter: &Unmounter) {
 impl Settings {
     /// Makes every path independent of the working directory, which a daemon leaves.
     fn make_absolute(&mut self) -> Result<(), Failure> {
-        let given = self.union.lowers.iter_mut().chain(&mut self.union.upper).chain(&mut self.union.work);
-        for path in given.chain(&mut self.log_file).chain([&mut self.mount.mountpoint]) {
+        let layers = self.union.lowers.iter_mut().chain(&mut self.union.upper).chain(&mut self.union.work);
+        let named = layers.filter_map(|layer| match layer {
+            Source::Path(path) => Some(path),
+            Source::Fd(_) => None,
+        });
+        for path in named.chain(&mut self.log_file).chain([&mut self.mount.mountpoint]) {
             *path = absolute(path)?;
         }
         Ok(())

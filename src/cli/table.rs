@@ -3,7 +3,9 @@
 use log::LevelFilter;
 
 use super::settings::{Group, Spec, Takes, Word};
-use crate::config::{Access, IoMode, Permissions, Propagation, RedirectDir, WhiteoutFormat, XattrNamespace, Xino};
+use crate::config::{
+    Access, IoMode, Permissions, Propagation, RedirectDir, Source, WhiteoutFormat, XattrNamespace, Xino,
+};
 
 /// Makes a row of the table.
 const fn spec(name: &'static str, flag: &'static str, takes: Takes, help: &'static str) -> Spec {
@@ -26,19 +28,19 @@ pub const GROUPS: &[Group] = &[
             spec(
                 "lowerdir",
                 "lower",
-                Takes::Dirs(|s, dirs| s.union.lowers.extend(dirs)),
+                Takes::Dirs(|s, dirs| s.union.lowers.extend(dirs.into_iter().map(Source::from))),
                 "Read-only layers, topmost first, parted by colons (\\: for a colon in a name); may be repeated, later ones lie below",
             ),
             spec(
                 "upperdir",
                 "upper",
-                Takes::Dir(|s, dir| s.union.upper = Some(dir)),
+                Takes::Dir(|s, dir| s.union.upper = Some(dir.into())),
                 "The layer that takes the changes; without one the mount is read-only",
             ),
             spec(
                 "workdir",
                 "work",
-                Takes::Dir(|s, dir| s.union.work = Some(dir)),
+                Takes::Dir(|s, dir| s.union.work = Some(dir.into())),
                 "A directory for unfinished things, on the file system of the upper [default: .NAME.work beside the upper]",
             ),
             spec("ro", "ro", Takes::Nothing(|s| s.mount.read_only = true), "Mount read-only"),
@@ -341,7 +343,7 @@ pub const GROUPS: &[Group] = &[
 /// its name for the user namespace of xattrs. Then fuse-overlayfs's word for both squashes, which is not to undo
 /// either, and mount(8)'s for propagation; of one mount the recursive ones say the same.
 pub const TEXT_ONLY: &[Spec] = &[
-    text_only("lowerdir+", Takes::Dir(|s, dir| s.union.lowers.push(dir))),
+    text_only("lowerdir+", Takes::Dir(|s, dir| s.union.lowers.push(dir.into()))),
     text_only("userxattr", Takes::Nothing(|s| s.union.xattr_namespace = XattrNamespace::User)),
     text_only(
         "squash_to_root",

@@ -3,22 +3,25 @@
 //! Text is parsed into these at the edge (the command line); the inside does not check again.
 
 mod ids;
+mod source;
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
 pub use ids::{IdMap, IdMapError, IdRange, Owners};
+pub use source::Source;
 
 /// The layers of a union and how they are read and written.
 #[derive(Debug, Clone)]
 pub struct UnionConfig {
     /// Read-only layer directories, topmost first.
-    pub lowers: Vec<PathBuf>,
+    pub lowers: Vec<Source>,
     /// The writable layer; without one the union is read-only.
-    pub upper: Option<PathBuf>,
-    /// A directory on upper's file system for unfinished things; by default one beside upper.
-    pub work: Option<PathBuf>,
+    pub upper: Option<Source>,
+    /// A directory on upper's file system for unfinished things; by default one beside upper, which an upper needs a path
+    /// for.
+    pub work: Option<Source>,
     /// Whether data may be published before it is on the disk.
     pub volatile: bool,
     /// Whether directories of lower layers can be renamed.

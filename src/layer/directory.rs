@@ -2,7 +2,7 @@
 //!
 //! Whether one directory is inside another is found out from the directories themselves, by walking `..` upwards and
 //! comparing devices and inode numbers. Paths would not do: two of them may lead to one directory, through a symbolic
-//! link or a bind mount. The walk ends at the root of what can be seen from the directory, or where this user may not
+//! link or a bind mount, and none to one that came as a descriptor of a detached mount. The walk ends at the root of what can be seen from the directory, or where this user may not
 //! look.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
+use crate::config::Source;
 use crate::error::{Error, Result};
 
 /// What a directory is, whichever way leads to it: device and inode number.
@@ -41,9 +42,26 @@ pub struct Directory {
 const FLAGS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 impl Directory {
+    /// Opens what a configuration names, as [`Directory::at`] does.
+    pub fn open(source: &Source) -> Result<Self> {
+        match source {
+            Source::Path(path) => Self::at(path),
+            Source::Fd(fd) => {
+                // The caller's may have been opened in any way; and its number is its own.
+                let own = rustix::fs::openat(fd, ".", FLAGS, Mode::empty());
+                Self::opened(source.name(), own)
+            }
+        }
+    }
+
     /// Opens the directory at `path` with O_PATH; the errors are for the person who gave the path.
-    pub fn open(path: &Path) -> Result<Self> {
-        let fd = rustix::fs::open(path, FLAGS, Mode::empty()).map_err(|errno| match errno {
+    pub fn at(path: &Path) -> Result<Self> {
+        Self::opened(path.to_owned(), rustix::fs::open(path, FLAGS, Mode::empty()))
+    }
+
+    fn opened(name: PathBuf, fd: rustix::io::Result<OwnedFd>) -> Result<Self> {
+        let path = &name;
+        let fd = fd.map_err(|errno| match errno {
             Errno::NOENT => Error::setup(path, "no such directory", "create it or correct the path"),
             Errno::NOTDIR => Error::setup(path, "not a directory", "name the directory that holds the layer"),
             Errno::ACCESS => Error::setup(path, "permission denied", "make it searchable for the user that mounts"),
@@ -51,10 +69,10 @@ impl Directory {
         })?;
         let failed = |e| Error::setup(path, format!("cannot be looked at: {e}"), "check the file system");
         let way_up = way_up(fd.as_fd()).map_err(failed)?;
-        Ok(Self { name: path.to_owned(), fd, way_up })
+        Ok(Self { name, fd, way_up })
     }
 
-    /// Returns the path as it was given, for messages.
+    /// Returns the path as it was given, or what a descriptor is called, for messages.
     pub fn name(&self) -> &Path {
         &self.name
     }
@@ -86,7 +104,10 @@ impl Directory {
 
     /// Returns the path without symbolic links, where one leads here.
     pub fn path(&self) -> Option<PathBuf> {
-        std::fs::canonicalize(&self.name).ok()
+        let path = std::fs::canonicalize(&self.name).ok()?;
+        // The name of a descriptor may lead elsewhere, and the directory at a path may have been exchanged.
+        let there = rustix::fs::open(&path, FLAGS, Mode::empty()).ok()?;
+        (Some(&Identity::of(there.as_fd()).ok()?) == self.way_up.first()).then_some(path)
     }
 }
 
@@ -118,7 +139,7 @@ mod tests {
         std::fs::create_dir_all(&inner).unwrap();
         std::fs::create_dir(&beside).unwrap();
         std::os::unix::fs::symlink(&inner, root.path().join("link")).unwrap();
-        let open = |path: &Path| Directory::open(path).unwrap();
+        let open = |path: &Path| Directory::at(path).unwrap();
         let (outer, inner, beside, link) = (open(&outer), open(&inner), open(&beside), open(&root.path().join("link")));
         assert!(link.is(&inner) && link.is_inside(&outer) && inner.is_inside(&inner));
         assert!(!outer.is_inside(&inner) && !beside.is_inside(&outer) && !beside.is(&outer));

@@ -378,8 +378,9 @@ fn check_features(
 
 /// Returns the workdir beside `upper`, and whether it was made now.
 fn workdir_beside(upper: &Directory) -> Result<(Directory, bool)> {
-    let none =
-        || Error::setup(upper.name(), "has no directory beside it for the workdir", "name a workdir with --work");
+    let none = || {
+        Error::setup(upper.name(), "has no path to a directory beside it, for the workdir", "name a workdir (--work)")
+    };
     let real = upper.path().ok_or_else(none)?;
     let (Some(parent), Some(name)) = (real.parent(), real.file_name()) else { return Err(none()) };
     let mut hidden = OsString::from(".");
@@ -393,7 +394,7 @@ fn workdir_beside(upper: &Directory) -> Result<(Directory, bool)> {
             return Err(Error::setup(path, format!("the workdir cannot be made: {e}"), "name another one with --work"));
         }
     };
-    let opened = Directory::open(&path).inspect_err(|_| {
+    let opened = Directory::at(&path).inspect_err(|_| {
         if made {
             remove_made(&path);
         }
@@ -442,7 +443,7 @@ fn clone_of_both(upper: &Directory, work: &Directory, atime: bool) -> Option<(Ow
     let pairs = upper_path.components().zip(work_path.components());
     let common: PathBuf = pairs.take_while(|(a, b)| a == b).map(|(a, _)| a).collect();
     let limit = (!atime).then_some(Limit::NoAccessTimes);
-    let root = Some(Root::of(Directory::open(&common).ok()?, limit)).filter(|root| root.private)?;
+    let root = Some(Root::of(Directory::at(&common).ok()?, limit)).filter(|root| root.private)?;
     let below = |path: &Path, original: &Directory| -> Option<OwnedFd> {
         let relative = path.strip_prefix(&common).ok()?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

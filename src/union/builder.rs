@@ -2,7 +2,6 @@
 
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
@@ -17,7 +16,7 @@ use super::numbers::Numbers;
 use super::owners::OwnerView;
 use super::table::Table;
 use super::{Caller, Union};
-use crate::config::{RedirectDir, UnionConfig, XattrNamespace};
+use crate::config::{RedirectDir, Source, UnionConfig, XattrNamespace};
 use crate::error::{Error, Result};
 use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::Lowers;
@@ -37,27 +36,27 @@ pub struct UnionBuilder {
 }
 
 impl UnionBuilder {
-    /// Adds a read-only layer below those that are there.
-    pub fn lower(mut self, path: impl Into<PathBuf>) -> Self {
-        self.config.lowers.push(path.into());
+    /// Adds a read-only layer below those that are there: a path, or an open directory.
+    pub fn lower(mut self, layer: impl Into<Source>) -> Self {
+        self.config.lowers.push(layer.into());
         self
     }
 
     /// Adds read-only layers, topmost first.
-    pub fn lowers(mut self, paths: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
-        self.config.lowers.extend(paths.into_iter().map(Into::into));
+    pub fn lowers(mut self, layers: impl IntoIterator<Item = impl Into<Source>>) -> Self {
+        self.config.lowers.extend(layers.into_iter().map(Into::into));
         self
     }
 
     /// Sets the writable layer.
-    pub fn upper(mut self, path: impl Into<PathBuf>) -> Self {
-        self.config.upper = Some(path.into());
+    pub fn upper(mut self, layer: impl Into<Source>) -> Self {
+        self.config.upper = Some(layer.into());
         self
     }
 
     /// Sets the workdir, which is else a directory beside upper.
-    pub fn work(mut self, path: impl Into<PathBuf>) -> Self {
-        self.config.work = Some(path.into());
+    pub fn work(mut self, directory: impl Into<Source>) -> Self {
+        self.config.work = Some(directory.into());
         self
     }
 

@@ -29,11 +29,12 @@ impl Directories {
             return Err(Error::setup("", reason, "merge some of them"));
         }
         if let (None, Some(work)) = (&config.upper, &config.work) {
+            let work = work.name();
             return Err(Error::setup(work, "a workdir without an upper", "name an upper, or leave the workdir out"));
         }
-        let lowers = config.lowers.iter().map(|path| Directory::open(path)).collect::<Result<Vec<_>>>()?;
-        let open = |path: Option<&_>| path.map(Directory::open).transpose();
-        let (upper, work) = (open(config.upper.as_deref())?, open(config.work.as_deref())?);
+        let lowers = config.lowers.iter().map(Directory::open).collect::<Result<Vec<_>>>()?;
+        let open = |source: Option<&_>| source.map(Directory::open).transpose();
+        let (upper, work) = (open(config.upper.as_ref())?, open(config.work.as_ref())?);
         let directories = Self { lowers, upper, work };
         directories.check_lowers_apart()?;
         directories.check_upper_apart()?;

@@ -216,7 +216,7 @@ impl Union {
         if open.peek().is_none() {
             return Ok(None);
         }
-        let directory = Directory::open(path)?;
+        let directory = Directory::at(path)?;
         // A layer's root itself may be mounted over: it was opened before.
         let above = directory.way_up().get(1..).unwrap_or_default();
         let holds = |layer: &&Layer| Identity::of(layer.root()).is_ok_and(|layer| above.contains(&layer));

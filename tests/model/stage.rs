@@ -160,9 +160,9 @@ impl Stage {
         let formats = [v.whiteouts, WhiteoutFormat::DotWh, WhiteoutFormat::Char, WhiteoutFormat::Xattr];
         let written = if v.rotate_whiteouts { formats[(self.builds.get() - 1) % formats.len()] } else { v.whiteouts };
         let config = UnionConfig {
-            lowers: self.lowers.clone(),
-            upper: (!v.read_only).then(|| self.upper()),
-            work: (!v.read_only).then(|| self.work()),
+            lowers: self.lowers.iter().map(Into::into).collect(),
+            upper: (!v.read_only).then(|| self.upper().into()),
+            work: (!v.read_only).then(|| self.work().into()),
             volatile: v.volatile,
             redirect_dir: v.redirect_dir,
             index: Some(v.index),

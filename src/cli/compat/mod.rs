@@ -185,13 +185,13 @@ fn usage(message: impl Into<String>) -> Failure {
 #[cfg(test)]
 mod tests {
     use std::os::unix::ffi::OsStringExt;
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
     use std::time::Duration;
 
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::{Access, IdMap, IdRange, KEEP, Permissions, Propagation};
+    use crate::config::{Access, IdMap, IdRange, KEEP, Permissions, Propagation, Source};
 
     fn parse(line: &[&str]) -> Result<Request, Failure> {
         let argv: Vec<OsString> = line.iter().map(OsString::from).collect();
@@ -237,7 +237,7 @@ mod tests {
         let (settings, warnings) = mounts(&["/usr/bin/fuse-overlayfs", "-o", &text, "/s/overlay/7b9e/merged"]);
         assert_eq!(warnings, [""; 0]);
         assert_eq!(settings.union.lowers.len(), 2);
-        assert_eq!(settings.union.lowers[1], Path::new("/s/overlay/l/VCSPCB5VHNRLLCNTN5CWRTTGHT"));
+        assert_eq!(settings.union.lowers[1], Source::from("/s/overlay/l/VCSPCB5VHNRLLCNTN5CWRTTGHT"));
         assert_eq!(settings.union.upper, Some("/s/overlay/7b9e/diff".into()));
         assert_eq!(settings.union.work, Some("/s/overlay/7b9e/work".into()));
         assert!(settings.union.volatile);
@@ -258,7 +258,7 @@ mod tests {
             "c/merged",
         ]);
         assert_eq!(warnings, [""; 0]);
-        assert_eq!(settings.union.lowers, ["l/AAAA", "l/BBBB"].map(PathBuf::from));
+        assert_eq!(settings.union.lowers, ["l/AAAA", "l/BBBB"].map(Source::from));
         assert!(settings.union.volatile && !settings.mount.dev);
         assert_eq!(settings.mount.propagation, Some(Propagation::Private));
     }
@@ -294,7 +294,7 @@ mod tests {
     fn several_o_are_merged_and_the_last_one_holds() {
         let (settings, _) =
             mounts(&["unionfs-rs", "-o", "ro,lowerdir=a", "m", "-orw,fsname=x", "-o", "lowerdir+=b:c,upperdir=u"]);
-        assert_eq!(settings.union.lowers, ["a", "b:c"].map(PathBuf::from));
+        assert_eq!(settings.union.lowers, ["a", "b:c"].map(Source::from));
         assert!(!settings.mount.read_only);
         assert_eq!(settings.mount.fsname, "x");
         let (settings, _) = mounts(&["unionfs-rs", "source", "m", "-o", "fsname=x,subtype=y,lowerdir=a"]);
