@@ -14,10 +14,12 @@ use fuser::{
 };
 use rustix::fs::XattrFlags;
 
+use super::buffer::with_buffer;
 use super::convert::{absent, decode_device, entry_attributes, errno, file_type, flow, set_time};
 use super::handshake;
 use super::pool::guard;
-use super::server::{GENERATION, Server, open_how};
+use super::server::{GENERATION, Server, answer_xattr, finish, open_how};
+use super::statistics::Operation;
 use crate::error::Result;
 use crate::sys::ioctl::sets_flags;
 use crate::sys::memory;
@@ -34,6 +36,10 @@ pub(super) struct Dev {
 impl Dev {
     pub(super) fn new(server: Arc<Server>) -> Self {
         Self { server }
+    }
+
+    fn count(&self, operation: Operation) {
+        self.server.requests.add(operation);
     }
 
     /// Runs `work` on the pool where `is_long` says so, else here.
@@ -66,14 +72,6 @@ fn handle(fh: FileHandle) -> Option<Fh> {
     (fh.0 != 0).then_some(Fh(fh.0))
 }
 
-/// Answers with nothing or an error.
-fn finish(reply: ReplyEmpty, result: Result<()>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(errno(&error)),
-    }
-}
-
 impl Filesystem for Dev {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         handshake::settle(&self.server, config);
@@ -81,6 +79,7 @@ impl Filesystem for Dev {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.count(Operation::Lookup);
         guard(|| {
             let server = &self.server;
             match Name::new(name).map_err(Into::into).and_then(|name| server.union.lookup(id(parent), name)) {
@@ -96,6 +95,7 @@ impl Filesystem for Dev {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        self.count(Operation::Forget);
         guard(|| {
             self.server.union.forget(id(ino), nlookup);
             // Relaxed: a count alone.
@@ -109,6 +109,7 @@ impl Filesystem for Dev {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.count(Operation::Getattr);
         guard(|| self.server.attr(reply, self.server.union.getattr(id(ino))));
     }
 
@@ -130,6 +131,7 @@ impl Filesystem for Dev {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        self.count(Operation::Setattr);
         let caller = caller(req);
         let mode = mode.map(|mode| mode & 0o7777);
         self.at_pace(copies(ino), move |server| {
@@ -139,6 +141,7 @@ impl Filesystem for Dev {
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        self.count(Operation::Readlink);
         guard(|| match self.server.union.readlink(id(ino)) {
             Ok(target) => reply.data(target.as_encoded_bytes()),
             Err(error) => reply.error(errno(&error)),
@@ -146,6 +149,7 @@ impl Filesystem for Dev {
     }
 
     fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
+        self.count(Operation::Mknod);
         let new = match FileKind::from_mode(mode) {
             FileKind::Regular => New::Regular,
             kind => New::Node(kind, decode_device(rdev)),
@@ -154,14 +158,17 @@ impl Filesystem for Dev {
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        self.count(Operation::Mkdir);
         self.create_entry(req, parent, name, New::Directory, mode, umask, reply);
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
+        self.count(Operation::Symlink);
         self.create_entry(req, parent, link_name, New::Symlink(target.as_os_str()), 0o777, 0, reply);
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.count(Operation::Unlink);
         guard(|| {
             let checked = match Name::new(name) {
                 Ok(name) => name,
@@ -181,6 +188,7 @@ impl Filesystem for Dev {
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.count(Operation::Rmdir);
         let owned = name.to_owned();
         self.at_pace(
             |union| Name::new(name).is_ok_and(|name| union.is_merged(id(parent), name)),
@@ -198,6 +206,7 @@ impl Filesystem for Dev {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        self.count(Operation::Rename);
         let (name, newname) = (name.to_owned(), newname.to_owned());
         let flags = union::RenameFlags::from_bits_retain(flags.bits());
         let merged = move |union: &Union| union.has_lower_parts(id(parent)) || union.has_lower_parts(id(newparent));
@@ -210,6 +219,7 @@ impl Filesystem for Dev {
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        self.count(Operation::Link);
         let newname = newname.to_owned();
         self.at_pace(copies(ino), move |server| {
             let linked = with_name(&newname, |name| server.union.link(id(ino), id(newparent), name));
@@ -218,6 +228,7 @@ impl Filesystem for Dev {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.count(Operation::Open);
         if !self.server.opens_files() {
             return reply.error(Errno::ENOSYS);
         }
@@ -238,6 +249,7 @@ impl Filesystem for Dev {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        self.count(Operation::Read);
         guard(|| {
             with_buffer(size as usize, |buffer| {
                 let read = match handle(fh) {
@@ -264,6 +276,7 @@ impl Filesystem for Dev {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        self.count(Operation::Write);
         let unprivileged = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| caller(req));
         // A write from the page cache has the handle of whoever happened to have the file open.
         let fh = handle(fh);
@@ -278,6 +291,7 @@ impl Filesystem for Dev {
     }
 
     fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        self.count(Operation::Flush);
         // There is nothing to flush, and locks are the kernel's: it need not ask again.
         reply.error(Errno::ENOSYS);
     }
@@ -292,6 +306,7 @@ impl Filesystem for Dev {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        self.count(Operation::Release);
         guard(|| {
             if let Some(fh) = handle(fh) {
                 if let Some(passthrough) = self.server.passthrough() {
@@ -304,10 +319,12 @@ impl Filesystem for Dev {
     }
 
     fn fsync(&self, _req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        self.count(Operation::Fsync);
         self.long(move |server| finish(reply, server.union.fsync(id(ino), handle(fh), datasync)));
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.count(Operation::Opendir);
         // Directories are read by node, and the kernel may keep what it has read.
         if self.server.opens_directories.load(Ordering::Relaxed) {
             // Relaxed: settled by the handshake, before any request.
@@ -317,6 +334,7 @@ impl Filesystem for Dev {
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        self.count(Operation::Readdir);
         guard(|| {
             let read = self.server.union.read_dir(id(ino), offset, |entry| {
                 flow(reply.add(INodeNo(entry.ino), entry.cookie, file_type(entry.kind), entry.name))
@@ -329,6 +347,7 @@ impl Filesystem for Dev {
     }
 
     fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        self.count(Operation::Readdirplus);
         guard(|| {
             let server = &self.server;
             let read = server.union.read_dir_plus(id(ino), offset, |dirent, looked| {
@@ -354,10 +373,12 @@ impl Filesystem for Dev {
     }
 
     fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.count(Operation::Fsyncdir);
         self.long(move |server| finish(reply, server.union.fsync_dir(id(ino))));
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.count(Operation::Statfs);
         guard(|| match self.server.union.statfs() {
             Ok(s) => reply.statfs(
                 s.blocks,
@@ -383,6 +404,7 @@ impl Filesystem for Dev {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        self.count(Operation::Setxattr);
         let (name, value) = (name.to_owned(), value.to_vec());
         let flags = XattrFlags::from_bits_retain(flags as u32);
         let caller = caller(req);
@@ -392,6 +414,7 @@ impl Filesystem for Dev {
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.count(Operation::Getxattr);
         guard(|| match self.server.union.getxattr(id(ino), name) {
             Ok(value) => answer_xattr(reply, &value, size),
             Err(error) => reply.error(errno(&error)),
@@ -399,6 +422,7 @@ impl Filesystem for Dev {
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.count(Operation::Listxattr);
         guard(|| match self.server.union.listxattr(id(ino), caller(req)) {
             Ok(names) => {
                 let list: Vec<u8> = names.iter().flat_map(|name| [name.as_encoded_bytes(), b"\0"].concat()).collect();
@@ -409,6 +433,7 @@ impl Filesystem for Dev {
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.count(Operation::Removexattr);
         let (name, caller) = (name.to_owned(), caller(req));
         self.at_pace(copies(ino), move |server| finish(reply, server.union.removexattr(id(ino), &name, caller)));
     }
@@ -423,6 +448,7 @@ impl Filesystem for Dev {
         _flags: i32,
         reply: ReplyCreate,
     ) {
+        self.count(Operation::Create);
         guard(|| {
             let made = with_name(name, |name| {
                 self.server.union.create(id(parent), name, New::Regular, mode, umask, caller(req))
@@ -445,6 +471,7 @@ impl Filesystem for Dev {
         out_size: u32,
         reply: ReplyIoctl,
     ) {
+        self.count(Operation::Ioctl);
         // Relaxed: settled by the handshake, before any request.
         if sets_flags(cmd) && !self.server.checks_flags.load(Ordering::Relaxed) {
             return reply.error(Errno::ENOTTY);
@@ -466,6 +493,7 @@ impl Filesystem for Dev {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        self.count(Operation::Fallocate);
         let (caller, range) = (caller(req), offset..offset.saturating_add(length));
         self.at_pace(copies(ino), move |server| {
             finish(reply, server.union.fallocate(id(ino), handle(fh), mode as u32, range, caller));
@@ -473,6 +501,7 @@ impl Filesystem for Dev {
     }
 
     fn lseek(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        self.count(Operation::Lseek);
         guard(|| {
             let Ok(from) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
             let seek = match whence {
@@ -500,6 +529,7 @@ impl Filesystem for Dev {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        self.count(Operation::CopyFileRange);
         let caller = caller(req);
         self.long(move |server| {
             let from = (id(ino_in), handle(fh_in), offset_in);
@@ -535,28 +565,4 @@ impl Dev {
 /// Checks a name and calls with it.
 fn with_name<T>(name: &OsStr, call: impl FnOnce(Name<'_>) -> Result<T>) -> Result<T> {
     call(Name::new(name)?)
-}
-
-/// Answers with a value, or with its length where that is what was asked for.
-fn answer_xattr(reply: ReplyXattr, value: &[u8], size: u32) {
-    if size == 0 {
-        reply.size(value.len() as u32);
-    } else if value.len() > size as usize {
-        reply.error(Errno::ERANGE);
-    } else {
-        reply.data(value);
-    }
-}
-
-/// Calls `call` with a buffer of `size` bytes that this thread uses again and again.
-fn with_buffer<T>(size: usize, call: impl FnOnce(&mut [u8]) -> T) -> T {
-    thread_local! {
-        static BUFFER: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
-    }
-    BUFFER.with_borrow_mut(|buffer| {
-        if buffer.len() < size {
-            buffer.resize(size, 0);
-        }
-        call(buffer.get_mut(..size).unwrap_or_default())
-    })
 }

@@ -2,6 +2,7 @@
 //!
 //! A request is decoded, makes one call into the union, and is answered; no policy lives here.
 
+mod buffer;
 mod convert;
 mod dev;
 mod device;
@@ -11,7 +12,9 @@ mod passthrough;
 mod pool;
 mod server;
 mod session;
+mod statistics;
 mod unmounter;
 
 pub use session::{Mount, MountHandle};
+pub use statistics::{Operation, Requests, Statistics};
 pub use unmounter::Unmounter;

@@ -6,14 +6,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use fuser::{
-    BackingId, Errno, FileHandle, FopenFlags, Generation, OpenFlags, ReplyAttr, ReplyCreate, ReplyEntry, ReplyOpen,
-    ReplyWrite,
+    BackingId, Errno, FileHandle, FopenFlags, Generation, OpenFlags, ReplyAttr, ReplyCreate, ReplyEmpty, ReplyEntry,
+    ReplyOpen, ReplyWrite, ReplyXattr,
 };
 
 use super::convert::{attributes, entry_attributes, errno};
 use super::notices::Notices;
 use super::passthrough::{Answer, Passthrough};
 use super::pool::Pool;
+use super::statistics::{Counts, Statistics};
 use crate::config::{Access, IoMode, MountConfig};
 use crate::error::{Error, Result};
 use crate::sys::caps;
@@ -27,6 +28,7 @@ pub(super) struct Server {
     pub(super) union: Union,
     pub(super) pool: Pool,
     pub(super) notices: Notices,
+    pub(super) requests: Counts,
     /// How many FORGETs there were.
     pub(super) forgotten: AtomicU64,
     pub(super) entry_timeout: Duration,
@@ -68,6 +70,7 @@ impl Server {
             union,
             pool: Pool::new(LONG),
             notices: Notices::default(),
+            requests: Counts::default(),
             forgotten: AtomicU64::new(0),
             entry_timeout: kept(config.entry_timeout),
             attr_timeout: kept(config.attr_timeout),
@@ -87,6 +90,11 @@ impl Server {
         self.pool.end();
         self.notices.end();
         self.union.end()
+    }
+
+    /// Returns what the mount holds and has done.
+    pub(super) fn statistics(&self) -> Statistics {
+        Statistics { usage: self.union.usage(), copy_ups: self.union.copy_ups(), requests: self.requests.read() }
     }
 
     pub(super) fn opens_files(&self) -> bool {
@@ -226,6 +234,25 @@ impl Server {
             Ok(len) => reply.written(len as u32),
             Err(error) => reply.error(errno(&error)),
         }
+    }
+}
+
+/// Answers with nothing or an error.
+pub(super) fn finish(reply: ReplyEmpty, result: Result<()>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+/// Answers with a value, or with its length where that is what was asked for.
+pub(super) fn answer_xattr(reply: ReplyXattr, value: &[u8], size: u32) {
+    if size == 0 {
+        reply.size(value.len() as u32);
+    } else if value.len() > size as usize {
+        reply.error(Errno::ERANGE);
+    } else {
+        reply.data(value);
     }
 }
 

@@ -13,6 +13,7 @@ use rustix::io::{Errno, FdFlags};
 use super::dev::Dev;
 use super::device;
 use super::server::Server;
+use super::statistics::Statistics;
 use super::unmounter::Unmounter;
 use crate::config::{Access, MountConfig};
 use crate::error::{Error, Result};
@@ -41,8 +42,12 @@ pub struct Mount {
 }
 
 /// A mount that is served by threads of its own.
+///
+/// Dropped without [`MountHandle::join`], it goes on being served until somebody unmounts, or the process ends; nobody
+/// learns then what went wrong, and when upper can be used again.
 pub struct MountHandle {
     thread: JoinHandle<Result<()>>,
+    server: Arc<Server>,
     unmounter: Unmounter,
 }
 
@@ -145,6 +150,11 @@ impl Mount {
         self.unmounter.clone()
     }
 
+    /// Returns what the mount holds and has done.
+    pub fn statistics(&self) -> Statistics {
+        self.server.statistics()
+    }
+
     /// Serves until the mount is unmounted, then ends the use of the layers.
     ///
     /// Errors: [`Error::Mount`] when it cannot be served; then it is unmounted.
@@ -171,7 +181,7 @@ impl Mount {
     pub fn spawn(self) -> Result<MountHandle> {
         let (unmounter, server) = (self.unmounter.clone(), self.server.clone());
         match std::thread::Builder::new().name("unionfs-session".into()).spawn(move || self.run()) {
-            Ok(thread) => Ok(MountHandle { thread, unmounter }),
+            Ok(thread) => Ok(MountHandle { thread, server, unmounter }),
             Err(error) => {
                 withdraw(&unmounter, server);
                 let reason = format!("no thread can be started: {error}");
@@ -226,7 +236,20 @@ fn threads(config: &MountConfig) -> NonZeroUsize {
 }
 
 impl MountHandle {
+    /// Returns what the mount holds and has done.
+    pub fn statistics(&self) -> Statistics {
+        self.server.statistics()
+    }
+
+    /// Returns what unmounts this from any thread.
+    pub fn unmounter(&self) -> Unmounter {
+        self.unmounter.clone()
+    }
+
     /// Unmounts and waits until all requests are answered and everything is in upper.
+    ///
+    /// Then no thread and no descriptor is left, and the layers can be mounted again. That waits for the last program that
+    /// has a file of the mount open.
     ///
     /// Errors: those of [`Unmounter::unmount`], where the mount is served on; those of [`MountHandle::join`].
     pub fn unmount_and_join(self) -> Result<()> {
@@ -234,9 +257,13 @@ impl MountHandle {
         self.join()
     }
 
-    /// Waits until somebody unmounts.
+    /// Waits until somebody unmounts, and as [`MountHandle::unmount_and_join`] does after that.
+    ///
+    /// Errors: [`Error::Mount`] when it could not be served any longer, and what ending the use of upper has met.
     pub fn join(self) -> Result<()> {
-        let Self { thread, unmounter } = self;
+        let Self { thread, server, unmounter } = self;
+        // So that the layers are let go of when the thread has ended.
+        drop(server);
         let panicked = |_| unmounter.error("the session panicked", "unmount, and report what the log says");
         thread.join().map_err(panicked)?
     }

@@ -15,6 +15,7 @@ use super::listing::Listings;
 use super::numbers::Numbers;
 use super::owners::OwnerView;
 use super::table::Table;
+use super::usage::CopyUpCounts;
 use super::{Caller, Union};
 use crate::config::{RedirectDir, Source, UnionConfig, XattrNamespace};
 use crate::error::{Error, Result};
@@ -165,6 +166,17 @@ fn settle(config: &UnionConfig, lowers: &Lowers, upper: Option<&Upper>, namespac
 fn root_attr(upper: &Upper) -> Result<Attr> {
     let failed = |e| Error::setup(&upper.layer.path, format!("cannot be read: {e}"), "check the file system");
     upper.layer.stat(upper.layer.root(), OsStr::new("")).map_err(failed)
+}
+
+/// Returns how many descriptors are kept open for each: directories of upper, those of the lowers, and data.
+fn kept_open(config: &UnionConfig) -> usize {
+    const MOST: usize = 16384;
+    match config.descriptors {
+        Some(most) => most.get() / 3,
+        // A quarter each; the rest is for handles, for what is unlinked and still in use, and for the process that embeds
+        // the union.
+        None => usize::try_from(caps::raise_open_files() / 4).unwrap_or(usize::MAX).min(MOST),
+    }
 }
 
 fn open_lowers(lowers: Vec<Directory>) -> Result<Vec<Layer>> {

@@ -13,21 +13,21 @@ const BUFFER: usize = 1 << 20;
 
 /// Copies the first `len` bytes of `source` to `target`, which is empty, and gives `target` that length.
 ///
-/// Holes stay holes. Errors: those of reading and writing, ENOSPC above all.
-pub fn copy(source: BorrowedFd<'_>, target: BorrowedFd<'_>, len: u64) -> Result<()> {
+/// Holes stay holes. Returns how many bytes were read and written: none where the data is shared. Errors: those of reading and writing, ENOSPC above all.
+pub fn copy(source: BorrowedFd<'_>, target: BorrowedFd<'_>, len: u64) -> Result<u64> {
     if len > 0 && rustix::fs::ioctl_ficlone(target, source).is_ok() {
-        return rustix::fs::ftruncate(target, len);
+        return rustix::fs::ftruncate(target, len).map(|()| 0);
     }
-    let mut at = 0;
+    let (mut at, mut copied) = (0, 0);
     while at < len {
         let Some((start, end)) = next_data(source, at)? else { break };
         if start >= len {
             break;
         }
-        copy_range(source, target, start, end.min(len))?;
+        copied += copy_range(source, target, start, end.min(len))?;
         at = end;
     }
-    rustix::fs::ftruncate(target, len)
+    rustix::fs::ftruncate(target, len).map(|()| copied)
 }
 
 /// Returns where data begins at or after `at`, and where it ends; `None` when only a hole is left.
@@ -43,31 +43,33 @@ fn next_data(source: BorrowedFd<'_>, at: u64) -> Result<Option<(u64, u64)>> {
     Ok(Some((start, end)))
 }
 
-fn copy_range(source: BorrowedFd<'_>, target: BorrowedFd<'_>, start: u64, end: u64) -> Result<()> {
+fn copy_range(source: BorrowedFd<'_>, target: BorrowedFd<'_>, start: u64, end: u64) -> Result<u64> {
     let (mut from, mut to) = (start, start);
     while from < end {
         let len = (end - from).min(CHUNK);
         match rustix::fs::copy_file_range(source, Some(&mut from), target, Some(&mut to), len as usize) {
             // The file is shorter than it was; what is missing reads as zeros, as in the kernel's overlayfs.
-            Ok(0) => return Ok(()),
+            Ok(0) => break,
             Ok(_) => {}
             Err(Errno::INTR) => {}
             Err(Errno::XDEV | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::TXTBSY) => {
-                return copy_through_buffer(source, target, from, end);
+                from = copy_through_buffer(source, target, from, end)?;
+                break;
             }
             Err(errno) => return Err(errno),
         }
     }
-    Ok(())
+    Ok(from - start)
 }
 
-fn copy_through_buffer(source: BorrowedFd<'_>, target: BorrowedFd<'_>, mut at: u64, end: u64) -> Result<()> {
+/// Copies from `at` to `end`, or to where the file ends, and returns where that was.
+fn copy_through_buffer(source: BorrowedFd<'_>, target: BorrowedFd<'_>, mut at: u64, end: u64) -> Result<u64> {
     let mut buffer = vec![0; BUFFER];
     while at < end {
         let want = (end - at).min(BUFFER as u64) as usize;
         let got = rustix::io::retry_on_intr(|| rustix::io::pread(source, &mut buffer[..want], at))?;
         if got == 0 {
-            return Ok(());
+            break;
         }
         let mut written = 0;
         while written < got {
@@ -76,7 +78,7 @@ fn copy_through_buffer(source: BorrowedFd<'_>, target: BorrowedFd<'_>, mut at: u
         }
         at += got as u64;
     }
-    Ok(())
+    Ok(at)
 }
 
 #[cfg(test)]

@@ -104,7 +104,7 @@ impl Union {
             }
             kind => self.make_other(upper, &source, New::Node(kind, source.attr.rdev))?,
         };
-        let published = self.publish_copy(upper, inode, &source, &made);
+        let published = self.publish_copy(upper, inode, &source, &made).inspect(|()| self.copied.object());
         if let Made::Temporary(temporary) = &made {
             // Gone already when it was moved; what was linked has its own name now.
             if published.is_err() || inode.kind != FileKind::Directory {
@@ -126,7 +126,8 @@ impl Union {
         let fd = if len > 0 { Some(self.open_data(inode, Access::Read)?) } else { None };
         let fill = |target: BorrowedFd<'_>| -> Result<()> {
             if let Some(fd) = &fd {
-                copy_data::copy(fd.as_fd(), target, len).map_err(|e| layer.error("copy", &source.name, e))?;
+                let copied = copy_data::copy(fd.as_fd(), target, len);
+                self.copied.data(copied.map_err(|e| layer.error("copy", &source.name, e))?);
             }
             if metadata_alone {
                 let failed = |e| upper.layer.error("ftruncate", &source.name, e);
@@ -401,7 +402,7 @@ impl Union {
         // Writing takes away what gives rights, and the caller has written nothing yet.
         let (root, capability) = (OsStr::new(""), OsStr::new("security.capability"));
         let capabilities = xattr::read(target.as_fd(), root, capability).map_err(failed("getxattr"))?;
-        copy_data::copy(source.as_fd(), target.as_fd(), len).map_err(failed("copy"))?;
+        self.copied.data(copy_data::copy(source.as_fd(), target.as_fd(), len).map_err(failed("copy"))?);
         if let Some(value) = capabilities {
             xattr::set(target.as_fd(), root, capability, &value, XattrFlags::empty()).map_err(failed("setxattr"))?;
         }

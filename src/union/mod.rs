@@ -34,6 +34,7 @@ mod remove;
 mod rename;
 mod search;
 mod table;
+mod usage;
 mod xattr;
 
 use std::ffi::OsStr;
@@ -59,6 +60,7 @@ pub use lookup::Entry;
 pub use readdir::{DirEntry, Flow, Looked};
 pub use remove::Unlinked;
 pub use rename::RenameFlags;
+pub use usage::{CopyUps, Usage};
 
 use crate::config::RedirectDir;
 use crate::error::{Error, Result};
@@ -76,6 +78,7 @@ use listing::Listings;
 use numbers::Numbers;
 use owners::OwnerView;
 use table::Table;
+use usage::CopyUpCounts;
 
 /// Who makes a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,35 +174,13 @@ pub struct Union {
     moves: AtomicU64,
     /// Whether the index holds anything, or has since the mount.
     index_used: AtomicBool,
-}
-
-/// What the union holds, for an embedder that watches its bounds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Usage {
-    /// Inodes that the caller refers to.
-    pub inodes: usize,
-    /// Directories kept open.
-    pub directories: usize,
-    /// Files kept open without a handle.
-    pub files: usize,
-    /// Open handles.
-    pub handles: usize,
+    copied: CopyUpCounts,
 }
 
 impl Union {
     /// Starts to describe a union.
     pub fn builder() -> UnionBuilder {
         UnionBuilder::default()
-    }
-
-    /// Returns what is held at the moment.
-    pub fn usage(&self) -> Usage {
-        Usage {
-            inodes: self.table.len(),
-            directories: self.dirs.len() + self.lowers.open_directories(),
-            files: self.files.len(),
-            handles: self.handles.len(),
-        }
     }
 
     /// Returns whether there is no upper, so that nothing can be changed.
