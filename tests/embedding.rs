@@ -6,3 +6,5 @@ mod support;
 mod attach;
 #[path = "embedding/descriptors.rs"]
 mod descriptors;
+#[path = "embedding/mounts.rs"]
+mod mounts;

@@ -22,6 +22,13 @@ pub struct UnionConfig {
     /// A directory on upper's file system for unfinished things; by default one beside upper, which an upper needs a path
     /// for.
     pub work: Option<Source>,
+    /// The most descriptors that are kept open to be used again, shared by upper's directories, the lowers' and data; no
+    /// less than 48 are. By default three quarters of the limit on open files, and 49152 at most; the limit is raised as
+    /// far as it goes for that.
+    ///
+    /// A process that has other descriptors, or several unions, gives each union its share; then the limit of the process
+    /// stays as it is. Besides each layer takes one, each handle, and each file that was removed while in use.
+    pub descriptors: Option<NonZeroUsize>,
     /// Whether data may be published before it is on the disk.
     pub volatile: bool,
     /// Whether directories of lower layers can be renamed.
@@ -58,6 +65,7 @@ impl Default for UnionConfig {
             lowers: Vec::new(),
             upper: None,
             work: None,
+            descriptors: None,
             volatile: false,
             redirect_dir: RedirectDir::Auto,
             index: None,

@@ -1,6 +1,7 @@
 //! How a union is described, checked and opened.
 
 use std::ffi::OsStr;
+use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -61,6 +62,12 @@ impl UnionBuilder {
         self
     }
 
+    /// Sets how many descriptors are kept open: see [`UnionConfig::descriptors`].
+    pub fn descriptors(mut self, most: NonZeroUsize) -> Self {
+        self.config.descriptors = Some(most);
+        self
+    }
+
     /// Takes everything else from `config`.
     pub fn config(mut self, config: UnionConfig) -> Self {
         self.config = config;
@@ -79,7 +86,7 @@ impl Union {
     /// Opens the union that `config` describes, as [`UnionBuilder::build`] does.
     pub fn from_config(config: &UnionConfig) -> Result<Self> {
         // First, since each layer takes a descriptor.
-        let open_files = caps::raise_open_files();
+        let kept = kept_open(config);
         let directories = Directories::open(config)?;
         let namespace = match config.xattr_namespace {
             XattrNamespace::Trusted => Namespace::Trusted,
@@ -87,10 +94,7 @@ impl Union {
             XattrNamespace::Auto if caps::trusted_xattrs() => Namespace::Trusted,
             XattrNamespace::Auto => Namespace::User,
         };
-        // A quarter each for directories of upper and of the lowers and for data; the rest is for handles, for what
-        // is unlinked and still in use, and for the process that embeds the union.
-        let quarter = usize::try_from(open_files / 4).unwrap_or(usize::MAX).min(16384);
-        let lowers = Lowers::new(open_lowers(directories.lowers)?, namespace, quarter)?;
+        let lowers = Lowers::new(open_lowers(directories.lowers)?, namespace, kept)?;
         // Last, because it makes what is missing in the workdir.
         let upper = match directories.upper {
             Some(upper) => Some(Upper::open(config, upper, directories.work, namespace)?),
@@ -117,13 +121,14 @@ impl Union {
             overrides_modes: caps::effective(rustix::thread::CapabilitySet::DAC_OVERRIDE),
             may_chown: caps::effective(rustix::thread::CapabilitySet::CHOWN),
             table: Table::new(root),
-            dirs: FdCache::new(quarter),
-            files: file::cache(quarter),
+            dirs: FdCache::new(kept),
+            files: file::cache(kept),
             listings: Listings::new(),
             handles: Handles::default(),
             tree: Mutex::new(()),
             moves: AtomicU64::new(0),
             index_used: AtomicBool::new(index_used),
+            copied: CopyUpCounts::default(),
             lowers,
             upper,
             numbers,
