@@ -491,7 +491,7 @@ fn a_plain_user_and_root_of_a_user_namespace_mount_in_this_form() {
         let home = Home::new();
         let wrapper = home.wrapper(who);
         let script = "mkdir l u w m; echo -n 'from below' >l/fact; ln -s unionfs-rs fuse-overlayfs
-            ./fuse-overlayfs -o lowerdir=l,upperdir=u,workdir=w,,private m; grep -c fuse.fuse-overlayfs /proc/self/mounts
+            ./fuse-overlayfs -o lowerdir=l,upperdir=u,workdir=w,,private m; grep -cF \"$PWD/m fuse.fuse-overlayfs\" /proc/self/mounts
             cat m/fact; echo written >m/new; fusermount3 -u m || umount m; cat u/new";
         let mut command = Command::new(&wrapper[0]);
         let ran = finish(command.args(&wrapper[1..]).args(["sh", "-euc", script]).current_dir(home.path()));
