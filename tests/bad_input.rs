@@ -1,7 +1,8 @@
 //! Setups that no union can be made of: each is refused with a message that names the path, the reason
 //! and what to do; the exit code is not zero, nothing is mounted, and nothing has changed on disk.
 //!
-//! How the command line is parsed is tested in `cli.rs`, what a corrupt layer does in `traps.rs`.
+//! How the command line is parsed is tested beside the parser, what it prints in `cli/`, what a corrupt layer does
+//! in `traps.rs`.
 
 mod support;
 

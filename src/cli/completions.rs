@@ -1,7 +1,7 @@
 //! `unionfs-rs completions`: what clap_complete writes, and what it gets wrong put right.
 //!
 //! Each correction changes nothing in a script that does not need it, so that it may stay when clap_complete
-//! has learnt better. `tests/cli.rs` asks the shells themselves.
+//! has learnt better. `tests/cli/completions.rs` asks the shells themselves.
 
 use clap::{Arg, ValueEnum};
 use clap_complete::Shell;
