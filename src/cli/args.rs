@@ -49,7 +49,10 @@ xattr_namespace=user; squash_to_root; and private, shared and slave, which are p
 Where options contradict each other the last one holds, flag or -o; lower layers add up. \
 In -o a backslash takes the meaning from a comma or a backslash, and a value with commas can stand in \
 double quotes. The options of mount(8) that are for mount(8) alone, as defaults, noauto and x-*, are \
-accepted and do nothing.";
+accepted and do nothing.
+
+Without `mount`, `unionfs-rs -o OPTION,... [SOURCE] MOUNTPOINT` is understood as fuse-overlayfs would be, and so is \
+every command line under that name: options that are unknown are warnings there.";
 
 /// Returns the whole command line.
 pub fn command() -> Command {

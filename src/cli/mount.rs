@@ -101,6 +101,9 @@ fn start(settings: &Settings, device: Option<OwnedFd>) -> Result<Mount, Failure>
     caps::raise_open_files();
     let union = Union::from_config(&settings.union)?;
     if let Some(device) = device {
+        if settings.mount.context.is_some() || settings.mount.propagation.is_some() {
+            log::warn!("the caller has mounted, and alone can give the mount a context or propagation");
+        }
         return Ok(Mount::attach(union, device, &settings.mount)?);
     }
     // Before the mount: a signal that comes while it is made is kept, and ends it when it is.
