@@ -151,11 +151,13 @@ build_release() {
 
 debian_suite=bookworm
 
-# Sets `debian_tar` to a tar of a small Debian root with python3, made once and kept in the cache.
+# debian_root [VARIANT]: sets `debian_tar` to a tar of a small Debian root with python3, made once and kept in
+# the cache. The variant is mmdebstrap's: `essential`, or `apt` for one that can install packages itself.
 debian_root() {
-    debian_tar=$cache_dir/debian-$debian_suite-essential-python3.tar
+    local variant=${1:-essential}
+    debian_tar=$cache_dir/debian-$debian_suite-$variant-python3.tar
     need_packages mmdebstrap=mmdebstrap /usr/share/keyrings/debian-archive-keyring.gpg=debian-archive-keyring
-    [ -s "$debian_tar" ] || locked debian-root make_debian_root
+    [ -s "$debian_tar" ] || locked debian-root make_debian_root "$variant"
     say "Debian root: $debian_tar ($(du -h "$debian_tar" | cut -f1))"
 }
 
@@ -166,7 +168,7 @@ make_debian_root() {
     local log
     log=$(mktemp)
     # Published by rename: a tar cut short by Ctrl-C or a full disk is never taken for a whole one.
-    if ! mmdebstrap --variant=essential --include=python3-minimal --format=tar "$debian_suite" - \
+    if ! mmdebstrap --variant="$1" --include=python3-minimal --format=tar "$debian_suite" - \
         >"$debian_tar.part" 2>"$log" </dev/null; then
         tail -n 30 "$log" >&2
         rm -f "$log" "$debian_tar.part"
