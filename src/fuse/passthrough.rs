@@ -47,8 +47,8 @@ pub(super) enum Answer {
 impl Passthrough {
     /// Settles how a handle of `id` is served.
     ///
-    /// `upper` says whether its file is upper's, `privileged` whether it has the set-user-id or set-group-id bit,
-    /// which the kernel would not clear when it writes by itself; `register` makes the file known to the kernel.
+    /// `upper` says whether its file is upper's, `privileged` whether it has the set-user-id or set-group-id bit, or
+    /// capabilities, that the kernel would not clear when it writes by itself; `register` makes the file known to the kernel.
     pub(super) fn open(
         &self,
         id: NodeId,

@@ -180,8 +180,10 @@ impl Server {
         register: impl FnOnce(BorrowedFd<'_>) -> std::io::Result<BackingId>,
     ) -> Result<Answer> {
         let Some(passthrough) = self.passthrough() else { return Ok(Answer::Served) };
-        let privileged = self.union.getattr(id)?.mode & 0o6000 != 0;
-        self.union.with_handle(fh, |fd, upper| passthrough.open(id, upper, privileged, || register(fd)))
+        self.union.with_handle(fh, |fd, upper| {
+            let privileged = self.union.has_privileges(id, fd)?;
+            Ok(passthrough.open(id, upper, privileged, || register(fd)))
+        })?
     }
 
     pub(super) fn created(&self, entry: &Entry, reply: ReplyCreate) {

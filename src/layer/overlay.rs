@@ -24,6 +24,10 @@ pub const OVERRIDE_CONTAINERS: &str = "user.containers.override_stat";
 /// As [`OVERRIDE_CONTAINERS`], written by older versions of fuse-overlayfs. It has a prefix of the overlay's own.
 pub const OVERRIDE_OLD: &str = "user.fuseoverlayfs.override_stat";
 
+/// What comes before the name of a `security.` xattr that is kept beside [`OVERRIDE_CONTAINERS`], as a plain user can set
+/// none.
+pub const SECURITY_APART: &str = "user.containers.override_";
+
 /// What follows a prefix when the name was escaped: `trusted.overlay.overlay.X` stands for `trusted.overlay.X`.
 const ESCAPE: &str = "overlay.";
 
@@ -91,14 +95,13 @@ fn split(name: &OsStr) -> Option<(&'static str, &[u8])> {
 
 /// As [`split`], for the names under whose prefix others have xattrs of their own: those alone, escaped or not.
 fn split_override(name: &[u8]) -> Option<(&'static str, &[u8])> {
-    [OVERRIDE_SECURITY, OVERRIDE_CONTAINERS].into_iter().find_map(|known| {
-        let (prefix, last) = known.split_at(known.rfind('.')? + 1);
+    ["security.fuseoverlayfs.", "user.containers."].into_iter().find_map(|prefix| {
         let rest = name.strip_prefix(prefix.as_bytes())?;
         let mut plain = rest;
         while let Some(inner) = plain.strip_prefix(ESCAPE.as_bytes()) {
             plain = inner;
         }
-        (plain == last.as_bytes()).then_some((prefix, rest))
+        plain.starts_with(b"override_").then_some((prefix, rest))
     })
 }
 
@@ -227,6 +230,7 @@ mod tests {
                 raw = escaped;
             }
         }
+        assert_eq!(view(OsStr::new("user.containers.override_security.capability")), View::Hidden);
         assert_eq!(stored(OsStr::new(OVERRIDE_CONTAINERS)), "user.containers.overlay.override_stat");
         for name in ["user.containers.other", "user.containers.overlay.other", "security.fuseoverlayfs.x"] {
             assert_eq!((view(OsStr::new(name)), stored(OsStr::new(name))), (View::Same, name.into()));

@@ -1,20 +1,30 @@
 //! Owner and mode of things in upper: with the file, or in its xattr where upper keeps them there.
 //!
+//! Beside `user.containers.override_stat` go the `security.` xattrs, which a plain user cannot set either.
+//!
 //! Where they are in the xattr, the file itself belongs to the server, which can always read and write it; devices, pipes,
 //! sockets and, where the xattr cannot be on them, symbolic links are plain files.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, XattrFlags};
 use rustix::io::{Errno, Result};
 
+use super::Layer;
 use super::acl::{self, Acl};
 use super::attr::FileKind;
+use super::overlay::{self, SECURITY_APART, View};
 use super::override_stat::{OverrideStat, Store};
 use super::upper::{New, Place, Upper};
 use crate::sys::{proc_path, xattr};
+
+/// What the names of xattrs begin with that a plain user cannot set.
+const SECURITY: &[u8] = b"security.";
+
+/// The xattr that gives a program capabilities.
+const CAPABILITY: &str = "security.capability";
 
 /// What stat(2) is to say about a new thing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +41,98 @@ pub struct Stat {
     pub rdev: (u32, u32),
 }
 
+impl Layer {
+    /// Returns the name that the layer stores the xattr `name` of the mount under.
+    pub fn stored_xattr(&self, name: &OsStr) -> OsString {
+        let stored = overlay::stored(name);
+        if !self.keeps_security_apart() || !stored.as_bytes().starts_with(SECURITY) {
+            return stored;
+        }
+        let mut apart = OsString::from(SECURITY_APART);
+        apart.push(stored);
+        apart
+    }
+
+    /// Returns the name that the mount shows for the xattr `name` of the layer; `None` for one that it does not show.
+    pub fn shown_xattr(&self, name: &OsStr) -> Option<OsString> {
+        let apart = name.as_bytes().strip_prefix(SECURITY_APART.as_bytes());
+        let name = match apart.filter(|rest| self.keeps_security_apart() && rest.starts_with(SECURITY)) {
+            Some(rest) => OsStr::from_bytes(rest),
+            None => name,
+        };
+        match overlay::view(name) {
+            View::Same => Some(name.to_owned()),
+            View::Unescaped(name) => Some(name),
+            View::Hidden => None,
+        }
+    }
+
+    /// Reads the xattr `name` of the mount of `file` in `dir`. Errors: ENODATA.
+    pub fn xattr(&self, dir: BorrowedFd<'_>, file: &OsStr, name: &OsStr) -> Result<Vec<u8>> {
+        let stored = self.stored_xattr(name);
+        match xattr::whole(dir, file, &stored) {
+            // What the file itself has shows through, until it is set or removed.
+            Err(Errno::NODATA)
+                if self.keeps_security_apart() && stored.as_bytes().starts_with(SECURITY_APART.as_bytes()) =>
+            {
+                xattr::whole(dir, file, &overlay::stored(name))
+            }
+            done => done,
+        }
+    }
+
+    /// Lists the names of the xattrs of `file` in `dir` that the mount shows.
+    pub fn xattrs(&self, dir: BorrowedFd<'_>, file: &OsStr) -> Result<Vec<OsString>> {
+        let mut shown: Vec<_> = xattr::list(dir, file)?.iter().filter_map(|name| self.shown_xattr(name)).collect();
+        if self.keeps_security_apart() {
+            shown.sort_unstable();
+            shown.dedup();
+        }
+        Ok(shown)
+    }
+
+    /// Returns whether `security.` xattrs are under other names, which anybody can set.
+    fn keeps_security_apart(&self) -> bool {
+        self.overrides == Some(Store::Containers)
+    }
+}
+
 impl Upper {
+    /// Sets the xattr `name` of the mount of what is at `place`.
+    pub fn set_xattr(&self, place: Place<'_>, name: &OsStr, value: &[u8], flags: XattrFlags) -> Result<()> {
+        xattr::set(place.dir, place.name, &self.layer.stored_xattr(name), value, flags)
+    }
+
+    /// Removes the xattr `name` of the mount of what is behind `fd`. Errors: ENODATA.
+    pub fn remove_xattr(&self, fd: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+        let (own, stored, itself) = (OsStr::new(""), self.layer.stored_xattr(name), overlay::stored(name));
+        let removed = xattr::remove(fd, own, &stored);
+        if stored == itself {
+            return removed;
+        }
+        match (removed, xattr::remove(fd, own, &itself)) {
+            (removed, Err(Errno::NODATA)) => removed,
+            (_, done) => done,
+        }
+    }
+
+    /// Takes the capabilities of what is behind `fd`, whose contents were changed, where the kernel does not know of them.
+    pub fn drop_capabilities(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        if !self.layer.keeps_security_apart() {
+            return Ok(());
+        }
+        match xattr::remove(fd, OsStr::new(""), &self.layer.stored_xattr(OsStr::new(CAPABILITY))) {
+            Ok(()) | Err(Errno::NODATA) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Returns whether the kernel knows nothing of the capabilities that what is behind `fd` has.
+    pub fn has_capabilities_apart(&self, fd: BorrowedFd<'_>) -> bool {
+        let name = || self.layer.stored_xattr(OsStr::new(CAPABILITY));
+        self.layer.keeps_security_apart() && xattr::get(fd, OsStr::new(""), &name(), &mut []).is_ok()
+    }
+
     /// Returns whether owners and modes are kept apart from the files.
     pub fn keeps_modes_apart(&self) -> bool {
         self.layer.overrides.is_some()
@@ -99,7 +200,7 @@ impl Upper {
         if kind != FileKind::Regular {
             return Ok(());
         }
-        match xattr::remove(fd, OsStr::new(""), OsStr::new("security.capability")) {
+        match self.remove_xattr(fd, OsStr::new(CAPABILITY)) {
             Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
             Err(errno) => Err(errno),
         }

@@ -129,12 +129,23 @@ impl Union {
 
     /// Clears the privileges of a file that `caller` has changed, unless it may keep them.
     pub(super) fn drop_privileges_of(&self, caller: Caller, fd: BorrowedFd<'_>) -> Result<()> {
+        self.drop_capabilities(fd)?;
         // Looking at the caller is for the few files that have such bits.
         if self.stat_open(fd)?.mode & 0o6000 == 0 || caller.keeps_set_id() { Ok(()) } else { self.drop_privileges(fd) }
     }
 
-    /// Clears set-user-id, and set-group-id of a file that its group may execute; the kernel has cleared the
-    /// capabilities with the change itself.
+    /// Takes the capabilities of a file that was changed, where the kernel has not done so with the change itself.
+    pub(super) fn drop_capabilities(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        self.writable()?.drop_capabilities(fd).map_err(Error::Refused)
+    }
+
+    /// Returns whether changing the contents of `id`, open as `fd`, takes something that the kernel would not take by itself.
+    pub fn has_privileges(&self, id: NodeId, fd: BorrowedFd<'_>) -> Result<bool> {
+        let apart = || self.upper.as_ref().is_some_and(|upper| upper.has_capabilities_apart(fd));
+        Ok(self.getattr(id)?.mode & 0o6000 != 0 || apart())
+    }
+
+    /// Clears set-user-id, and set-group-id of a file that its group may execute.
     pub(super) fn drop_privileges(&self, fd: BorrowedFd<'_>) -> Result<()> {
         let mode = self.stat_open(fd)?.mode;
         let cleared = without_privileges(mode);

@@ -20,7 +20,7 @@ use super::{Union, copy_data, dir_of};
 use crate::error::{Error, Result};
 use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::LayerDir;
-use crate::layer::overlay::{Mark, Namespace, View, view};
+use crate::layer::overlay::{Mark, Namespace};
 use crate::layer::permissions::Stat;
 use crate::layer::redirect::Redirect;
 use crate::layer::upper::{New, Place, Publish, Upper};
@@ -205,12 +205,13 @@ impl Union {
     fn copy_xattrs(&self, upper: &Upper, source: &Source, target: Place<'_>) -> Result<()> {
         self.lowers.with_fd(&source.dir, |fd| {
             let layer = self.lowers.layer(&source.dir);
-            let names = xattr::list(fd, &source.name).map_err(|e| layer.error("listxattr", &source.name, e))?;
-            for name in names.iter().filter(|name| view(name) != View::Hidden) {
-                let value =
-                    xattr::read(fd, &source.name, name).map_err(|e| layer.error("getxattr", &source.name, e))?;
-                let Some(value) = value else { continue };
-                match target.set_xattr(name, &value) {
+            let names = layer.xattrs(fd, &source.name).map_err(|e| layer.error("listxattr", &source.name, e))?;
+            for name in &names {
+                let value = match layer.xattr(fd, &source.name, name) {
+                    Err(Errno::NODATA | Errno::OPNOTSUPP) => continue,
+                    read => read.map_err(|e| layer.error("getxattr", &source.name, e))?,
+                };
+                match upper.set_xattr(target, name, &value, XattrFlags::empty()) {
                     Ok(()) => {}
                     // A security module sets its own labels; a plain user, or another file system, cannot keep them.
                     Err(Errno::PERM) if is_label(name) => {}

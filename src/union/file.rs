@@ -58,6 +58,7 @@ impl Union {
         self.copy_up(&inode, Data::Copy)?;
         let file = self.data_file(&inode, Access::Write)?;
         let written = self.write_at(&inode, file.as_fd(), offset, data)?;
+        self.drop_capabilities(file.as_fd())?;
         if unprivileged.is_some() {
             self.drop_privileges(file.as_fd())?;
         }

@@ -201,6 +201,7 @@ impl Union {
         }
         let file = self.handle_file(fh)?;
         let written = self.write_at(&handle.inode, file.as_fd(), offset, data)?;
+        self.drop_capabilities(file.as_fd())?;
         if unprivileged.is_some() {
             self.drop_privileges(file.as_fd())?;
         }

@@ -12,8 +12,7 @@ use super::inode::{Inode, NodeId};
 use super::{Caller, FileKind, Union};
 use crate::error::{Error, Result};
 use crate::layer::acl;
-use crate::layer::overlay::{View, stored, view};
-use crate::sys::xattr;
+use crate::layer::upper::Place;
 
 impl Union {
     /// Reads the xattr `name` of `id`. Errors: ENODATA, EOPNOTSUPP.
@@ -23,16 +22,14 @@ impl Union {
         if is_impossible(&inode, name) {
             return Err(Error::Refused(Errno::NODATA));
         }
-        let name = stored(name);
-        let is_acl = acl::is_acl(&name);
         let (value, mode) = self.with_object(&inode, |layer, dir, file| {
-            let failed = |e| layer.error("getxattr", &name, e);
-            let value = xattr::whole(dir, file, &name).map_err(failed)?;
+            let failed = |e| layer.error("getxattr", name, e);
+            let value = layer.xattr(dir, file, name).map_err(failed)?;
             let apart = layer.overrides.is_some() && name == acl::ACCESS;
             let mode = if apart { Some(layer.stat(dir, file).map_err(failed)?.mode) } else { None };
             Ok((value, mode))
         })?;
-        if is_acl { self.shown_acl(value, mode) } else { Ok(value) }
+        if acl::is_acl(name) { self.shown_acl(value, mode) } else { Ok(value) }
     }
 
     /// Lists the names of the xattrs of `id` that `caller` may know of.
@@ -41,17 +38,13 @@ impl Union {
             return Err(Error::Refused(Errno::OPNOTSUPP));
         }
         let inode = self.inode(id)?;
-        let names = self.with_object(&inode, |layer, dir, file| {
-            xattr::list(dir, file).map_err(|e| layer.error("listxattr", file, e))
+        let mut names = self.with_object(&inode, |layer, dir, file| {
+            layer.xattrs(dir, file).map_err(|e| layer.error("listxattr", file, e))
         })?;
-        let shown = names.into_iter().filter_map(|name| match view(&name) {
-            View::Same => Some(name),
-            View::Unescaped(name) => Some(name),
-            View::Hidden => None,
-        });
         // `trusted.` is for those with CAP_SYS_ADMIN; the server has it, the caller may not.
-        let allowed = |name: &OsString| caller.uid == 0 || !name.as_bytes().starts_with(b"trusted.");
-        Ok(shown.filter(|name| allowed(name) && (self.acls || !acl::is_acl(name))).collect())
+        names.retain(|name| caller.uid == 0 || !name.as_bytes().starts_with(b"trusted."));
+        names.retain(|name| self.acls || !acl::is_acl(name));
+        Ok(names)
     }
 
     /// Sets the xattr `name` of `id`. Errors: EEXIST, ENODATA, EOPNOTSUPP, ENOSPC, ERANGE, EROFS.
@@ -70,7 +63,7 @@ impl Union {
         let done = if name == acl::ACCESS {
             self.writable()?.set_access_acl(pinned.as_fd(), &value, flags)
         } else {
-            xattr::set(pinned.as_fd(), OsStr::new(""), &stored(name), &value, flags)
+            self.writable()?.set_xattr(Place::file(pinned.as_fd()), name, &value, flags)
         };
         self.note_acl(&inode, name);
         done.map_err(|e| self.upper_error("setxattr", &inode, e))?;
@@ -87,18 +80,17 @@ impl Union {
         if is_impossible(&inode, name) {
             return Err(Error::Refused(Errno::PERM));
         }
-        let name = stored(name);
         // Nothing is copied up for an xattr that is not there. The ACLs answer for themselves: they may be removed twice.
         if !name.as_bytes().starts_with(b"system.") && !inode.is_upper() {
             self.with_object(&inode, |layer, dir, file| {
-                xattr::get(dir, file, &name, &mut []).map_err(|e| layer.error("getxattr", &name, e))
+                layer.xattr(dir, file, name).map_err(|e| layer.error("getxattr", name, e))
             })?;
         }
         self.copy_up(&inode, Data::Metadata)?;
         let _held = self.hold_metacopy(&inode);
         let pinned = self.pin(&inode)?;
-        let done = xattr::remove(pinned.as_fd(), OsStr::new(""), &name);
-        self.note_acl(&inode, &name);
+        let done = self.writable()?.remove_xattr(pinned.as_fd(), name);
+        self.note_acl(&inode, name);
         done.map_err(|e| self.upper_error("removexattr", &inode, e))?;
         if name == acl::ACCESS { self.drop_set_group_id(pinned.as_fd(), caller) } else { Ok(()) }
     }

@@ -192,6 +192,49 @@ fn set_user_id_goes_with_a_users_write() {
 }
 
 #[test]
+fn capabilities_are_kept_with_the_owner_and_go_with_any_write() {
+    // `cap_net_raw+ep`, as setcap(8) writes it.
+    let value: Vec<u8> = [0x0200_0001_u32, 1 << 13, 0, 0, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
+    let (capability, apart) = ("security.capability", "user.containers.override_security.capability");
+    kept_in_xattrs(
+        |layers| {
+            layers
+                .lower(0)
+                .file_mode("ping", "x", 0o755)
+                .file_mode("pong", "x", 0o755)
+                .xattr("ping", capability, &value);
+            layers.lower(0).xattr("pong", capability, &value);
+        },
+        |union, xattr| {
+            chown(union.at("pong"), Some(7), Some(7)).expect("root may chown");
+            fs::set_permissions(union.at("ping"), fs::Permissions::from_mode(0o711)).expect("root may chmod");
+            union.merged().file("new", "x").xattr("new", capability, &value);
+            union.live_and_after_remount(|union| {
+                for name in ["ping", "new"] {
+                    assert_eq!(union.merged().get_xattr(name, capability).as_ref(), Some(&value), "{name}");
+                    assert_eq!(union.merged().xattr_names(name), [capability], "{name}");
+                    let in_user = union.upper().get_xattr(name, apart);
+                    assert_eq!(in_user.is_some(), xattr.starts_with("user."), "{name}");
+                    assert_eq!(union.upper().get_xattr(name, capability).is_none(), in_user.is_some(), "{name}");
+                }
+                assert_eq!(union.merged().get_xattr("pong", capability), None, "a new owner takes them");
+            });
+            // They cannot be given by writing the other name.
+            let forged = rustix::fs::setxattr(union.at("pong"), apart, &value, rustix::fs::XattrFlags::empty());
+            assert_eq!(forged, Ok(()));
+            assert_eq!(union.merged().get_xattr("pong", capability), None);
+            assert_eq!(union.merged().get_xattr("pong", apart).as_ref(), Some(&value), "it is an xattr like any other");
+            shell(&union.at(""), "printf y >>ping; truncate -s 0 new");
+            union.live_and_after_remount(|union| {
+                for name in ["ping", "new"] {
+                    assert_eq!(union.merged().get_xattr(name, capability), None, "{name}");
+                }
+            });
+        },
+    );
+}
+
+#[test]
 fn an_upper_with_xattr_permissions_is_read_as_such_by_later_mounts() {
     kept_in_xattrs(
         |_| {},
