@@ -18,7 +18,7 @@ RUN rm -rf /srv/app/old /srv/app/gone && mkdir /srv/app/old && echo new >/srv/ap
 WORKDIR /srv/app/work
 RUN chown app:app . && echo "$STORY" >told
 USER app
-RUN id -un >who && echo "$HOME" >home && ln told told-again && mv who whoever
+RUN id -un >who && echo "$HOME" >home && ln who who-again && mv who whoever
 USER root
 RUN sed -i /^app:/d /etc/passwd /etc/group && rm -r /home/app /srv/app/work/home
 CMD ["cat", "/srv/app/work/told"]' "$dir" || true
@@ -35,7 +35,7 @@ CMD ["cat", "/srv/app/work/told"]' "$dir" || true
 /srv/app/owned/one 644 1234:1234
 /srv/app/work 755 1234:1234
 /srv/app/work/told 644 0:0
-/srv/app/work/told-again 644 0:0
+/srv/app/work/who-again 644 1234:1234
 /srv/app/work/whoever 644 1234:1234' "$(inside localhost/bud:1 find /srv/app -exec stat -c '%n %a %u:%g' {} + | sort | sed 's/\(old\|owned\) 2/\1 /')" || true
     check "again, and every layer is a known one" as buildah bud --layers --pull-never -t localhost/bud:2 "$dir/out/context" || true
     equal "all lines from the cache" 10 "$(grep -c 'Using cache' "$dir/last" || true)" || true
