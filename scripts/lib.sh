@@ -151,10 +151,10 @@ build_release() {
 
 debian_suite=bookworm
 
-# debian_root [VARIANT]: sets `debian_tar` to a tar of a small Debian root with python3, made once and kept in
+# debian_root VARIANT: sets `debian_tar` to a tar of a small Debian root with python3, made once and kept in
 # the cache. The variant is mmdebstrap's: `essential`, or `apt` for one that can install packages itself.
 debian_root() {
-    local variant=${1:-essential}
+    local variant=$1
     debian_tar=$cache_dir/debian-$debian_suite-$variant-python3.tar
     need_packages mmdebstrap=mmdebstrap /usr/share/keyrings/debian-archive-keyring.gpg=debian-archive-keyring
     [ -s "$debian_tar" ] || locked debian-root make_debian_root "$variant"
