@@ -10,7 +10,11 @@ use rustix::io::Errno;
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Everything that can go wrong in the library.
+///
+/// Its text is for people. A program asks for [`Error::kind`], and for [`Error::errno`] where an operation on the tree
+/// failed.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// A system call on a layer failed.
     #[error("{call}({file}): {errno}")]
@@ -52,6 +56,8 @@ pub enum Error {
         reason: String,
         /// What to do about it.
         remedy: String,
+        /// Whose fault it is.
+        kind: ErrorKind,
     },
     /// The file system cannot be mounted, or not be served any longer.
     #[error("{}: {reason}; {remedy}", mountpoint.display())]
@@ -62,6 +68,8 @@ pub enum Error {
         reason: String,
         /// What to do about it.
         remedy: String,
+        /// Whose fault it is.
+        kind: ErrorKind,
     },
     /// A mount that the caller has made cannot be unmounted by the library.
     #[error("{}: was not mounted here; unmount it where it was mounted", mountpoint.display())]
@@ -69,6 +77,38 @@ pub enum Error {
         /// The directory that it is mounted on, as the caller has named it.
         mountpoint: PathBuf,
     },
+}
+
+/// What kind of failure it is, for a program that acts on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The layers, the workdir, the mountpoint or the options that were named cannot be used, whoever tries.
+    Setup,
+    /// Another mount uses the upper or the workdir, or covers the mountpoint; it may be gone later.
+    InUse,
+    /// This user may not; another one, or root, may.
+    Permission,
+    /// The machine lacks something: FUSE, a program, a limit that is high enough.
+    Machine,
+    /// The mount was made by the caller, and can be ended by the caller alone.
+    NotOurs,
+    /// A layer holds what cannot be followed, or what this mount was told not to follow.
+    Layer,
+    /// An operation on the tree failed; [`Error::errno`] says why.
+    Operation,
+}
+
+impl ErrorKind {
+    /// Returns what `errno` says, else `otherwise`.
+    fn of(errno: Errno, otherwise: Self) -> Self {
+        match errno {
+            Errno::ACCESS | Errno::PERM => Self::Permission,
+            Errno::BUSY => Self::InUse,
+            Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN | Errno::NOSYS => Self::Machine,
+            _ => otherwise,
+        }
+    }
 }
 
 /// A file below a layer, for messages.
@@ -97,9 +137,42 @@ impl Error {
         Self::Call { call, file: Location::new(layer, Path::new(name.as_ref())), errno }
     }
 
-    /// Builds a [`Error::Setup`].
+    /// Builds a [`Error::Setup`] of [`ErrorKind::Setup`].
     pub fn setup(path: impl AsRef<Path>, reason: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self::Setup { path: path.as_ref().to_owned(), reason: reason.into(), remedy: remedy.into() }
+        let (path, kind) = (path.as_ref().to_owned(), ErrorKind::Setup);
+        Self::Setup { path, reason: reason.into(), remedy: remedy.into(), kind }
+    }
+
+    /// Builds a [`Error::Mount`] of [`ErrorKind::Machine`].
+    pub fn mount(mountpoint: impl AsRef<Path>, reason: impl Into<String>, remedy: impl Into<String>) -> Self {
+        let (mountpoint, kind) = (mountpoint.as_ref().to_owned(), ErrorKind::Machine);
+        Self::Mount { mountpoint, reason: reason.into(), remedy: remedy.into(), kind }
+    }
+
+    /// Makes it one of `kind`, if it was built by [`Error::setup`] or [`Error::mount`].
+    pub(crate) fn of_kind(mut self, of: ErrorKind) -> Self {
+        if let Self::Setup { kind, .. } | Self::Mount { kind, .. } = &mut self {
+            *kind = of;
+        }
+        self
+    }
+
+    /// Makes it one of the kind that the system's answer belongs to, as [`Error::of_kind`] does.
+    pub(crate) fn because(self, cause: impl Into<std::io::Error>) -> Self {
+        let errno = Errno::from_io_error(&cause.into());
+        let kind = errno.map_or(self.kind(), |errno| ErrorKind::of(errno, self.kind()));
+        self.of_kind(kind)
+    }
+
+    /// Returns what kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Setup { kind, .. } | Self::Mount { kind, .. } => *kind,
+            Self::NotOurs { .. } => ErrorKind::NotOurs,
+            Self::Corrupt { .. } | Self::NotFollowed { .. } => ErrorKind::Layer,
+            // What the kernel said about one file says nothing about the mount: EACCES may be the right answer.
+            Self::Call { .. } | Self::Refused(_) => ErrorKind::Operation,
+        }
     }
 
     /// Returns the errno that a program which made the request sees.
@@ -118,5 +191,22 @@ impl Error {
 impl From<Errno> for Error {
     fn from(errno: Errno) -> Self {
         Self::Refused(errno)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_systems_answer_tells_the_kind() {
+        let of = |errno: Errno| Error::setup("/upper", "reason", "remedy").because(errno).kind();
+        assert_eq!(of(Errno::ACCESS), ErrorKind::Permission);
+        assert_eq!(of(Errno::NOENT), ErrorKind::Setup);
+        assert_eq!(of(Errno::MFILE), ErrorKind::Machine);
+        let mount = |errno: Errno| Error::mount("/mnt", "reason", "remedy").because(errno).kind();
+        assert_eq!([Errno::NODEV, Errno::BUSY].map(mount), [ErrorKind::Machine, ErrorKind::InUse]);
+        // Of an operation the errno is the answer.
+        assert_eq!(Error::Refused(Errno::ACCESS).because(Errno::ACCESS).kind(), ErrorKind::Operation);
     }
 }

@@ -6,5 +6,7 @@ mod support;
 mod attach;
 #[path = "embedding/descriptors.rs"]
 mod descriptors;
+#[path = "embedding/errors.rs"]
+mod errors;
 #[path = "embedding/mounts.rs"]
 mod mounts;

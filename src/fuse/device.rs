@@ -15,7 +15,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType};
 
 use crate::config::{Access, MountConfig, Propagation};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::sys::mountinfo;
 
 const DEVICE: &str = "/dev/fuse";
@@ -55,14 +55,15 @@ enum Busy {
 }
 
 fn failed(mountpoint: &Path, reason: impl Into<String>, remedy: impl Into<String>) -> Error {
-    Error::Mount { mountpoint: mountpoint.to_owned(), reason: reason.into(), remedy: remedy.into() }
+    Error::mount(mountpoint, reason, remedy)
 }
 
 /// Checks the mountpoint and returns its path without symbolic links.
 pub(super) fn mountpoint(config: &MountConfig) -> Result<PathBuf> {
     let path = &config.mountpoint;
-    let real = std::fs::canonicalize(path)
-        .map_err(|e| Error::setup(path, format!("the mountpoint cannot be resolved: {e}"), "create the directory"))?;
+    let real = std::fs::canonicalize(path).map_err(|e| {
+        Error::setup(path, format!("the mountpoint cannot be resolved: {e}"), "create the directory").because(e)
+    })?;
     if !real.is_dir() {
         return Err(Error::setup(path, "the mountpoint is not a directory", "name a directory"));
     }
@@ -137,7 +138,9 @@ fn mount_by_system(mountpoint: &Path, config: &MountConfig, context: Option<&str
             ));
         }
         Err(errno) => {
-            return Err(failed(mountpoint, format!("/dev/fuse cannot be opened: {errno}"), "check the device"));
+            return Err(
+                failed(mountpoint, format!("/dev/fuse cannot be opened: {errno}"), "check the device").because(errno)
+            );
         }
     };
     let mut flags = MountFlags::empty();
@@ -164,7 +167,10 @@ fn mount_by_system(mountpoint: &Path, config: &MountConfig, context: Option<&str
     match rustix::mount::mount(&*config.fsname, mountpoint, &*kind, flags, Some(&*data)) {
         Ok(()) => Ok(Some(device)),
         Err(Errno::PERM) => Ok(None),
-        Err(errno) => Err(failed(mountpoint, format!("mount(2) failed: {errno}"), "see dmesg for the kernel's reason")),
+        Err(errno) => {
+            Err(failed(mountpoint, format!("mount(2) failed: {errno}"), "see dmesg for the kernel's reason")
+                .because(errno))
+        }
     }
 }
 
@@ -223,6 +229,7 @@ fn mount_by_helper(mountpoint: &Path, config: &MountConfig) -> Result<OwnedFd> {
 }
 
 fn helper_failed(mountpoint: &Path, words: &str) -> Error {
+    let may_not = words.contains("user_allow_other") || words.contains("Operation not permitted");
     let remedy = if words.contains("user_allow_other") {
         "add a line `user_allow_other` to /etc/fuse.conf as root, or leave out allow_other and allow_root"
     } else if words.contains("Operation not permitted") {
@@ -231,7 +238,8 @@ fn helper_failed(mountpoint: &Path, words: &str) -> Error {
         "`unionfs-rs doctor` says what is missing"
     };
     let reason = if words.is_empty() { "fusermount3 failed without a word" } else { words };
-    failed(mountpoint, reason, remedy)
+    let kind = if may_not { ErrorKind::Permission } else { ErrorKind::Machine };
+    failed(mountpoint, reason, remedy).of_kind(kind)
 }
 
 fn helper_options(config: &MountConfig) -> String {
@@ -289,8 +297,14 @@ impl Mounted {
         };
         match device_at(&path) {
             Ok(device) if device == self.device => {}
-            Ok(_) => return Err(failed(&path, "something else is mounted over it", "unmount that first")),
-            Err(errno) => return Err(failed(&path, format!("cannot be reached: {errno}"), "unmount it as root")),
+            Ok(_) => {
+                return Err(
+                    failed(&path, "something else is mounted over it", "unmount that first").of_kind(ErrorKind::InUse)
+                );
+            }
+            Err(errno) => {
+                return Err(failed(&path, format!("cannot be reached: {errno}"), "unmount it as root").because(errno));
+            }
         }
         // By path, as there is no other way through the helper; who is faster than this unmounts it himself.
         if let Err(reason) = unmount(&path, self.way, Busy::Refuse) {

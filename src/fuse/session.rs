@@ -16,7 +16,7 @@ use super::server::Server;
 use super::statistics::Statistics;
 use super::unmounter::Unmounter;
 use crate::config::{Access, MountConfig};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::union::Union;
 
 /// The numbers of /dev/fuse: admin-guide/devices.txt in the kernel's documentation.
@@ -222,7 +222,8 @@ fn ready_for_service(fd: BorrowedFd<'_>, unmounter: &Unmounter) -> Result<()> {
     let stat = rustix::fs::fstat(fd).map_err(|e| failed("the descriptor cannot be looked at", e))?;
     let device = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
     if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice || device != FUSE_DEVICE {
-        return Err(unmounter.error("the descriptor is not /dev/fuse", "give an open and mounted /dev/fuse"));
+        let error = unmounter.error("the descriptor is not /dev/fuse", "give an open and mounted /dev/fuse");
+        return Err(error.of_kind(ErrorKind::Setup));
     }
     let flags = rustix::fs::fcntl_getfl(fd).map_err(|e| failed("the descriptor cannot be used", e))?;
     rustix::fs::fcntl_setfl(fd, flags - OFlags::NONBLOCK).map_err(|e| failed("the descriptor cannot wait", e))?;

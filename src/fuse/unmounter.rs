@@ -66,6 +66,6 @@ impl Unmounter {
             Made::Here(mounted) => mounted.mountpoint(),
             Made::Elsewhere(mountpoint) => mountpoint,
         };
-        Error::Mount { mountpoint: mountpoint.to_owned(), reason: reason.into(), remedy: remedy.into() }
+        Error::mount(mountpoint, reason, remedy)
     }
 }

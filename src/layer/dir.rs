@@ -160,8 +160,9 @@ impl Lowers {
         let mut roots = Vec::with_capacity(layers.len());
         let fds = Arc::new(FdCache::new(capacity));
         for layer in &layers {
-            let failed =
-                |errno: Errno| Error::setup(&layer.path, format!("cannot be read: {errno}"), "check its permissions");
+            let failed = |errno: Errno| {
+                Error::setup(&layer.path, format!("cannot be read: {errno}"), "check its permissions").because(errno)
+            };
             let attr = layer.stat(layer.root(), OsStr::new("")).map_err(failed)?;
             let mut marks = namespace.marks(layer.root(), OsStr::new("")).map_err(failed)?;
             marks.opaque |= exists(layer, layer.root(), OsStr::new(WH_OPAQUE)).map_err(|e| failed(e.errno()))?;

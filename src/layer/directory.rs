@@ -61,12 +61,13 @@ impl Directory {
 
     fn opened(name: PathBuf, fd: rustix::io::Result<OwnedFd>) -> Result<Self> {
         let path = &name;
-        let fd = fd.map_err(|errno| match errno {
+        let refused = |errno| match errno {
             Errno::NOENT => Error::setup(path, "no such directory", "create it or correct the path"),
             Errno::NOTDIR => Error::setup(path, "not a directory", "name the directory that holds the layer"),
             Errno::ACCESS => Error::setup(path, "permission denied", "make it searchable for the user that mounts"),
             errno => Error::setup(path, format!("cannot be opened: {errno}"), "check the path"),
-        })?;
+        };
+        let fd = fd.map_err(|errno| refused(errno).because(errno))?;
         let failed = |e| Error::setup(path, format!("cannot be looked at: {e}"), "check the file system");
         let way_up = way_up(fd.as_fd()).map_err(failed)?;
         Ok(Self { name, fd, way_up })

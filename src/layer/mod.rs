@@ -121,6 +121,7 @@ impl Layer {
             rustix::fs::openat(&root.fd, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
                 .map_err(|errno| {
                     Error::setup(path, format!("cannot be read: {errno}"), "make it readable for the user that mounts")
+                        .because(errno)
                 })?;
         // overlayfs writes zeros for a file system without a uuid, and so do we.
         let uuid = crate::sys::fhandle::filesystem_uuid(readable.as_fd()).unwrap_or_default();

@@ -391,7 +391,8 @@ fn workdir_beside(upper: &Directory) -> Result<(Directory, bool)> {
         Ok(()) => true,
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => false,
         Err(e) => {
-            return Err(Error::setup(path, format!("the workdir cannot be made: {e}"), "name another one with --work"));
+            let error = Error::setup(path, format!("the workdir cannot be made: {e}"), "name another one with --work");
+            return Err(error.because(e));
         }
     };
     let opened = Directory::at(&path).inspect_err(|_| {
@@ -462,7 +463,8 @@ fn check_writable(layer: &Layer, path: &Path) -> Result<()> {
             Err(Error::setup(path, "is on a read-only file system", "name an upper that can be written"))
         }
         Err(errno) => {
-            Err(Error::setup(path, format!("cannot be written: {errno}"), "make it writable for the user that mounts"))
+            Err(Error::setup(path, format!("cannot be written: {errno}"), "make it writable for the user that mounts")
+                .because(errno))
         }
     }
 }
@@ -470,7 +472,8 @@ fn check_writable(layer: &Layer, path: &Path) -> Result<()> {
 /// Finds out what the file system of upper can do, and refuses one that tells no file types.
 fn probe(layer: &Layer, work: &Workdir, namespace: Namespace) -> Result<Features> {
     let path = work.path();
-    let failed = |e: Errno| Error::setup(path, format!("cannot be written: {e}"), "check permissions and free space");
+    let failed =
+        |e: Errno| Error::setup(path, format!("cannot be written: {e}"), "check permissions and free space").because(e);
     let (a, b) = (work.temporary(), work.temporary());
     let dir = work.fd();
     let file = |name: &OsStr| {

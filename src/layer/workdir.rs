@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::acl;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::sys::dents;
 
 const WORK: &str = "work";
@@ -54,8 +54,9 @@ fn readable(dir: BorrowedFd<'_>, name: &str) -> rustix::io::Result<OwnedFd> {
 
 /// Takes the lock that says that a mount uses the directory at `path`; `None` on file systems without locks.
 pub fn lock(dir: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
-    let failed =
-        |e: Errno| Error::setup(path, format!("cannot be read: {e}"), "make it readable for the user that mounts");
+    let failed = |e: Errno| {
+        Error::setup(path, format!("cannot be read: {e}"), "make it readable for the user that mounts").because(e)
+    };
     let fd = readable(dir, ".").map_err(failed)?;
     match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(fd),
@@ -63,7 +64,8 @@ pub fn lock(dir: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
             path,
             "in use by another mount",
             "unmount that one first; two mounts must not share an upper or a workdir",
-        )),
+        )
+        .of_kind(ErrorKind::InUse)),
         Err(errno) => {
             log::warn!("{}: cannot be locked ({errno}); nothing keeps a second mount away from it", path.display());
             Ok(fd)
@@ -78,7 +80,7 @@ impl Workdir {
     pub fn open(dir: BorrowedFd<'_>, path: &Path, index: bool, earlier: Earlier) -> Result<Self> {
         let lock = lock(dir, path)?;
         let io = |what: &str, e: Errno| {
-            Error::setup(path, format!("{what}: {e}"), "make it writable for the user that mounts")
+            Error::setup(path, format!("{what}: {e}"), "make it writable for the user that mounts").because(e)
         };
         let mut foreign = None;
         dents::each(lock.as_fd(), |name, _, _| {
@@ -243,6 +245,7 @@ fn refuse_incompatible(dir: BorrowedFd<'_>, path: &Path) -> Result<bool> {
             reason,
             "mount as the user who mounted with this workdir before, or name a fresh upper and workdir",
         )
+        .because(e)
     })?;
     let (marks, dirty) = marks.flatten().unwrap_or_default();
     let boot = boot();

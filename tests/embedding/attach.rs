@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags};
 use unionfs_rs::config::MountConfig;
-use unionfs_rs::error::Error;
+use unionfs_rs::error::{Error, ErrorKind};
 use unionfs_rs::fuse::Mount;
 use unionfs_rs::union::Union;
 
@@ -62,6 +62,7 @@ fn an_attached_descriptor_is_served_until_its_owner_unmounts() {
     mnt.file("f", "upper");
     let refused = unmounter.unmount().expect_err("the mount is the runtime's");
     assert!(matches!(&refused, Error::NotOurs { mountpoint } if *mountpoint == layers.mnt()), "{refused}");
+    assert_eq!(refused.kind(), ErrorKind::NotOurs);
     assert_eq!(mnt.read("f"), b"upper");
     rustix::mount::unmount(&own.at, UnmountFlags::empty()).expect("nobody is in it");
     handle.join().expect("it was served to its end");
