@@ -8,5 +8,7 @@ mod attach;
 mod descriptors;
 #[path = "embedding/errors.rs"]
 mod errors;
+#[path = "embedding/example.rs"]
+mod example;
 #[path = "embedding/mounts.rs"]
 mod mounts;
