@@ -55,7 +55,7 @@ macro_rules! operations {
     ($($variant:ident = $name:literal,)+) => {
         /// A request of the FUSE protocol, as the kernel's `fuse_opcode` has it.
         ///
-        /// What the kernel need not ask is not there: after it has learnt that OPEN is not needed, none comes. FORGET counts
+        /// What the kernel need not ask does not come: it tries OPEN once, say, and learns that it is not needed. FORGET counts
         /// inodes, of which one message can bring many.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[non_exhaustive]
