@@ -31,6 +31,9 @@ pub struct UnionConfig {
     pub descriptors: Option<NonZeroUsize>,
     /// Whether data may be published before it is on the disk.
     pub volatile: bool,
+    /// How long an upper or workdir that another mount uses is waited for: one that is gone from the tree may still be
+    /// ending.
+    pub patience: Duration,
     /// Whether directories of lower layers can be renamed.
     pub redirect_dir: RedirectDir,
     /// Whether hard links of lower files stay linked after copy-up; `None` where upper can hold it.
@@ -67,6 +70,7 @@ impl Default for UnionConfig {
             work: None,
             descriptors: None,
             volatile: false,
+            patience: Duration::from_secs(2),
             redirect_dir: RedirectDir::Auto,
             index: None,
             metacopy: false,

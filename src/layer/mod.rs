@@ -23,11 +23,13 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 
+use crate::config::Owners;
 use crate::error::{Error, Result};
 use crate::sys::mount::Limit;
 use crate::sys::proc_path;
@@ -57,6 +59,8 @@ pub struct Layer {
     pub handles: bool,
     /// Where owners and modes are kept, if not with the files.
     pub overrides: Option<Store>,
+    /// What the mount that the layer is on shows for the owners that are stored, where it is idmapped.
+    pub idmap: Option<Arc<Owners>>,
     root: OwnedFd,
     private: bool,
     /// Whether each opening is confined to the mount of the layer by openat2(2).
@@ -129,7 +133,17 @@ impl Layer {
         let confined = !root.private && can_confine(root.fd.as_fd(), path);
         let overrides = Store::of_root(root.fd.as_fd())
             .map_err(|e| Error::setup(path, format!("its xattrs cannot be read: {e}"), "check the file system"))?;
-        Ok(Self { id, path: path.to_owned(), uuid, handles, overrides, root: root.fd, private: root.private, confined })
+        Ok(Self {
+            id,
+            path: path.to_owned(),
+            uuid,
+            handles,
+            overrides,
+            idmap: None,
+            root: root.fd,
+            private: root.private,
+            confined,
+        })
     }
 
     /// Returns the O_PATH descriptor of the layer's root.
@@ -171,7 +185,12 @@ impl Layer {
         if !self.private && !name.is_empty() && statx.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
             return Err(Errno::XDEV);
         }
-        Ok(Attr::from(&statx))
+        let mut attr = Attr::from(&statx);
+        if let Some(owners) = &self.idmap {
+            attr.uid = owners.uids.stored(attr.uid).unwrap_or(attr.uid);
+            attr.gid = owners.gids.stored(attr.gid).unwrap_or(attr.gid);
+        }
+        Ok(attr)
     }
 
     /// Reads the target of the symbolic link `name` in `dir`; with an empty name `dir` is the link, opened with O_PATH.

@@ -70,7 +70,7 @@ impl Layer {
     /// Reads the xattr `name` of the mount of `file` in `dir`. Errors: ENODATA.
     pub fn xattr(&self, dir: BorrowedFd<'_>, file: &OsStr, name: &OsStr) -> Result<Vec<u8>> {
         let stored = self.stored_xattr(name);
-        match xattr::whole(dir, file, &stored) {
+        let value = match xattr::whole(dir, file, &stored) {
             // What the file itself has shows through, until it is set or removed.
             Err(Errno::NODATA)
                 if self.keeps_security_apart() && stored.as_bytes().starts_with(SECURITY_APART.as_bytes()) =>
@@ -78,7 +78,12 @@ impl Layer {
                 xattr::whole(dir, file, &overlay::stored(name))
             }
             done => done,
-        }
+        }?;
+        let Some(owners) = self.idmap.as_ref().filter(|_| acl::is_acl(name)) else { return Ok(value) };
+        let mut acl = Acl::parse(&value)?;
+        let (uids, gids) = (&owners.uids, &owners.gids);
+        acl.map_ids(|id| Some(uids.stored(id).unwrap_or(id)), |id| Some(gids.stored(id).unwrap_or(id)))?;
+        Ok(acl.to_bytes())
     }
 
     /// Lists the names of the xattrs of `file` in `dir` that the mount shows.

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timestamps, Uid, XattrFlags};
@@ -174,10 +175,12 @@ impl Upper {
         let (upper_root, work_root) = clone_together(upper, work, config.atime);
         let mut layer = Layer::new(LayerId::UPPER, path, upper_root)?;
         layer.overrides = overrides(config, &layer)?;
-        let lock = workdir::lock(layer.root(), path)?;
+        let deadline = Instant::now() + config.patience;
+        let lock = workdir::lock(layer.root(), path, deadline)?;
         check_writable(&layer, path)?;
         let earlier = if config.volatile { Earlier::Leave } else { Earlier::Sync };
-        let mut work = Workdir::open(work_root.as_fd(), work_path, config.index != Some(false), earlier)?;
+        let work_lock = workdir::lock(work_root.as_fd(), work_path, deadline)?;
+        let mut work = Workdir::open(work_lock, work_path, config.index != Some(false), earlier)?;
         let checked = check_features(config, &layer, &work, namespace);
         let (features, format) = checked.inspect_err(|_| work.withdraw())?;
         if !features.xattrs {

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -52,13 +53,24 @@ fn readable(dir: BorrowedFd<'_>, name: &str) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat(dir, name, flags, Mode::empty())
 }
 
-/// Takes the lock that says that a mount uses the directory at `path`; `None` on file systems without locks.
-pub fn lock(dir: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
+/// How long a mount that is in the way is looked at again.
+const POLL: Duration = Duration::from_millis(10);
+
+/// Takes the lock that says that a mount uses the directory at `path`, and waits until `deadline` for one that has it: the
+/// process of a mount that is gone from the tree may have something left to do. On file systems without locks there is
+/// none.
+pub fn lock(dir: BorrowedFd<'_>, path: &Path, deadline: Instant) -> Result<OwnedFd> {
     let failed = |e: Errno| {
         Error::setup(path, format!("cannot be read: {e}"), "make it readable for the user that mounts").because(e)
     };
     let fd = readable(dir, ".").map_err(failed)?;
-    match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+    let locked = loop {
+        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(POLL),
+            done => break done,
+        }
+    };
+    match locked {
         Ok(()) => Ok(fd),
         Err(Errno::WOULDBLOCK) => Err(Error::setup(
             path,
@@ -74,11 +86,10 @@ pub fn lock(dir: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
 }
 
 impl Workdir {
-    /// Locks, checks and empties the workdir behind `dir`.
+    /// Checks and empties the workdir behind `lock`, which [`lock`](lock()) has given.
     ///
     /// Nothing on the disk changes before every check has passed.
-    pub fn open(dir: BorrowedFd<'_>, path: &Path, index: bool, earlier: Earlier) -> Result<Self> {
-        let lock = lock(dir, path)?;
+    pub fn open(lock: OwnedFd, path: &Path, index: bool, earlier: Earlier) -> Result<Self> {
         let io = |what: &str, e: Errno| {
             Error::setup(path, format!("{what}: {e}"), "make it writable for the user that mounts").because(e)
         };

@@ -12,7 +12,6 @@ pub mod ioctl;
 #[cfg(feature = "fuse")]
 pub mod memory;
 pub mod mount;
-#[cfg(feature = "fuse")]
 pub mod mountinfo;
 pub mod xattr;
 

@@ -8,10 +8,14 @@ use std::path::PathBuf;
 /// A line of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
+    /// The number of the mount, as statx(2) has it.
+    pub id: u64,
     /// The number of the device, major and minor, as in `st_dev`.
     pub device: (u32, u32),
     /// What it is mounted on.
     pub path: PathBuf,
+    /// Whether it shows other owners than are stored (mount_setattr(2), MOUNT_ATTR_IDMAP).
+    pub idmapped: bool,
     /// The type of the file system.
     pub kind: OsString,
 }
@@ -27,12 +31,14 @@ fn parse(table: &[u8]) -> Vec<Line> {
 
 fn line(line: &[u8]) -> Option<Line> {
     let mut fields = line.split(|&byte| byte == b' ');
-    let (major, minor) = std::str::from_utf8(fields.nth(2)?).ok()?.split_once(':')?;
+    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let (major, minor) = std::str::from_utf8(fields.nth(1)?).ok()?.split_once(':')?;
     let device = (major.parse().ok()?, minor.parse().ok()?);
     let path = PathBuf::from(unescape(fields.nth(1)?));
+    let idmapped = fields.next()?.split(|&byte| byte == b',').any(|option| option == b"idmapped");
     // Optional fields end at a dash; the type is next.
     let kind = unescape(fields.skip_while(|field| *field != b"-").nth(1)?);
-    Some(Line { device, path, kind })
+    Some(Line { id, device, path, idmapped, kind })
 }
 
 /// Reads `\040` and its like, which stand for white space and backslashes.
@@ -63,19 +69,21 @@ mod tests {
     fn lines_are_read_and_what_is_none_is_left_out() {
         let table = b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
             30 22 0:40 / /mnt/a\\040b rw shared:2 master:1 - tmpfs tmpfs rw\n\
-            31 30 0:41 / /mnt/a\\040b rw - fuse.unionfs-rs unionfs-rs rw,user_id=0\n\
+            31 30 0:41 / /mnt/a\\040b rw,idmapped - fuse.unionfs-rs unionfs-rs rw,user_id=0\n\
             32 22 0:42 / /mnt/c\\134d rw - fuse.x x rw\n\
             short line\n";
         let lines: Vec<_> = parse(table)
             .into_iter()
-            .map(|line| (line.device, line.path.display().to_string(), line.kind.display().to_string()))
+            .map(|line| (line.id, line.device, line.path.display().to_string(), line.idmapped, line.kind.into_string()))
             .collect();
         let expected = [
-            ((8, 1), "/", "ext4"),
-            ((0, 40), "/mnt/a b", "tmpfs"),
-            ((0, 41), "/mnt/a b", "fuse.unionfs-rs"),
-            ((0, 42), r"/mnt/c\d", "fuse.x"),
+            (22, (8, 1), "/", false, "ext4"),
+            (30, (0, 40), "/mnt/a b", false, "tmpfs"),
+            (31, (0, 41), "/mnt/a b", true, "fuse.unionfs-rs"),
+            (32, (0, 42), r"/mnt/c\d", false, "fuse.x"),
         ];
-        assert_eq!(lines, expected.map(|(device, path, kind)| (device, path.to_owned(), kind.to_owned())));
+        let expected = expected
+            .map(|(id, device, path, idmapped, kind)| (id, device, path.to_owned(), idmapped, Ok(kind.to_owned())));
+        assert_eq!(lines, expected);
     }
 }

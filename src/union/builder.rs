@@ -2,11 +2,12 @@
 
 use std::ffi::OsStr;
 use std::num::NonZeroUsize;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use parking_lot::Mutex;
+use rustix::fs::{AtFlags, StatxFlags};
 
 use super::directories::Directories;
 use super::file;
@@ -18,7 +19,7 @@ use super::owners::OwnerView;
 use super::table::Table;
 use super::usage::CopyUpCounts;
 use super::{Caller, Union};
-use crate::config::{RedirectDir, Source, UnionConfig, XattrNamespace};
+use crate::config::{Owners, RedirectDir, Source, UnionConfig, XattrNamespace};
 use crate::error::{Error, Result};
 use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::Lowers;
@@ -29,7 +30,7 @@ use crate::layer::overlay::{Marks, Namespace};
 use crate::layer::upper::Upper;
 use crate::layer::{Layer, LayerId, Root};
 use crate::sys::mount::Limit;
-use crate::sys::{caps, dents};
+use crate::sys::{caps, dents, mountinfo};
 
 /// Describes a union; made by [`Union::builder`].
 #[derive(Debug, Clone, Default)]
@@ -94,7 +95,7 @@ impl Union {
             XattrNamespace::Auto if caps::trusted_xattrs() => Namespace::Trusted,
             XattrNamespace::Auto => Namespace::User,
         };
-        let lowers = Lowers::new(open_lowers(directories.lowers)?, namespace, kept)?;
+        let lowers = Lowers::new(open_lowers(directories.lowers, &config.owners)?, namespace, kept)?;
         // Last, because it makes what is missing in the workdir.
         let upper = match directories.upper {
             Some(upper) => Some(Upper::open(config, upper, directories.work, namespace)?),
@@ -184,12 +185,34 @@ fn kept_open(config: &UnionConfig) -> usize {
     }
 }
 
-fn open_lowers(lowers: Vec<Directory>) -> Result<Vec<Layer>> {
+fn open_lowers(lowers: Vec<Directory>, owners: &Owners) -> Result<Vec<Layer>> {
+    let idmapped = if owners.uids.is_identity() && owners.gids.is_identity() { Vec::new() } else { idmapped_mounts() };
+    let owners = Arc::new(owners.clone());
     let open = |(lower, id): (Directory, u16)| {
         let name = lower.name().to_owned();
-        Layer::new(LayerId(id), &name, Root::of(lower, Some(Limit::ReadOnly)))
+        let idmap = is_on_one_of(lower.fd(), &idmapped).then(|| owners.clone());
+        let mut layer = Layer::new(LayerId(id), &name, Root::of(lower, Some(Limit::ReadOnly)))?;
+        layer.idmap = idmap;
+        Ok(layer)
     };
     lowers.into_iter().zip(1u16..).map(open).collect()
+}
+
+/// Returns the numbers of the mounts that show other owners than are stored.
+///
+/// containers/storage gives a mount program lower layers on such mounts, and the map that they apply besides: for these
+/// layers the map is not to be applied once more. That the two maps are one it alone knows.
+fn idmapped_mounts() -> Vec<u64> {
+    let table = mountinfo::read().inspect_err(|error| log::warn!("/proc/self/mountinfo: {error}")).unwrap_or_default();
+    table.into_iter().filter(|mount| mount.idmapped).map(|mount| mount.id).collect()
+}
+
+fn is_on_one_of(fd: BorrowedFd<'_>, mounts: &[u64]) -> bool {
+    if mounts.is_empty() {
+        return false;
+    }
+    let seen = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::MNT_ID);
+    seen.is_ok_and(|seen| mounts.contains(&seen.stx_mnt_id))
 }
 
 /// Settles whether redirects are written, which needs xattrs.

@@ -3,10 +3,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::union::{is_ours, trap};
 use crate::support::{
-    Layers, LowersUnchanged, Mode, OurMount, Privilege, Spec, Tmpfs, Watchdog, modes, privilege, record_skip, test_name,
+    Io, Layers, LowersUnchanged, Mode, OurMount, Placement, Privilege, Spec, Tmpfs, Watchdog, modes, privilege,
+    record_skip, test_name,
 };
 
 /// Far more than any tree of these tests holds: a union that enters itself has no end.
@@ -185,6 +187,29 @@ fn what_a_volatile_mount_wrote_is_refused_once_the_system_was_started_anew() {
         crate::support::Mounted::unmount(&mut mount).expect("the union can be unmounted");
         lowers.check();
     }
+}
+
+#[test]
+fn an_upper_whose_mount_is_ending_is_waited_for() {
+    if !is_ours("it has no process that ends") {
+        return;
+    }
+    let _watchdog = Watchdog::start();
+    let layers = Layers::new(1, Placement::OneFs);
+    layers.lower(0).file("f", "lower");
+    // As the process of a mount does that is gone from the tree and has something left to do.
+    let held = fs::File::open(layers.upper().root()).expect("an own directory");
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).expect("nobody else has it");
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(Duration::from_millis(500));
+            drop(held);
+        });
+        let mut mount = layers.spec(Io::Cached).mount_ours();
+        fs::write(layers.mnt().join("f"), "changed").expect("a file is copied up");
+        crate::support::Mounted::unmount(&mut mount).expect("the union can be unmounted");
+    });
+    assert_eq!(layers.upper().read("f"), b"changed");
 }
 
 #[test]

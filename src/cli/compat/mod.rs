@@ -8,6 +8,7 @@ mod table;
 mod words;
 
 use std::ffi::{OsStr, OsString};
+use std::time::Duration;
 
 use self::table::{GRANTED, SPECS, VOIDS};
 use self::words::{FUSE_OVERLAYFS, Flag, Form, Words};
@@ -93,6 +94,8 @@ fn settings(words: &Words, warnings: &mut Vec<String>) -> Result<Settings, Failu
 fn defaults(words: &Words) -> Settings {
     let mut settings = Settings::new("");
     settings.union.redirect_dir = RedirectDir::Follow;
+    // A runtime detaches a mount and mounts its upper again at once, on machines that are busy with others.
+    settings.union.patience = Duration::from_secs(10);
     if words.is_fuse_overlayfs() {
         settings.mount.fsname = FUSE_OVERLAYFS.into();
         settings.mount.subtype = FUSE_OVERLAYFS.into();
