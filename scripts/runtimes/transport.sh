@@ -22,7 +22,10 @@ RUN id -un >who && echo "$HOME" >home && ln who who-again && mv who whoever
 USER root
 RUN sed -i /^app:/d /etc/passwd /etc/group && rm -r /home/app /srv/app/work/home
 CMD ["cat", "/srv/app/work/told"]' "$dir" || true
-    check "buildah bud, a layer a line" as buildah bud -q --layers --pull-never -t localhost/bud:1 "$dir/out/context" || return 0
+    local layers=true
+    # A commit a line takes longer than all else in the quick share.
+    [ "$quick" = no ] || layers=false
+    check "buildah bud, layers=$layers" as buildah bud -q --layers="$layers" --pull-never -t localhost/bud:1 "$dir/out/context" || return 0
     equal "what it runs" told "$(inside localhost/bud:1)" || true
     equal "what it holds" '/srv/app 2775 0:0
 /srv/app/deep 750 0:0
@@ -37,8 +40,10 @@ CMD ["cat", "/srv/app/work/told"]' "$dir" || true
 /srv/app/work/told 644 0:0
 /srv/app/work/who-again 644 1234:1234
 /srv/app/work/whoever 644 1234:1234' "$(inside localhost/bud:1 find /srv/app -exec stat -c '%n %a %u:%g' {} + | sort | sed 's/\(old\|owned\) 2/\1 /')" || true
-    check "again, and every layer is a known one" as buildah bud --layers --pull-never -t localhost/bud:2 "$dir/out/context" || true
-    equal "all lines from the cache" 10 "$(grep -c 'Using cache' "$dir/last" || true)" || true
+    if [ "$quick" = no ]; then
+        check "again, and every layer is a known one" as buildah bud --layers --pull-never -t localhost/bud:2 "$dir/out/context" || true
+        equal "all lines but FROM from the cache" 13 "$(grep -c 'Using cache' "$dir/last" || true)" || true
+    fi
     manifest localhost/bud:1 >"$dir/tree-bud" || true
 }
 
