@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::num::NonZeroUsize;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use unionfs_rs::config::MountConfig;
 use unionfs_rs::fuse::{Mount, MountHandle, Operation};
-use unionfs_rs::union::Union;
+use unionfs_rs::union::{Caller, Name, New, NodeId, Union};
 
 use crate::support::{Layers, Placement, Tree, Watchdog};
 
@@ -166,4 +167,25 @@ fn statistics_tell_requests_and_copy_ups() {
     assert!(now.requests.of(Operation::Lookup) > 0 && now.requests.of(Operation::Write) > 1);
     assert!(now.usage.inodes > 3 && now.requests.total() > before.requests.total());
     served.end();
+}
+
+#[test]
+fn the_umask_of_the_process_plays_no_part() {
+    let layers = layers();
+    let builder = Union::builder().lowers(layers.lowers()).upper(layers.path("upper")).work(layers.path("work"));
+    let name = |name: &'static str| Name::new(name.as_ref()).expect("a good name");
+    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o777));
+    let union = builder.build().unwrap_or_else(|error| panic!("{error}"));
+    for (new, named, mode) in [(New::Regular, "new", 0o666), (New::Directory, "dir", 0o755)] {
+        union.create(NodeId::ROOT, name(named), new, mode, 0o002, Caller::current()).expect("it can be made");
+    }
+    let large = union.lookup(NodeId::ROOT, name("large")).expect("a lower has it");
+    union.write(large.id, 0, b"changed", None).expect("it is copied up");
+    union.unlink(NodeId::ROOT, name("f")).expect("it can be hidden");
+    union.end().expect("nothing is left unfinished");
+    rustix::process::umask(before);
+    let mode = |tree: Tree, name: &str| tree.stat(name).permissions().mode() & 0o7777;
+    assert_eq!((mode(layers.upper(), "new"), mode(layers.upper(), "dir")), (0o664, 0o755));
+    assert_eq!(mode(layers.upper(), "large"), mode(layers.lower(0), "large"));
+    assert!(layers.upper().is_whiteout("f"));
 }
