@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// The user and group of what belongs to nobody that can be named: the kernel's overflow ids (user_namespaces(7)).
+pub const NOBODY: u32 = 65534;
+
 /// Consecutive ids that the layers store, and what the mount shows for them.
 ///
 /// Container runtimes write it `STORED:SHOWN:COUNT`, where the layers store the ids of the container.

@@ -9,7 +9,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use ids::{IdMap, IdMapError, IdRange, Owners};
+pub use ids::{IdMap, IdMapError, IdRange, NOBODY, Owners};
 pub use source::Source;
 
 /// The layers of a union and how they are read and written.

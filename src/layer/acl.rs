@@ -1,8 +1,11 @@
 //! POSIX ACLs as xattrs hold them, and how a new file inherits its directory's default ACL.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 
 use rustix::io::Errno;
+
+use crate::config::NOBODY;
 
 /// The xattr of the ACL that a directory's new entries get.
 pub const DEFAULT: &str = "system.posix_acl_default";
@@ -136,11 +139,20 @@ impl Acl {
         Ok(())
     }
 
-    /// Lets the owner do what `mode` says besides.
-    pub fn allow_owner(&mut self, mode: u32) {
-        for entry in self.entries.iter_mut().filter(|entry| entry.tag == USER_OBJ) {
-            entry.perm |= ((mode >> 6) & 7) as u16;
+    /// Replaces the users and groups that are named, for those who look at the ACL; one that is replaced by none is nobody,
+    /// and may do nothing.
+    pub fn show_ids(&mut self, user: impl Fn(u32) -> Option<u32>, group: impl Fn(u32) -> Option<u32>) {
+        for entry in &mut self.entries {
+            let shown = match entry.tag {
+                USER => user(entry.id),
+                GROUP => group(entry.id),
+                _ => continue,
+            };
+            (entry.id, entry.perm) = shown.map_or((NOBODY, 0), |id| (id, entry.perm));
         }
+        // acl_valid(3): each is named once.
+        let mut named = HashSet::new();
+        self.entries.retain(|entry| !matches!(entry.tag, USER | GROUP) || named.insert((entry.tag, entry.id)));
     }
 
     /// Replaces the users and groups that are named. Errors: EINVAL for one that is replaced by none.
@@ -211,10 +223,7 @@ mod tests {
         let set = acl(&[(USER_OBJ, 7, none), (USER, 7, 9), (GROUP_OBJ, 1, none), (MASK, 2, none), (OTHER, 0, none)]);
         assert_eq!(read.to_bytes(), set);
         let plain = acl(&[(USER_OBJ, 0, none), (GROUP_OBJ, 5, none), (OTHER, 4, none)]);
-        let mut read = Acl::parse(&plain).expect("an ACL");
-        assert_eq!(read.mode(), Ok(0o054));
-        read.allow_owner(0o600);
-        assert_eq!(read.mode(), Ok(0o654));
+        assert_eq!(Acl::parse(&plain).and_then(|acl| acl.mode()), Ok(0o054));
     }
 
     #[test]
@@ -226,5 +235,12 @@ mod tests {
         let mapped = acl(&[(USER_OBJ, 7, none), (USER, 7, 1009), (GROUP, 5, 2008), (MASK, 7, none), (OTHER, 0, none)]);
         assert_eq!(read.to_bytes(), mapped);
         assert_eq!(read.map_ids(|_| None, Some), Err(Errno::INVAL));
+        read.show_ids(|_| None, |id| Some(id - 2000));
+        let shown = acl(&[(USER_OBJ, 7, none), (USER, 0, NOBODY), (GROUP, 5, 8), (MASK, 7, none), (OTHER, 0, none)]);
+        assert_eq!(read.to_bytes(), shown, "an entry for nobody lets nobody in");
+        let value = acl(&[(USER_OBJ, 7, none), (USER, 7, 9), (USER, 5, 10), (MASK, 7, none), (OTHER, 0, none)]);
+        let mut read = Acl::parse(&value).expect("an ACL");
+        read.show_ids(|_| None, Some);
+        assert_eq!(read.to_bytes(), acl(&[(USER_OBJ, 7, none), (USER, 0, NOBODY), (MASK, 7, none), (OTHER, 0, none)]));
     }
 }

@@ -252,6 +252,12 @@ impl Lowers {
         self.with_fd(dir, |fd| layer.stat(fd, name).map_err(|e| layer.error("statx", name, e)))
     }
 
+    /// Returns whether `name` in `dir` is a device that marks a removed name.
+    pub fn is_char_whiteout(&self, dir: &Arc<LayerDir>, name: &OsStr) -> Result<bool> {
+        let layer = self.layer(dir);
+        self.with_fd(dir, |fd| layer.is_char_whiteout(fd, name))
+    }
+
     /// Returns an error that says what is wrong with `name` in `dir`.
     pub fn corrupt(&self, dir: &LayerDir, name: &OsStr, reason: impl Into<String>) -> Error {
         Error::Corrupt { file: self.location(dir, name), reason: reason.into() }
@@ -312,7 +318,7 @@ pub fn dotwh_name(name: &OsStr) -> Option<OsString> {
 }
 
 fn exists(layer: &Layer, dir: BorrowedFd<'_>, name: &OsStr) -> Result<bool> {
-    match layer.stat(dir, name) {
+    match layer.stat_file(dir, name) {
         Ok(_) => Ok(true),
         // EACCES: a plain user who may not search the directory cannot see what it hides either.
         Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => Ok(false),

@@ -29,7 +29,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlag
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 
-use crate::config::Owners;
+use crate::config::{NOBODY, Owners};
 use crate::error::{Error, Result};
 use crate::sys::mount::Limit;
 use crate::sys::proc_path;
@@ -187,10 +187,15 @@ impl Layer {
         }
         let mut attr = Attr::from(&statx);
         if let Some(owners) = &self.idmap {
-            attr.uid = owners.uids.stored(attr.uid).unwrap_or(attr.uid);
-            attr.gid = owners.gids.stored(attr.gid).unwrap_or(attr.gid);
+            attr.uid = owners.uids.stored(attr.uid).unwrap_or(NOBODY);
+            attr.gid = owners.gids.stored(attr.gid).unwrap_or(NOBODY);
         }
         Ok(attr)
+    }
+
+    /// Returns whether `name` in `dir` is a device that marks a removed name.
+    pub fn is_char_whiteout(&self, dir: BorrowedFd<'_>, name: &OsStr) -> Result<bool> {
+        self.stat_file(dir, name).map(|attr| attr.is_char_whiteout()).map_err(|e| self.error("statx", name, e))
     }
 
     /// Reads the target of the symbolic link `name` in `dir`; with an empty name `dir` is the link, opened with O_PATH.
@@ -199,10 +204,12 @@ impl Layer {
             Ok(target) => Ok(OsString::from_vec(target.into_bytes())),
             // A plain file that stands for a link holds the target. ENOENT: what an empty name is to one that is no link.
             Err(Errno::INVAL | Errno::NOENT) if self.overrides.is_some_and(Store::keeps_links_in_files) => {
+                // Without waiting: what stands there may have become a pipe.
+                let flags = OFlags::RDONLY | OFlags::NONBLOCK;
                 let file = if name.is_empty() {
-                    rustix::fs::open(proc_path(dir), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?
+                    rustix::fs::open(proc_path(dir), flags | OFlags::CLOEXEC, Mode::empty())?
                 } else {
-                    self.open_noatime(dir, name, OFlags::RDONLY)?
+                    self.open_noatime(dir, name, flags)?
                 };
                 let mut target = vec![0; TARGET_MAX];
                 let len = rustix::io::pread(&file, &mut target, 0)?;

@@ -8,11 +8,12 @@ use std::os::fd::BorrowedFd;
 
 use rustix::fs::XattrFlags;
 use rustix::io::{Errno, Result};
+use rustix::thread::CapabilitySet;
 
 use super::attr::{Attr, FileKind};
 use super::overlay::{OVERRIDE_CONTAINERS, OVERRIDE_OLD, OVERRIDE_SECURITY};
 use crate::config::Permissions;
-use crate::sys::xattr;
+use crate::sys::{caps, xattr};
 
 /// The xattr that a layer keeps owners and modes in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,11 +115,20 @@ impl Store {
         }
     }
 
-    /// Finds out what store the layer with this root has, if any.
+    /// Finds out what store the layer with this root says that it has, if any.
     pub fn of_root(root: BorrowedFd<'_>) -> Result<Option<Self>> {
         let names = xattr::list(root, OsStr::new(""))?;
         let stores = [Self::Security, Self::Containers, Self::Old];
         Ok(stores.into_iter().find(|store| names.iter().any(|name| name == store.name())))
+    }
+
+    /// Returns whether the store may be believed by a mount that was told `asked`.
+    ///
+    /// Whoever may write a file may set its `user.` xattrs, and would give themselves the rights of anybody: where the server
+    /// has such rights to give, it must be told that the layers come from somebody who may. Others can give their own alone.
+    pub fn is_credible(self, asked: Permissions) -> bool {
+        let gives_rights = || caps::in_initial_user_namespace() && caps::effective(CapabilitySet::CHOWN);
+        self == Self::Security || asked == Permissions::User || !gives_rights()
     }
 
     /// Returns the name of the xattr.
@@ -142,8 +152,9 @@ impl Store {
             Ok(len) => OverrideStat::parse(value.get(..len).unwrap_or_default()).map(Some).inspect_err(|_| {
                 log::warn!("{name:?}: its {} is garbage", self.name());
             }),
-            // EPERM: `user.` on a kind of file that cannot have one.
-            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => Ok(None),
+            // EPERM: `user.` on a kind of file that cannot have one. EACCES: on one that this user may not read, which then
+            // is what the file itself says.
+            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => Ok(None),
             Err(Errno::RANGE) => Err(Errno::IO),
             Err(errno) => Err(errno),
         }

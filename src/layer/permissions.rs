@@ -6,8 +6,9 @@
 //! sockets and, where the xattr cannot be on them, symbolic links are plain files.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, XattrFlags};
 use rustix::io::{Errno, Result};
@@ -18,7 +19,10 @@ use super::attr::FileKind;
 use super::overlay::{self, SECURITY_APART, View};
 use super::override_stat::{OverrideStat, Store};
 use super::upper::{New, Place, Upper};
-use crate::sys::{proc_path, xattr};
+use super::workdir::Workdir;
+use crate::config::UnionConfig;
+use crate::error::Error;
+use crate::sys::{dents, proc_path, xattr};
 
 /// What the names of xattrs begin with that a plain user cannot set.
 const SECURITY: &[u8] = b"security.";
@@ -82,7 +86,7 @@ impl Layer {
         let Some(owners) = self.idmap.as_ref().filter(|_| acl::is_acl(name)) else { return Ok(value) };
         let mut acl = Acl::parse(&value)?;
         let (uids, gids) = (&owners.uids, &owners.gids);
-        acl.map_ids(|id| Some(uids.stored(id).unwrap_or(id)), |id| Some(gids.stored(id).unwrap_or(id)))?;
+        acl.show_ids(|id| uids.stored(id), |id| gids.stored(id));
         Ok(acl.to_bytes())
     }
 
@@ -111,14 +115,15 @@ impl Upper {
     /// Removes the xattr `name` of the mount of what is behind `fd`. Errors: ENODATA.
     pub fn remove_xattr(&self, fd: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
         let (own, stored, itself) = (OsStr::new(""), self.layer.stored_xattr(name), overlay::stored(name));
-        let removed = xattr::remove(fd, own, &stored);
-        if stored == itself {
-            return removed;
+        // A plain user may not even try to remove one that is not there.
+        if stored != itself && xattr::get(fd, own, &itself, &mut []).is_ok() {
+            xattr::remove(fd, own, &itself)?;
+            return match xattr::remove(fd, own, &stored) {
+                Err(Errno::NODATA) => Ok(()),
+                done => done,
+            };
         }
-        match (removed, xattr::remove(fd, own, &itself)) {
-            (removed, Err(Errno::NODATA)) => removed,
-            (_, done) => done,
-        }
+        xattr::remove(fd, own, &stored)
     }
 
     /// Takes the capabilities of what is behind `fd`, whose contents were changed, where the kernel does not know of them.
@@ -180,8 +185,8 @@ impl Upper {
         let Stat { uid, gid, mode, kind, rdev } = stat;
         let linked = kind == FileKind::Symlink && !store.keeps_links_in_files();
         if !linked {
-            let ours = if kind == FileKind::Directory { 0o700 } else { 0o600 };
-            place.chmod(mode & 0o777 | ours)?;
+            // Whoever else may write a file may set its xattr too.
+            place.chmod(if kind == FileKind::Directory { 0o700 } else { 0o600 })?;
         }
         let itself = linked || matches!(kind, FileKind::Regular | FileKind::Directory);
         let stands_for = (!itself).then_some((kind, rdev));
@@ -195,19 +200,30 @@ impl Upper {
         let Some(store) = self.layer.overrides else {
             return rustix::fs::chownat(fd, "", uid.map(Uid::from_raw), gid.map(Gid::from_raw), AtFlags::EMPTY_PATH);
         };
-        let kind = self.change(store, fd, |stat, kind| {
+        if self.layer.stat_file(fd, OsStr::new(""))?.kind == FileKind::Regular {
+            match self.remove_xattr(fd, OsStr::new(CAPABILITY)) {
+                Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        self.change(store, fd, |stat, kind| {
             stat.uid = uid.unwrap_or(stat.uid);
             stat.gid = gid.unwrap_or(stat.gid);
             if kind != FileKind::Directory {
                 stat.mode = without_privileges(stat.mode);
             }
-        })?;
-        if kind != FileKind::Regular {
+        })
+    }
+
+    /// Takes set-user-id, and set-group-id of a file that its group may execute.
+    pub fn drop_set_id(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        let mode = self.layer.stat(fd, OsStr::new(""))?.mode;
+        if without_privileges(mode) == mode {
             return Ok(());
         }
-        match self.remove_xattr(fd, OsStr::new(CAPABILITY)) {
-            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
-            Err(errno) => Err(errno),
+        match self.layer.overrides {
+            None => self.set_mode(fd, without_privileges(mode)),
+            Some(store) => self.change(store, fd, |stat, _| stat.mode = without_privileges(stat.mode)),
         }
     }
 
@@ -221,32 +237,27 @@ impl Upper {
                 if self.layer.stat(fd, OsStr::new(""))?.kind == FileKind::Symlink {
                     return Err(Errno::OPNOTSUPP);
                 }
-                self.change(store, fd, |stat, _| stat.mode = mode).map(drop)
+                self.change(store, fd, |stat, _| stat.mode = mode)
             }
         }
     }
 
     /// Sets the access ACL of what is behind `fd`, and with it the permission bits.
     ///
-    /// Where the mode is kept apart, the file itself gets the ACL with everything allowed to its owner, who is the server;
+    /// Where the mode is kept apart, the ACL of the file itself allows its owner, the server, everything and others nothing;
     /// what the mode says in place of the base entries is put back by whoever reads it.
     pub fn set_access_acl(&self, fd: BorrowedFd<'_>, value: &[u8], flags: XattrFlags) -> Result<()> {
         let (own, name) = (OsStr::new(""), OsStr::new(acl::ACCESS));
         let Some(store) = self.layer.overrides else { return xattr::set(fd, own, name, value, flags) };
         let mut acl = Acl::parse(value)?;
         let mode = acl.mode()?;
-        acl.allow_owner(0o700);
+        acl.set_mode(0o700)?;
         xattr::set(fd, own, name, &acl.to_bytes(), flags)?;
-        self.change(store, fd, |stat, _| stat.mode = stat.mode & !0o777 | mode).map(drop)
+        self.change(store, fd, |stat, _| stat.mode = stat.mode & !0o777 | mode)
     }
 
-    /// Changes what is kept for the file behind `fd`; returns what the file is.
-    fn change(
-        &self,
-        store: Store,
-        fd: BorrowedFd<'_>,
-        change: impl FnOnce(&mut OverrideStat, FileKind),
-    ) -> Result<FileKind> {
+    /// Changes what is kept for the file behind `fd`.
+    fn change(&self, store: Store, fd: BorrowedFd<'_>, change: impl FnOnce(&mut OverrideStat, FileKind)) -> Result<()> {
         let own = OsStr::new("");
         let _changing = self.changing.lock();
         let file = self.layer.stat_file(fd, own)?;
@@ -254,8 +265,7 @@ impl Upper {
         let stands_for = (attr.kind != file.kind).then_some((attr.kind, attr.rdev));
         let mut stat = OverrideStat { uid: attr.uid, gid: attr.gid, mode: attr.mode, stands_for };
         change(&mut stat, attr.kind);
-        store.set(fd, own, stat)?;
-        Ok(attr.kind)
+        store.set(fd, own, stat)
     }
 
     /// Begins to keep owners and modes in xattrs, where that was asked for and the layer does not do so yet: its root says so
@@ -268,8 +278,68 @@ impl Upper {
             return Ok(());
         }
         let attr = self.layer.stat_file(root, own)?;
-        store.set(root, own, OverrideStat { uid: attr.uid, gid: attr.gid, mode: attr.mode, stands_for: None })
+        store.set(root, own, OverrideStat { uid: attr.uid, gid: attr.gid, mode: attr.mode, stands_for: None })?;
+        // Relaxed: read by the same thread, if at all.
+        self.began_to_keep_apart.store(true, Ordering::Relaxed);
+        Ok(())
     }
+
+    /// Undoes [`Upper::begin_to_keep_apart`], for a mount that failed.
+    pub(super) fn end_to_keep_apart(&self) {
+        let Some(store) = self.layer.overrides else { return };
+        if !self.began_to_keep_apart.load(Ordering::Relaxed) {
+            return; // Relaxed: as above.
+        }
+        if let Err(errno) = xattr::remove(self.layer.root(), OsStr::new(""), OsStr::new(store.name())) {
+            log::warn!("{}: its {} is left: {errno}", self.layer.path.display(), store.name());
+        }
+    }
+}
+
+/// Settles where upper keeps owners and modes: where it does already, else where it was asked to.
+pub(super) fn store(config: &UnionConfig, layer: &Layer) -> crate::error::Result<Option<Store>> {
+    let asked = Store::asked(config.permissions);
+    if asked.is_some() && layer.overrides.is_none() && !is_empty(layer)? {
+        let path = layer.path.display();
+        log::warn!("{path}: holds files already, so owners and modes go on being kept with them (xattr_permissions=0)");
+        return Ok(None);
+    }
+    match (asked, layer.overrides) {
+        (None, Some(found)) if !found.is_credible(config.permissions) => {
+            let reason = format!("keeps owners and modes in {}, which anybody who owns a file may write", found.name());
+            Err(Error::setup(&layer.path, reason, "mount with xattr_permissions=2 if only you could"))
+        }
+        // Written by older versions of what writes the other.
+        (Some(Store::Containers), Some(Store::Old)) => Ok(Some(Store::Old)),
+        (Some(asked), Some(found)) if asked != found => {
+            let reason =
+                format!("keeps owners and modes in {}, and was to keep them in {}", found.name(), asked.name());
+            Err(Error::setup(&layer.path, reason, "leave xattr_permissions out, which then follows the upper"))
+        }
+        (asked, found) => Ok(found.or(asked)),
+    }
+}
+
+fn is_empty(layer: &Layer) -> crate::error::Result<bool> {
+    let mut empty = true;
+    let listed = layer.open_listing(layer.root()).and_then(|fd| dents::each(fd.as_fd(), |_, _, _| empty = false));
+    let failed = |e| Error::setup(&layer.path, format!("cannot be listed: {e}"), "check its permissions").because(e);
+    listed.map_err(failed)?;
+    Ok(empty)
+}
+
+/// Refuses an upper that cannot hold the xattrs that owners and modes are to be kept in.
+pub(super) fn check_store(layer: &Layer, work: &Workdir, probe: &OsStr) -> crate::error::Result<()> {
+    let Some(store) = layer.overrides else { return Ok(()) };
+    let stat = OverrideStat { uid: 0, gid: 0, mode: 0, stands_for: None };
+    store.set(work.fd(), probe, stat).map_err(|errno| {
+        let remedy = match store {
+            Store::Security => "mount with CAP_SYS_ADMIN, or use xattr_permissions=2",
+            Store::Containers | Store::Old => "use xattr_permissions=0, or an upper on a file system with user xattrs",
+        };
+        let reason = format!("cannot hold the xattr {}, where owners and modes are to be kept: {errno}", store.name());
+        Error::setup(&layer.path, reason, remedy)
+    })
 }
 
 /// Returns `mode` without set-user-id, and without set-group-id where the group may execute, as chown(2) and write(2)

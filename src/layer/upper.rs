@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -12,7 +13,7 @@ use rustix::io::Errno;
 use super::attr::{Attr, FileKind, Timestamp};
 use super::directory::{Directory, Identity};
 use super::overlay::{Mark, Namespace};
-use super::override_stat::{OverrideStat, Store};
+use super::permissions;
 use super::whiteout::{Format, Whiteouts};
 use super::workdir::{self, Earlier, Workdir};
 use super::{Layer, LayerId, Root};
@@ -56,6 +57,8 @@ pub struct Upper {
     /// Rank 5 (leaf, but for the calls that read and write one xattr). Held while owner or mode of a file change that are
     /// kept in an xattr.
     pub(super) changing: Mutex<()>,
+    /// Whether it was this mount that began to keep them there.
+    pub(super) began_to_keep_apart: AtomicBool,
     /// Held open for its lock.
     _lock: OwnedFd,
 }
@@ -174,7 +177,7 @@ impl Upper {
         let (path, work_path) = (&upper.name().to_owned(), &work.name().to_owned());
         let (upper_root, work_root) = clone_together(upper, work, config.atime);
         let mut layer = Layer::new(LayerId::UPPER, path, upper_root)?;
-        layer.overrides = overrides(config, &layer)?;
+        layer.overrides = permissions::store(config, &layer)?;
         let deadline = Instant::now() + config.patience;
         let lock = workdir::lock(layer.root(), path, deadline)?;
         check_writable(&layer, path)?;
@@ -197,6 +200,7 @@ impl Upper {
             atime: config.atime,
             made_workdir: false,
             changing: Mutex::new(()),
+            began_to_keep_apart: AtomicBool::new(false),
             _lock: lock,
         })
     }
@@ -204,6 +208,7 @@ impl Upper {
     /// Removes what opening the layer has made on the disk, for a mount that failed.
     pub fn withdraw(&self) {
         self.whiteouts.end(&self.work);
+        self.end_to_keep_apart();
         if !self.durable {
             self.work.discard_volatile_mark();
         }
@@ -341,19 +346,6 @@ impl Upper {
     }
 }
 
-/// Settles where upper keeps owners and modes: where it does already, else where it was asked to.
-fn overrides(config: &UnionConfig, layer: &Layer) -> Result<Option<Store>> {
-    let asked = Store::asked(config.permissions);
-    match (asked, layer.overrides) {
-        (Some(asked), Some(found)) if asked != found => {
-            let reason =
-                format!("keeps owners and modes in {}, and was to keep them in {}", found.name(), asked.name());
-            Err(Error::setup(&layer.path, reason, "leave xattr_permissions out, which then follows the upper"))
-        }
-        (asked, found) => Ok(found.or(asked)),
-    }
-}
-
 /// Removes the workdir that was made for a mount that failed.
 fn remove_made(path: &Path) {
     if let Err(error) = std::fs::remove_dir(path) {
@@ -488,7 +480,7 @@ fn probe(layer: &Layer, work: &Workdir, namespace: Namespace) -> Result<Features
         file(&b).map_err(failed)?;
         check_file_types(work, path)?;
         check_same_mount(layer, work, &a)?;
-        check_store(layer, work, &a)?;
+        permissions::check_store(layer, work, &a)?;
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         // A file without a name is of use only where it can be given one, which goes through /proc.
         let tmpfile = rustix::fs::openat(dir, ".", flags, Mode::RUSR).is_ok_and(|fd| {
@@ -532,20 +524,6 @@ fn check_file_types(work: &Workdir, path: &Path) -> Result<()> {
         return Err(Error::setup(path, "its file system tells no file types (d_type)", remedy));
     }
     Ok(())
-}
-
-/// Refuses an upper that cannot hold the xattrs that owners and modes are to be kept in.
-fn check_store(layer: &Layer, work: &Workdir, probe: &OsStr) -> Result<()> {
-    let Some(store) = layer.overrides else { return Ok(()) };
-    let stat = OverrideStat { uid: 0, gid: 0, mode: 0, stands_for: None };
-    store.set(work.fd(), probe, stat).map_err(|errno| {
-        let remedy = match store {
-            Store::Security => "mount with CAP_SYS_ADMIN, or use xattr_permissions=2",
-            Store::Containers | Store::Old => "use xattr_permissions=0, or an upper on a file system with user xattrs",
-        };
-        let reason = format!("cannot hold the xattr {}, where owners and modes are to be kept: {errno}", store.name());
-        Error::setup(&layer.path, reason, remedy)
-    })
 }
 
 /// Refuses a workdir from which nothing can be moved to upper, though both have one device number.

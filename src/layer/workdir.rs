@@ -45,6 +45,8 @@ pub struct Workdir {
     next: AtomicU64,
     /// What was missing when it was opened.
     made: Vec<&'static str>,
+    /// Whether it has the mark of an earlier volatile mount of this run of the system, and keeps it.
+    was_volatile: bool,
 }
 
 /// Opens the directory behind an O_PATH descriptor for reading.
@@ -108,7 +110,8 @@ impl Workdir {
             ));
         }
         let volatile = refuse_incompatible(lock.as_fd(), path)?;
-        if volatile && earlier == Earlier::Sync {
+        let stays = volatile && earlier == Earlier::Leave;
+        if volatile && !stays {
             rustix::fs::syncfs(&lock).map_err(|e| io("what a volatile mount has written cannot be synced", e))?;
         }
         let wanted = if index { &[WORK, INDEX][..] } else { &[WORK] };
@@ -120,7 +123,8 @@ impl Workdir {
             Ok(work)
         });
         let work = work.inspect_err(|_| remove_made(lock.as_fd(), path, &made))?;
-        let mut workdir = Self { path: path.to_owned(), work, index: None, lock, next: AtomicU64::new(0), made };
+        let mut workdir =
+            Self { path: path.to_owned(), work, index: None, lock, next: AtomicU64::new(0), made, was_volatile: stays };
         let ready = workdir.empty().map_err(|e| io("cannot be emptied", e)).and_then(|()| {
             if index {
                 let index = subdirectory(workdir.lock.as_fd(), INDEX).map_err(|e| io("`index` cannot be made", e))?;
@@ -197,7 +201,9 @@ impl Workdir {
 
     fn empty(&self) -> rustix::io::Result<()> {
         for name in names(self.fd())? {
-            self.remove(&name)?;
+            if !(self.was_volatile && name == INCOMPAT) {
+                self.remove(&name)?;
+            }
         }
         Ok(())
     }
@@ -205,6 +211,9 @@ impl Workdir {
     /// Leaves the mark of a volatile mount, which refuses later mounts once the system has been started anew: until
     /// then, what was written can be read, on the disk or not.
     pub fn mark_volatile(&self) -> rustix::io::Result<()> {
+        if self.was_volatile {
+            return Ok(());
+        }
         let incompat = subdirectory(self.fd(), INCOMPAT)?;
         let volatile = subdirectory(incompat.as_fd(), VOLATILE)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
@@ -214,7 +223,9 @@ impl Workdir {
 
     /// Removes the mark of a mount that failed.
     pub fn discard_volatile_mark(&self) {
-        self.discard(OsStr::new(INCOMPAT));
+        if !self.was_volatile {
+            self.discard(OsStr::new(INCOMPAT));
+        }
     }
 }
 
@@ -239,7 +250,8 @@ fn refuse_incompatible(dir: BorrowedFd<'_>, path: &Path) -> Result<bool> {
     let found = |incompat: BorrowedFd<'_>| {
         let dirty = look_inside(incompat, VOLATILE, |volatile| {
             let mut left = vec![0; 64];
-            let file = rustix::fs::openat(volatile, DIRTY, OFlags::RDONLY | OFlags::NOFOLLOW, Mode::empty())?;
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(volatile, DIRTY, flags, Mode::empty())?;
             let len = rustix::io::read(&file, &mut left)?;
             left.truncate(len);
             Ok(left)
@@ -267,7 +279,11 @@ fn refuse_incompatible(dir: BorrowedFd<'_>, path: &Path) -> Result<bool> {
     if mark.as_bytes() == VOLATILE.as_bytes() {
         return Err(Error::setup(
             place,
-            "the system was started anew since a volatile mount of this upper, so what that wrote may be incomplete",
+            if dirty.is_empty() || boot.is_empty() {
+                "left by a volatile mount, perhaps before the system was started anew: what that wrote may be incomplete"
+            } else {
+                "the system was started anew since a volatile mount of this upper: what that wrote may be incomplete"
+            },
             "start with a fresh upper and workdir; or remove this directory if the system has not crashed since",
         ));
     }

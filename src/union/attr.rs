@@ -11,7 +11,6 @@ use super::copy_up::Data;
 use super::inode::{Inode, NodeId};
 use super::{Attr, Caller, Fh, Timestamp, Union};
 use crate::error::{Error, Result};
-use crate::layer::permissions::without_privileges;
 use crate::sys::proc_path;
 
 /// What a time is set to.
@@ -123,8 +122,8 @@ impl Union {
 
     /// Sets the size through a descriptor that is open for writing.
     pub(super) fn set_size(&self, inode: &Inode, file: impl AsFd, size: u64, caller: Caller) -> Result<()> {
-        rustix::fs::ftruncate(&file, size).map_err(|e| self.upper_error("ftruncate", inode, e))?;
-        self.drop_privileges_of(caller, file.as_fd())
+        self.drop_privileges_of(caller, file.as_fd())?;
+        rustix::fs::ftruncate(&file, size).map_err(|e| self.upper_error("ftruncate", inode, e))
     }
 
     /// Clears the privileges of a file that `caller` has changed, unless it may keep them.
@@ -147,9 +146,7 @@ impl Union {
 
     /// Clears set-user-id, and set-group-id of a file that its group may execute.
     pub(super) fn drop_privileges(&self, fd: BorrowedFd<'_>) -> Result<()> {
-        let mode = self.stat_open(fd)?.mode;
-        let cleared = without_privileges(mode);
-        if cleared == mode { Ok(()) } else { self.set_mode(fd, cleared) }
+        self.writable()?.drop_set_id(fd).map_err(Error::Refused)
     }
 
     /// Clears set-group-id of a file whose group `caller` is not in, unless it may keep it.

@@ -19,7 +19,7 @@ use super::owners::OwnerView;
 use super::table::Table;
 use super::usage::CopyUpCounts;
 use super::{Caller, Union};
-use crate::config::{Owners, RedirectDir, Source, UnionConfig, XattrNamespace};
+use crate::config::{RedirectDir, Source, UnionConfig, XattrNamespace};
 use crate::error::{Error, Result};
 use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::Lowers;
@@ -95,7 +95,7 @@ impl Union {
             XattrNamespace::Auto if caps::trusted_xattrs() => Namespace::Trusted,
             XattrNamespace::Auto => Namespace::User,
         };
-        let lowers = Lowers::new(open_lowers(directories.lowers, &config.owners)?, namespace, kept)?;
+        let lowers = Lowers::new(open_lowers(directories.lowers, config)?, namespace, kept)?;
         // Last, because it makes what is missing in the workdir.
         let upper = match directories.upper {
             Some(upper) => Some(Upper::open(config, upper, directories.work, namespace)?),
@@ -185,7 +185,8 @@ fn kept_open(config: &UnionConfig) -> usize {
     }
 }
 
-fn open_lowers(lowers: Vec<Directory>, owners: &Owners) -> Result<Vec<Layer>> {
+fn open_lowers(lowers: Vec<Directory>, config: &UnionConfig) -> Result<Vec<Layer>> {
+    let owners = &config.owners;
     let idmapped = if owners.uids.is_identity() && owners.gids.is_identity() { Vec::new() } else { idmapped_mounts() };
     let owners = Arc::new(owners.clone());
     let open = |(lower, id): (Directory, u16)| {
@@ -193,6 +194,13 @@ fn open_lowers(lowers: Vec<Directory>, owners: &Owners) -> Result<Vec<Layer>> {
         let idmap = is_on_one_of(lower.fd(), &idmapped).then(|| owners.clone());
         let mut layer = Layer::new(LayerId(id), &name, Root::of(lower, Some(Limit::ReadOnly)))?;
         layer.idmap = idmap;
+        if let Some(store) = layer.overrides.take_if(|store| !store.is_credible(config.permissions)) {
+            let path = layer.path.display();
+            log::warn!(
+                "{path}: its {} is not believed; mount with xattr_permissions=2 if the layer can be trusted",
+                store.name()
+            );
+        }
         Ok(layer)
     };
     lowers.into_iter().zip(1u16..).map(open).collect()

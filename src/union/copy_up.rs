@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use super::file::Access;
 use super::inode::{DataPlace, Inode, Real};
 use super::search::InUpper;
+use super::xattr::is_impossible;
 use super::{Union, copy_data, dir_of};
 use crate::error::{Error, Result};
 use crate::layer::attr::{Attr, FileKind};
@@ -206,7 +207,7 @@ impl Union {
         self.lowers.with_fd(&source.dir, |fd| {
             let layer = self.lowers.layer(&source.dir);
             let names = layer.xattrs(fd, &source.name).map_err(|e| layer.error("listxattr", &source.name, e))?;
-            for name in &names {
+            for name in names.iter().filter(|name| !is_impossible(source.attr.kind, name)) {
                 let value = match layer.xattr(fd, &source.name, name) {
                     Err(Errno::NODATA | Errno::OPNOTSUPP) => continue,
                     read => read.map_err(|e| layer.error("getxattr", &source.name, e))?,

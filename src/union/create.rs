@@ -115,7 +115,9 @@ impl Union {
         let dir = self.upper_dir(parent)?;
         let inherits = self.has_default_acl(upper, parent, dir.as_fd())?;
         // Whose file it is the kernel settles as it should where we act as the caller does; so does it the ACLs.
-        if vacancy == Vacancy::Free && !upper.keeps_modes_apart() && (caller.owns_as(&self.server) || !self.may_chown) {
+        // Without ACLs nothing may be inherited that shows at a later mount.
+        let as_it_comes = vacancy == Vacancy::Free && !upper.keeps_modes_apart() && self.acls;
+        if as_it_comes && (caller.owns_as(&self.server) || !self.may_chown) {
             let masked = if inherits { mode } else { mode & !umask };
             let quiet = if self.atime { OFlags::empty() } else { OFlags::NOATIME };
             let fd = make_in_place(upper, dir.as_fd(), name, new, masked, quiet)?;

@@ -57,12 +57,12 @@ impl Union {
         let inode = self.inode(id)?;
         self.copy_up(&inode, Data::Copy)?;
         let file = self.data_file(&inode, Access::Write)?;
-        let written = self.write_at(&inode, file.as_fd(), offset, data)?;
+        // First, as the kernel does: should this be cut short, nobody gets rights by what was written.
         self.drop_capabilities(file.as_fd())?;
         if unprivileged.is_some() {
             self.drop_privileges(file.as_fd())?;
         }
-        Ok(written)
+        self.write_at(&inode, file.as_fd(), offset, data)
     }
 
     /// Writes all of `data` through `file`, unless an error follows what was written before.
@@ -115,9 +115,9 @@ impl Union {
         self.copy_up(&inode, Data::Copy)?;
         let file = self.file_of(&inode, fh, Access::Write)?;
         let len = range.end.saturating_sub(range.start);
+        self.drop_privileges_of(caller, file.as_fd())?;
         let done = rustix::fs::fallocate(&*file, FallocateFlags::from_bits_retain(mode), range.start, len);
-        done.map_err(|e| self.upper_error("fallocate", &inode, e))?;
-        self.drop_privileges_of(caller, file.as_fd())
+        done.map_err(|e| self.upper_error("fallocate", &inode, e))
     }
 
     /// Finds data or a hole in `id`. Errors: ENXIO past the end.
@@ -147,10 +147,9 @@ impl Union {
         let output = self.file_of(&target, to.1, Access::Write)?;
         let (mut read, mut write) = (from.2, to.2);
         let len = usize::try_from(len).unwrap_or(usize::MAX);
-        let copied = rustix::fs::copy_file_range(&*input, Some(&mut read), &*output, Some(&mut write), len);
-        let copied = copied.map_err(Error::Refused)?;
         self.drop_privileges_of(caller, output.as_fd())?;
-        Ok(copied)
+        let copied = rustix::fs::copy_file_range(&*input, Some(&mut read), &*output, Some(&mut write), len);
+        copied.map_err(Error::Refused)
     }
 
     /// Runs an ioctl that reads or sets the flags or version of `id`; `input` is its argument.

@@ -200,12 +200,12 @@ impl Union {
             return Err(Error::Refused(Errno::BADF));
         }
         let file = self.handle_file(fh)?;
-        let written = self.write_at(&handle.inode, file.as_fd(), offset, data)?;
+        // First, as the kernel does: should this be cut short, nobody gets rights by what was written.
         self.drop_capabilities(file.as_fd())?;
         if unprivileged.is_some() {
             self.drop_privileges(file.as_fd())?;
         }
-        Ok(written)
+        self.write_at(&handle.inode, file.as_fd(), offset, data)
     }
 
     /// Gives the file `id` another number, so that who looks it up from now on does not share the node of those who

@@ -5,12 +5,11 @@
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
-use std::fs;
 
 use rustix::io::Errno;
 
 use super::{Attr, Caller, Union};
-use crate::config::{IdMap, Owners};
+use crate::config::{IdMap, NOBODY, Owners};
 use crate::error::{Error, Result};
 use crate::layer::acl;
 
@@ -20,29 +19,21 @@ pub(super) struct OwnerView {
     owners: Owners,
     /// Whether everything is shown as it is stored.
     plain: bool,
-    /// What is shown, or stored, for a user and a group that the map has no place for.
-    overflow: (u32, u32),
 }
 
 impl OwnerView {
     pub(super) fn new(owners: Owners) -> Self {
         let plain = owners == Owners::default();
-        Self { owners, plain, overflow: (overflow("uid"), overflow("gid")) }
+        Self { owners, plain }
     }
 
     fn shown_uid(&self, stored: u32) -> u32 {
-        self.owners.squash_uid.unwrap_or_else(|| self.owners.uids.shown(stored).unwrap_or(self.overflow.0))
+        self.owners.squash_uid.unwrap_or_else(|| self.owners.uids.shown(stored).unwrap_or(NOBODY))
     }
 
     fn shown_gid(&self, stored: u32) -> u32 {
-        self.owners.squash_gid.unwrap_or_else(|| self.owners.gids.shown(stored).unwrap_or(self.overflow.1))
+        self.owners.squash_gid.unwrap_or_else(|| self.owners.gids.shown(stored).unwrap_or(NOBODY))
     }
-}
-
-/// Reads the id that the kernel shows where it has none: user_namespaces(7).
-fn overflow(which: &str) -> u32 {
-    let text = fs::read_to_string(format!("/proc/sys/kernel/overflow{which}"));
-    text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(65534)
 }
 
 impl Union {
@@ -72,8 +63,8 @@ impl Union {
             return caller;
         }
         let Owners { uids, gids, .. } = &self.view.owners;
-        let uid = uids.stored(caller.uid).unwrap_or(self.view.overflow.0);
-        let gid = gids.stored(caller.gid).unwrap_or(self.view.overflow.1);
+        let uid = uids.stored(caller.uid).unwrap_or(NOBODY);
+        let gid = gids.stored(caller.gid).unwrap_or(NOBODY);
         Caller { uid, gid, ..caller }
     }
 
@@ -99,8 +90,7 @@ impl Union {
         if let Some(mode) = mode {
             acl.set_mode(mode)?;
         }
-        let (user, group) = self.view.overflow;
-        acl.map_ids(|id| Some(uids.shown(id).unwrap_or(user)), |id| Some(gids.shown(id).unwrap_or(group)))?;
+        acl.show_ids(|id| uids.shown(id), |id| gids.shown(id));
         Ok(acl.to_bytes())
     }
 

@@ -254,7 +254,7 @@ impl Union {
                 continue;
             }
             let whiteout = match kind {
-                FileType::CharacterDevice => upper.stat(fd.as_fd(), &name)?.is_char_whiteout(),
+                FileType::CharacterDevice => upper.layer.is_char_whiteout(fd.as_fd(), &name)?,
                 FileType::RegularFile if dir.xwhiteouts.load(Ordering::Acquire) => {
                     matches!(self.in_upper(inode, &name)?, super::search::InUpper::Whiteout)
                 }
@@ -297,7 +297,7 @@ impl Union {
                 MapEntry::Occupied(_) => continue,
             };
             let entry = match known_kind(kind) {
-                Some(FileKind::Char) if self.lowers.stat(part, slot.key())?.is_char_whiteout() => Merged::Hidden,
+                Some(FileKind::Char) if self.lowers.is_char_whiteout(part, slot.key())? => Merged::Hidden,
                 Some(FileKind::Regular) if part.xwhiteouts && self.is_xwhiteout(part, slot.key())? => Merged::Hidden,
                 Some(FileKind::Directory) => {
                     Merged::Shown { ino: self.numbers.number(part.dev, ino), kind: FileKind::Directory, settled: true }

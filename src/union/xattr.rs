@@ -19,7 +19,7 @@ impl Union {
     pub fn getxattr(&self, id: NodeId, name: &OsStr) -> Result<Vec<u8>> {
         self.check_xattr(name)?;
         let inode = self.inode(id)?;
-        if is_impossible(&inode, name) {
+        if is_impossible(inode.kind, name) {
             return Err(Error::Refused(Errno::NODATA));
         }
         let (value, mode) = self.with_object(&inode, |layer, dir, file| {
@@ -43,7 +43,7 @@ impl Union {
         })?;
         // `trusted.` is for those with CAP_SYS_ADMIN; the server has it, the caller may not.
         names.retain(|name| caller.uid == 0 || !name.as_bytes().starts_with(b"trusted."));
-        names.retain(|name| self.acls || !acl::is_acl(name));
+        names.retain(|name| (self.acls || !acl::is_acl(name)) && !is_impossible(inode.kind, name));
         Ok(names)
     }
 
@@ -53,7 +53,7 @@ impl Union {
     pub fn setxattr(&self, id: NodeId, name: &OsStr, value: &[u8], flags: XattrFlags, caller: Caller) -> Result<()> {
         self.check_xattr(name)?;
         let inode = self.inode(id)?;
-        if is_impossible(&inode, name) {
+        if is_impossible(inode.kind, name) {
             return Err(Error::Refused(Errno::PERM));
         }
         let value = if acl::is_acl(name) { self.stored_acl(value)? } else { value.into() };
@@ -77,7 +77,7 @@ impl Union {
         self.check_xattr(name)?;
         let inode = self.inode(id)?;
         self.writable()?;
-        if is_impossible(&inode, name) {
+        if is_impossible(inode.kind, name) {
             return Err(Error::Refused(Errno::PERM));
         }
         // Nothing is copied up for an xattr that is not there. The ACLs answer for themselves: they may be removed twice.
@@ -102,8 +102,8 @@ impl Union {
     }
 }
 
-/// Returns whether `inode` is of a kind that has no xattr `name`, which a plain file that stands for it would take:
+/// Returns whether files of `kind` have no xattr `name`, which a plain file that stands for it would take:
 /// `user.` ones exist on regular files and directories alone (xattr(7)).
-fn is_impossible(inode: &Inode, name: &OsStr) -> bool {
-    !matches!(inode.kind, FileKind::Regular | FileKind::Directory) && name.as_bytes().starts_with(b"user.")
+pub(super) fn is_impossible(kind: FileKind, name: &OsStr) -> bool {
+    !matches!(kind, FileKind::Regular | FileKind::Directory) && name.as_bytes().starts_with(b"user.")
 }

@@ -8,7 +8,7 @@ use rustix::fs::{CWD, FileType, Mode as Bits};
 
 use super::acl::{ACCESS, DEFAULT, acl};
 use super::union::{Union, as_user, errno, is_ours, shell, trap};
-use crate::support::{Layers, Tree, require_root};
+use crate::support::{Layers, Mounted, OurMount, Tree, require_root};
 
 /// The two xattrs, by the word of the option.
 const STORES: [(&str, &str); 2] =
@@ -139,10 +139,8 @@ fn devices_pipes_sockets_and_links_are_plain_files_in_upper_and_work_as_what_the
                 assert_eq!(union.upper().stat("link").is_file(), xattr.starts_with("user."));
                 assert_eq!(text(union.upper().get_xattr("null", xattr)), Some("14:15:0640:char-1-3".into()));
             });
-            assert_eq!(
-                errno(fs::set_permissions(union.at("no"), fs::Permissions::from_mode(0o1))),
-                rustix::io::Errno::NOENT
-            );
+            let of_link = rustix::fs::chmodat(CWD, union.at("link"), Bits::RWXU, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
+            assert_eq!(of_link, Err(rustix::io::Errno::OPNOTSUPP));
         },
     );
 }
@@ -235,42 +233,161 @@ fn capabilities_are_kept_with_the_owner_and_go_with_any_write() {
 }
 
 #[test]
-fn an_upper_with_xattr_permissions_is_read_as_such_by_later_mounts() {
+fn what_is_written_with_xattr_permissions_is_read_by_later_mounts_that_may_believe_it() {
     kept_in_xattrs(
         |_| {},
         |union, xattr| {
             union.merged().file("f", "x").owner("f", 7, 8).dir("d").owner("d", 9, 10);
             mknod(&union.at("d/null"), FileType::CharacterDevice, (1, 3));
             union.mount.unmount().expect("the union can be unmounted");
-            // As a lower under a plain upper: what is copied up then is what it stood for.
             let layers = Layers::new(0, crate::support::Placement::OneFs);
             let mut spec = layers.spec(union.io);
             spec.lowers = vec![union.upper().root().to_owned()];
-            let mut plain = spec.mount();
-            let merged = plain.tree();
-            assert_eq!((owner(&merged, "f"), owner(&merged, "d")), ((7, 8), (9, 10)));
-            assert_eq!(merged.stat("d/null").rdev(), rustix::fs::makedev(1, 3));
-            chown(merged.path("d/null"), Some(1), Some(2)).expect("root may chown");
-            assert!(layers.upper().stat("d/null").file_type().is_char_device());
-            assert_eq!((owner(&layers.upper(), "d/null"), owner(&layers.upper(), "d")), ((1, 2), (9, 10)));
-            plain.unmount().expect("the union can be unmounted");
+            let believed = xattr.starts_with("security.");
+            {
+                // Under a plain upper, without the option: what is copied up is what it stood for.
+                let mut plain = spec.mount();
+                let merged = plain.tree();
+                let (file, dir) = if believed { ((7, 8), (9, 10)) } else { ((0, 0), (0, 0)) };
+                assert_eq!((owner(&merged, "f"), owner(&merged, "d")), (file, dir));
+                assert_eq!(merged.stat("d/null").file_type().is_char_device(), believed);
+                if believed {
+                    assert_eq!(merged.stat("d/null").rdev(), rustix::fs::makedev(1, 3));
+                    chown(merged.path("d/null"), Some(1), Some(2)).expect("root may chown");
+                    assert!(layers.upper().stat("d/null").file_type().is_char_device());
+                    assert_eq!((owner(&layers.upper(), "d/null"), owner(&layers.upper(), "d")), ((1, 2), (9, 10)));
+                }
+                plain.unmount().expect("the union can be unmounted");
+            }
+            if !believed {
+                let mut told = spec.read_only().args(["--xattr-permissions", "user"]).mount();
+                let merged = told.tree();
+                assert_eq!((owner(&merged, "f"), owner(&merged, "d")), ((7, 8), (9, 10)));
+                assert_eq!(merged.stat("d/null").rdev(), rustix::fs::makedev(1, 3));
+                told.unmount().expect("the union can be unmounted");
+            }
             // As an upper, without the option.
-            let mut again = union.layers.spec(union.io).mount();
-            again.tree().owner("f", 70, 80);
-            assert_eq!(text(union.upper().get_xattr("f", xattr)), Some("70:80:0644".into()));
-            again.unmount().expect("the union can be unmounted");
+            match OurMount::start(union.layers.spec(union.io)) {
+                Ok(mut again) => {
+                    assert!(believed, "anybody who owns a file may have written its xattr");
+                    again.tree().owner("f", 70, 80);
+                    assert_eq!(text(union.upper().get_xattr("f", xattr)), Some("70:80:0644".into()));
+                    again.unmount().expect("the union can be unmounted");
+                }
+                Err(refused) => assert!(!believed && refused.stderr.contains("xattr_permissions=2"), "{refused}"),
+            }
             union.mount.mount_again().expect("the union can be mounted again");
         },
     );
 }
 
 #[test]
+fn a_user_who_owns_a_lower_gives_nobody_rights() {
+    if !can_run() {
+        return;
+    }
+    trap(1, |layers| {
+        let lower = layers.lower(0);
+        lower.file_mode("program", "x", 0o755).file("disk", "").owner("", 1000, 1000);
+        for name in ["program", "disk"] {
+            lower.owner(name, 1000, 1000);
+        }
+        let lower = layers.lower(0).root().to_owned();
+        as_user(1000, || {
+            let set = |name: &str, xattr: &str, value: &[u8]| {
+                rustix::fs::setxattr(lower.join(name), xattr, value, rustix::fs::XattrFlags::empty())
+                    .expect("their own");
+            };
+            for (_, xattr) in &STORES[1..] {
+                set("", xattr, b"0:0:0755");
+                set("program", xattr, b"0:0:04755");
+                set("disk", xattr, b"0:0:0666:block-8-0");
+            }
+            set("program", "user.containers.override_security.capability", b"any");
+        });
+    })
+    .run(|union| {
+        shell(&union.at(""), "touch program disk");
+        union.live_and_after_remount(|union| {
+            for tree in [union.merged(), union.upper()] {
+                assert_eq!((owner(&tree, "program"), tree.mode("program")), ((1000, 1000), 0o755));
+                assert!(tree.stat("disk").is_file());
+                assert_eq!(tree.get_xattr("program", "security.capability"), None);
+            }
+        });
+    });
+}
+
+#[test]
+fn nobody_else_may_write_what_keeps_its_mode_in_an_xattr() {
+    kept_in_xattrs(
+        |layers| {
+            layers.lower(0).dir_mode("tmp", 0o1777).file_mode("open", "x", 0o666);
+            layers.lower(0).xattr("open", ACCESS, acl(6, (1000, 7), 7, 7, 6));
+        },
+        |union, _| {
+            symlink("anywhere", union.at("link")).expect("a link can be made");
+            fs::write(union.at("tmp/f"), "x").expect("root may");
+            fs::write(union.at("open"), "secret").expect("root may");
+            fs::set_permissions(union.at("tmp/f"), fs::Permissions::from_mode(0o666)).expect("root may chmod");
+            union.merged().xattr("tmp/f", ACCESS, acl(6, (1000, 7), 7, 7, 6));
+            let upper = union.upper();
+            for name in ["link", "tmp", "tmp/f", "open"] {
+                let stat = upper.stat(name);
+                assert!(stat.file_type().is_symlink() || stat.mode() & 0o077 == 0, "{name}: {:o}", stat.mode());
+            }
+            assert_eq!(errno(as_user(1000, || fs::read(upper.path("open")))), rustix::io::Errno::ACCESS);
+            // Through the mount the modes and ACLs hold.
+            as_user(1000, || {
+                fs::write(union.at("tmp/g"), "mine").expect("everybody may");
+                fs::write(union.at("tmp/f"), "changed").expect("the ACL lets them");
+                assert_eq!(errno(fs::remove_file(union.at("tmp/f"))), rustix::io::Errno::PERM, "sticky");
+            });
+        },
+    );
+}
+
+#[test]
+fn an_upper_that_holds_files_keeps_owners_as_it_did() {
+    if !can_run() {
+        return;
+    }
+    trap(1, |layers| {
+        layers.upper().file_mode("program", "x", 0o755);
+        fs::set_permissions(layers.upper().path("program"), fs::Permissions::from_mode(0o4755)).expect("an own file");
+    })
+    .mounted(|spec| spec.args(["--xattr-permissions", "user"]))
+    .run(|union| {
+        fs::set_permissions(union.at("program"), fs::Permissions::from_mode(0o700)).expect("root may chmod");
+        chown(union.at("program"), Some(1000), Some(1000)).expect("root may chown");
+        assert_eq!((owner(&union.upper(), "program"), union.upper().mode("program")), ((1000, 1000), 0o700));
+        assert_eq!(union.upper().get_xattr("", STORES[1].1), None);
+    });
+}
+
+#[test]
 fn the_xattr_cannot_be_forged_through_a_mount() {
+    let names = || STORES.iter().map(|(_, name)| *name).chain(["user.fuseoverlayfs.override_stat"]);
+    kept_in_xattrs(
+        |_| {},
+        |union, kept| {
+            union.merged().file("f", "x").owner("f", 7, 8);
+            let before = union.upper().get_xattr("f", kept);
+            for name in names() {
+                union.merged().xattr("f", name, "0:0:04755");
+                assert_eq!(text(union.merged().get_xattr("f", name)), Some("0:0:04755".into()));
+            }
+            union.live_and_after_remount(|union| {
+                assert_eq!(union.upper().get_xattr("f", kept), before);
+                assert_eq!((owner(&union.merged(), "f"), union.merged().mode("f")), ((7, 8), 0o644));
+            });
+        },
+    );
     if !can_run() {
         return;
     }
     trap(1, |_| {}).run(|union| {
-        for (_, xattr) in STORES {
+        for xattr in names() {
             union.merged().file("f", "x").xattr("f", xattr, "0:0:04755").xattr("", xattr, "0:0:0777");
             union.live_and_after_remount(|union| {
                 assert_eq!(text(union.merged().get_xattr("f", xattr)), Some("0:0:04755".into()));
@@ -293,6 +410,7 @@ fn a_garbled_xattr_is_an_error_for_its_file_alone() {
         layers.lower(0).xattr("", xattr, "0:0:0755").file("good", "x").xattr("good", xattr, "7:8:0640");
         layers.lower(0).file("bad", "x").xattr("bad", xattr, "7:8:rwx").file("none", "x");
     })
+    .mounted(|spec| spec.read_only().args(["--xattr-permissions", "user"]))
     .run(|union| {
         assert_eq!(errno(fs::symlink_metadata(union.at("bad"))), rustix::io::Errno::IO);
         assert_eq!((owner(&union.merged(), "good"), union.merged().mode("good")), ((7, 8), 0o640));
@@ -336,7 +454,8 @@ fn a_map_shows_the_hosts_ids_and_stores_the_containers() {
             fs::create_dir(union.at("tmp/dir")).expect("everybody may");
             symlink("made", union.at("tmp/link")).expect("everybody may");
         });
-        fs::write(union.at("tmp/of-the-runtime"), "x").expect("root may");
+        // Not in the sticky directory, where fs.protected_regular keeps root from opening what is not its own.
+        fs::write(union.at("of-the-runtime"), "x").expect("root may");
         fs::rename(union.at("tmp/dir"), union.at("tmp/moved")).expect("root may");
         union.live_and_after_remount(|union| {
             let (merged, upper) = (union.merged(), union.upper());
@@ -347,7 +466,7 @@ fn a_map_shows_the_hosts_ids_and_stores_the_containers() {
                 ("tmp/made", (1009, 65534), (9, 65534)),
                 ("tmp/moved", (1009, 65534), (9, 65534)),
                 ("tmp/link", (1009, 65534), (9, 65534)),
-                ("tmp/of-the-runtime", (65534, 65534), (65534, 65534)),
+                ("of-the-runtime", (65534, 65534), (65534, 65534)),
             ] {
                 assert_eq!((owner(&merged, name), owner(&upper, name)), (shown, stored), "{name}");
             }
@@ -366,6 +485,7 @@ fn acls_name_the_users_that_the_map_shows() {
     }
     trap(1, |layers| {
         layers.lower(0).file("f", "x").xattr("f", ACCESS, acl(6, (7, 4), 4, 4, 0));
+        layers.lower(0).file("far", "x").xattr("far", ACCESS, acl(6, (70_000, 6), 4, 6, 0));
         layers.lower(0).dir("d").xattr("d", DEFAULT, acl(7, (9, 7), 5, 7, 0));
     })
     .mounted(|spec| spec.args(MAPPED))
@@ -374,6 +494,9 @@ fn acls_name_the_users_that_the_map_shows() {
         assert_eq!(as_user(1007, || fs::read(union.at("f"))).expect("the ACL lets them in"), b"x");
         union.merged().xattr("f", ACCESS, acl(6, (1005, 6), 4, 6, 0));
         fs::write(union.at("d/new"), "x").expect("root may");
+        // Somebody that the map has no place for is shown as nobody, and without rights.
+        assert_eq!(union.merged().get_xattr("far", ACCESS), Some(acl(6, (65534, 0), 4, 6, 0)));
+        assert_eq!(errno(as_user(65534, || fs::read(union.at("far")))), rustix::io::Errno::ACCESS);
         let unmapped = acl(6, (5, 6), 4, 6, 0);
         let refused = rustix::fs::setxattr(union.at("f"), ACCESS, &unmapped, rustix::fs::XattrFlags::empty());
         assert_eq!(refused, Err(rustix::io::Errno::INVAL), "the map has no place for user 5");
@@ -502,6 +625,7 @@ fn acls_and_xattrs_can_be_switched_off() {
             assert_eq!(errno(as_user(8, || fs::write(union.at("f"), "x"))), rustix::io::Errno::ACCESS);
             shell(&union.at("d"), "umask 027; : >new");
             assert_eq!(union.merged().mode("d/new"), 0o640, "{option}");
+            assert_eq!(union.upper().get_xattr("d/new", ACCESS), None, "nothing is inherited unseen");
             fs::write(union.at("f"), "changed").expect("root may");
             assert_eq!(union.upper().get_xattr("f", "user.k"), Some(b"v".to_vec()), "copy-up loses nothing");
             assert_eq!(union.upper().get_xattr("f", ACCESS), Some(acl(6, (7, 4), 4, 4, 0)), "copy-up loses nothing");
