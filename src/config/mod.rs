@@ -3,6 +3,7 @@
 //! Text is parsed into these at the edge (the command line); the inside does not check again.
 
 mod ids;
+mod lacking;
 mod source;
 
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use ids::{IdMap, IdMapError, IdRange, NOBODY, Owners};
+pub use lacking::Lacking;
 pub use source::Source;
 
 /// The layers of a union and how they are read and written.
@@ -60,6 +62,9 @@ pub struct UnionConfig {
     pub static_nlink: bool,
     /// Whether inode numbers have 32 bits.
     pub ino32: bool,
+    /// What upper's file system is taken to lack.
+    #[doc(hidden)]
+    pub lacking: Lacking,
 }
 
 impl Default for UnionConfig {
@@ -84,6 +89,7 @@ impl Default for UnionConfig {
             xattrs: true,
             static_nlink: false,
             ino32: false,
+            lacking: Lacking::empty(),
         }
     }
 }

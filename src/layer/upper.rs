@@ -7,33 +7,21 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::attr::{Attr, FileKind, Timestamp};
 use super::directory::{Directory, Identity};
+use super::features::{self, Features};
 use super::overlay::{Mark, Namespace};
 use super::permissions;
-use super::whiteout::{Format, Whiteouts};
+use super::whiteout::Whiteouts;
 use super::workdir::{self, Earlier, Workdir};
 use super::{Layer, LayerId, Root};
-use crate::config::{UnionConfig, WhiteoutFormat};
+use crate::config::UnionConfig;
 use crate::error::{Error, Result};
 use crate::sys::mount::Limit;
 use crate::sys::{proc_path, xattr};
-
-/// What upper's file system can do, found out by trying.
-#[derive(Debug, Clone, Copy)]
-pub struct Features {
-    /// Overlay xattrs can be kept.
-    pub xattrs: bool,
-    /// O_TMPFILE makes files without a name.
-    pub tmpfile: bool,
-    /// Two names can be exchanged.
-    pub exchange: bool,
-    /// A rename can leave a whiteout behind.
-    pub rename_whiteout: bool,
-}
 
 /// The writable layer and its workdir.
 #[derive(Debug)]
@@ -142,17 +130,6 @@ impl<'a> Place<'a> {
     }
 }
 
-/// A mutable piece of a rename: what happens to a thing that stands under the new name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Publish {
-    /// Nothing may stand there.
-    New,
-    /// What stands there is replaced.
-    Replace,
-    /// What stands there is exchanged with what is published, and so ends up in the workdir.
-    Exchange,
-}
-
 impl Upper {
     /// Opens `upper` and its workdir, one beside it where none is given; checks and locks them.
     pub fn open(config: &UnionConfig, upper: Directory, work: Option<Directory>, namespace: Namespace) -> Result<Self> {
@@ -184,16 +161,15 @@ impl Upper {
         let earlier = if config.volatile { Earlier::Leave } else { Earlier::Sync };
         let work_lock = workdir::lock(work_root.as_fd(), work_path, deadline)?;
         let mut work = Workdir::open(work_lock, work_path, config.index != Some(false), earlier)?;
-        let checked = check_features(config, &layer, &work, namespace);
+        let checked = features::check(config, &layer, &work, namespace, config.index);
         let (features, format) = checked.inspect_err(|_| work.withdraw())?;
-        if !features.xattrs {
-            log::warn!("{}: cannot hold overlay xattrs, so lower directories cannot be renamed", path.display());
+        if !features.xattrs || !features.links {
             work.without_index();
         }
         Ok(Self {
             layer,
             namespace,
-            whiteouts: Whiteouts::new(format, namespace),
+            whiteouts: Whiteouts::new(format, namespace, features),
             features,
             durable: !config.volatile,
             work,
@@ -253,41 +229,6 @@ impl Upper {
     /// What a new file is opened with besides, so that reading it touches no access time.
     fn quiet(&self) -> OFlags {
         if self.atime { OFlags::empty() } else { OFlags::NOATIME }
-    }
-
-    /// Gives the file `fd` the name `name` in `dir`, in place of what `how` allows to stand there.
-    pub fn link_file(
-        &self,
-        fd: BorrowedFd<'_>,
-        dir: BorrowedFd<'_>,
-        name: &OsStr,
-        how: Publish,
-    ) -> rustix::io::Result<()> {
-        let link = |dir: BorrowedFd<'_>, name: &OsStr| {
-            rustix::fs::linkat(rustix::fs::CWD, proc_path(fd), dir, name, AtFlags::SYMLINK_FOLLOW)
-        };
-        if how == Publish::New {
-            return link(dir, name);
-        }
-        let temporary = self.work.temporary();
-        link(self.work.fd(), &temporary)?;
-        self.publish(&temporary, dir, name, how).inspect_err(|_| self.work.discard(&temporary))
-    }
-
-    /// Moves `temporary` of the workdir to `name` in `dir`.
-    pub fn publish(
-        &self,
-        temporary: &OsStr,
-        dir: BorrowedFd<'_>,
-        name: &OsStr,
-        how: Publish,
-    ) -> rustix::io::Result<()> {
-        let flags = match how {
-            Publish::New => RenameFlags::NOREPLACE,
-            Publish::Replace => RenameFlags::empty(),
-            Publish::Exchange => RenameFlags::EXCHANGE,
-        };
-        rustix::fs::renameat_with(self.work.fd(), temporary, dir, name, flags)
     }
 
     /// Reads the attributes of `name` in `dir`.
@@ -351,24 +292,6 @@ fn remove_made(path: &Path) {
     if let Err(error) = std::fs::remove_dir(path) {
         log::warn!("{}: is left: {error}", path.display());
     }
-}
-
-/// Finds out what upper can do, and refuses what was asked for and it cannot.
-fn check_features(
-    config: &UnionConfig,
-    layer: &Layer,
-    work: &Workdir,
-    namespace: Namespace,
-) -> Result<(Features, Format)> {
-    let features = probe(layer, work, namespace)?;
-    for (asked, option) in [(config.index == Some(true), "index"), (config.metacopy, "metacopy")] {
-        if asked && !features.xattrs {
-            let reason = format!("cannot hold the xattrs that {option}=on needs");
-            return Err(Error::setup(&layer.path, reason, format!("use {option}=off or another file system")));
-        }
-    }
-    let format = whiteout_format(config.whiteout_format, &layer.path, work, namespace, features)?;
-    Ok((features, format))
 }
 
 /// Returns the workdir beside `upper`, and whether it was made now.
@@ -462,103 +385,4 @@ fn check_writable(layer: &Layer, path: &Path) -> Result<()> {
                 .because(errno))
         }
     }
-}
-
-/// Finds out what the file system of upper can do, and refuses one that tells no file types.
-fn probe(layer: &Layer, work: &Workdir, namespace: Namespace) -> Result<Features> {
-    let path = work.path();
-    let failed =
-        |e: Errno| Error::setup(path, format!("cannot be written: {e}"), "check permissions and free space").because(e);
-    let (a, b) = (work.temporary(), work.temporary());
-    let dir = work.fd();
-    let file = |name: &OsStr| {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR).map(drop)
-    };
-    let probed = (|| -> Result<Features> {
-        file(&a).map_err(failed)?;
-        file(&b).map_err(failed)?;
-        check_file_types(work, path)?;
-        check_same_mount(layer, work, &a)?;
-        permissions::check_store(layer, work, &a)?;
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        // A file without a name is of use only where it can be given one, which goes through /proc.
-        let tmpfile = rustix::fs::openat(dir, ".", flags, Mode::RUSR).is_ok_and(|fd| {
-            let name = work.temporary();
-            let linked =
-                rustix::fs::linkat(rustix::fs::CWD, proc_path(&fd), dir, &name, AtFlags::SYMLINK_FOLLOW).is_ok();
-            if linked {
-                work.discard(&name);
-            }
-            linked
-        });
-        Ok(Features {
-            xattrs: namespace.set(dir, &a, Mark::Impure, b"y").is_ok(),
-            tmpfile,
-            exchange: rustix::fs::renameat_with(dir, &a, dir, &b, RenameFlags::EXCHANGE).is_ok(),
-            rename_whiteout: rustix::fs::renameat_with(dir, &a, dir, &b, RenameFlags::WHITEOUT).is_ok(),
-        })
-    })();
-    for name in [&a, &b] {
-        work.discard(name);
-    }
-    let features = probed?;
-    if !features.exchange {
-        return Err(Error::setup(
-            &layer.path,
-            "its file system cannot exchange two names (RENAME_EXCHANGE)",
-            "use ext4, xfs, btrfs or tmpfs for upper",
-        ));
-    }
-    Ok(features)
-}
-
-fn check_file_types(work: &Workdir, path: &Path) -> Result<()> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let failed = |e: Errno| Error::setup(path, format!("cannot be listed: {e}"), "check its permissions");
-    let listing = rustix::fs::openat(work.fd(), ".", flags, Mode::empty()).map_err(failed)?;
-    let mut unknown = false;
-    crate::sys::dents::each(listing.as_fd(), |_, kind, _| unknown |= kind == FileType::Unknown).map_err(failed)?;
-    if unknown {
-        let remedy = "use a file system with d_type (xfs: mkfs with ftype=1)";
-        return Err(Error::setup(path, "its file system tells no file types (d_type)", remedy));
-    }
-    Ok(())
-}
-
-/// Refuses a workdir from which nothing can be moved to upper, though both have one device number.
-fn check_same_mount(layer: &Layer, work: &Workdir, probe: &OsStr) -> Result<()> {
-    // Renaming onto the root itself cannot succeed; the kernel looks at the mounts before anything else.
-    match rustix::fs::renameat(work.fd(), probe, layer.root(), ".") {
-        Err(Errno::XDEV) => Err(Error::setup(
-            work.path(),
-            format!("is in another mount than {}", layer.path.display()),
-            "name a workdir beside upper, in the same mount",
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// Settles the form of whiteouts: the one asked for if it works, else the first that does.
-fn whiteout_format(
-    asked: WhiteoutFormat,
-    path: &Path,
-    work: &Workdir,
-    namespace: Namespace,
-    features: Features,
-) -> Result<Format> {
-    let works = |format: Format| {
-        let name = work.temporary();
-        let made = Whiteouts::new(format, namespace).make(work.fd(), &name);
-        work.discard(&name);
-        made.is_ok()
-    };
-    let (format, what) = match asked {
-        WhiteoutFormat::Auto if works(Format::Char) => return Ok(Format::Char),
-        WhiteoutFormat::Auto if features.xattrs => return Ok(Format::Xattr),
-        WhiteoutFormat::Auto | WhiteoutFormat::DotWh => return Ok(Format::DotWh),
-        WhiteoutFormat::Char => (Format::Char, "takes no whiteout devices"),
-        WhiteoutFormat::Xattr => (Format::Xattr, "takes no whiteout xattrs"),
-    };
-    if works(format) { Ok(format) } else { Err(Error::setup(path, what, "use --whiteout auto")) }
 }

@@ -1,6 +1,10 @@
 //! How a removed name is marked in upper.
 //!
 //! Whiteouts are hard links of one template in the workdir: one call each, and one inode for all of them.
+//!
+//! A mark beside the name (`.wh.NAME`) is also what makes a change safe that takes several steps, where upper's file system
+//! cannot exchange two names: the mark comes first, and from then on nothing below shows, whatever is under the name and
+//! after whichever step a crash comes. It is no use in the other forms, whose whiteouts stand under the name itself.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::BorrowedFd;
@@ -10,7 +14,9 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::{Errno, Result};
 
 use super::dir::dotwh_name;
+use super::features::Features;
 use super::overlay::{Mark, Namespace};
+use super::upper::Place;
 use super::workdir::Workdir;
 use crate::sys::xattr;
 
@@ -41,14 +47,15 @@ pub enum Standing {
 pub struct Whiteouts {
     format: Format,
     namespace: Namespace,
+    features: Features,
     /// Rank 5 (leaf). The name of the template in the workdir. No syscall while held.
     template: Mutex<Option<OsString>>,
 }
 
 impl Whiteouts {
-    /// Makes whiteouts of `format`, their xattrs in `namespace`.
-    pub fn new(format: Format, namespace: Namespace) -> Self {
-        Self { format, namespace, template: Mutex::new(None) }
+    /// Makes whiteouts of `format`, their xattrs in `namespace`, on a file system with `features`.
+    pub fn new(format: Format, namespace: Namespace, features: Features) -> Self {
+        Self { format, namespace, features, template: Mutex::new(None) }
     }
 
     /// Returns the form of the marks.
@@ -72,10 +79,16 @@ impl Whiteouts {
     }
 
     /// Links the template to `name` in `dir`, making a template first where there is none that can be linked.
+    ///
+    /// Errors: EEXIST where something is there.
     fn link(&self, work: &Workdir, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+        if !self.features.links {
+            return self.make_alone(work, dir, name);
+        }
+        let to = Place::at(dir, name);
         let known = self.template.lock().clone();
         if let Some(template) = known {
-            match rustix::fs::linkat(work.fd(), &template, dir, name, AtFlags::empty()) {
+            match self.features.link(Place::at(work.fd(), &template), to) {
                 // Full of links, or taken away: a new one takes its place. EPERM: this file system cannot link.
                 Err(Errno::MLINK | Errno::NOENT | Errno::PERM | Errno::XDEV) => {}
                 done => return done,
@@ -83,7 +96,7 @@ impl Whiteouts {
         }
         let template = work.temporary();
         self.make(work.fd(), &template)?;
-        match rustix::fs::linkat(work.fd(), &template, dir, name, AtFlags::empty()) {
+        match self.features.link(Place::at(work.fd(), &template), to) {
             Ok(()) => {
                 let old = self.template.lock().replace(template);
                 if let Some(old) = old {
@@ -94,9 +107,24 @@ impl Whiteouts {
             Err(errno) => {
                 work.discard(&template);
                 // Without hard links each whiteout is an inode of its own.
-                if errno == Errno::PERM || errno == Errno::OPNOTSUPP { self.make(dir, name) } else { Err(errno) }
+                let unable = errno == Errno::PERM || errno == Errno::OPNOTSUPP;
+                if unable { self.make_alone(work, dir, name) } else { Err(errno) }
             }
         }
+    }
+
+    /// Makes a whiteout that is an inode of its own under `name` in `dir`, in one step that a crash leaves done or undone.
+    fn make_alone(&self, work: &Workdir, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+        if self.format != Format::Xattr {
+            return self.make(dir, name);
+        }
+        // Until it has its xattr it would be an empty file.
+        let temporary = work.temporary();
+        let made = self.make(work.fd(), &temporary);
+        let moved = made.and_then(|()| {
+            self.features.rename(Place::at(work.fd(), &temporary), Place::at(dir, name), RenameFlags::NOREPLACE)
+        });
+        moved.inspect_err(|_| work.discard(&temporary))
     }
 
     /// Marks the directory `dir` as one that holds whiteouts of this form, where the form needs that.
@@ -131,13 +159,25 @@ impl Whiteouts {
         let temporary = work.temporary();
         self.link(work, work.fd(), &temporary)?;
         let flags = if standing == Standing::Directory { RenameFlags::EXCHANGE } else { RenameFlags::empty() };
-        match rustix::fs::renameat_with(work.fd(), &temporary, dir, name, flags) {
+        match self.features.rename(Place::at(work.fd(), &temporary), Place::at(dir, name), flags) {
             Ok(()) if standing == Standing::Directory => Ok(Some(temporary)),
             Ok(()) => Ok(None),
             Err(errno) => {
                 work.discard(&temporary);
                 Err(errno)
             }
+        }
+    }
+
+    /// Marks beside `name` that nothing below shows, whatever the form of whiteouts; that it is marked already is no error.
+    ///
+    /// What stands under the name goes on showing, but for the lower parts of a directory without a redirect.
+    /// Errors: ENAMETOOLONG for a name that leaves no room for the prefix.
+    pub fn mark_beside(&self, work: &Workdir, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+        let mark = dotwh_name(name).ok_or(Errno::NAMETOOLONG)?;
+        match self.link(work, dir, &mark) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(errno) => Err(errno),
         }
     }
 
@@ -149,11 +189,7 @@ impl Whiteouts {
         name: &OsStr,
         standing: Standing,
     ) -> Result<Option<OsString>> {
-        let mark = dotwh_name(name).ok_or(Errno::NAMETOOLONG)?;
-        match self.link(work, dir, &mark) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(errno),
-        }
+        self.mark_beside(work, dir, name)?;
         match standing {
             Standing::Nothing => Ok(None),
             Standing::File => rustix::fs::unlinkat(dir, name, AtFlags::empty()).map(|()| None),

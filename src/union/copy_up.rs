@@ -23,8 +23,9 @@ use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::LayerDir;
 use crate::layer::overlay::{Mark, Namespace};
 use crate::layer::permissions::Stat;
+use crate::layer::publish::Publish;
 use crate::layer::redirect::Redirect;
-use crate::layer::upper::{New, Place, Publish, Upper};
+use crate::layer::upper::{New, Place, Upper};
 use crate::sys::xattr;
 
 /// How much of a regular file's data is copied up.

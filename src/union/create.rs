@@ -19,7 +19,8 @@ use crate::layer::dir::dotwh_name;
 use crate::layer::name::{Name, WH_OPAQUE};
 use crate::layer::overlay::{Mark, Marks};
 use crate::layer::permissions::Stat;
-use crate::layer::upper::{New, Place, Publish, Upper};
+use crate::layer::publish::Publish;
+use crate::layer::upper::{New, Place, Upper};
 use crate::sys::xattr;
 
 /// What a new name takes the place of.
@@ -133,6 +134,11 @@ impl Union {
                 attr.mode = exact;
             }
             return Ok((attr, fd));
+        }
+        let mut vacancy = vacancy;
+        if vacancy == Vacancy::Whiteout && matches!(new, New::Directory) && !upper.features.exchange {
+            self.set_whiteout_aside(upper, parent, name)?;
+            vacancy = Vacancy::Hidden;
         }
         let wanted = self.wanted(upper, dir.as_fd(), new, (mode, umask), caller, inherits)?;
         let fd = self.make_apart(upper, dir.as_fd(), name, new, &wanted, vacancy)?;

@@ -14,7 +14,8 @@ use super::search::{Hit, Top};
 use super::{Union, dir_of};
 use crate::error::{Error, Result};
 use crate::layer::name::Name;
-use crate::layer::upper::{New, Place, Publish, Upper};
+use crate::layer::publish::Publish;
+use crate::layer::upper::{New, Place, Upper};
 use crate::layer::whiteout::{Format, Standing};
 use crate::sys::{dents, xattr};
 
@@ -242,6 +243,24 @@ impl Union {
         upper.whiteouts.prepare(fd.as_fd()).map_err(|e| upper.layer.error("setxattr", OsStr::new("."), e))
     }
 
+    /// Puts a mark beside `name` in upper's `parent`, so that nothing below shows while what is there is replaced in more
+    /// than one step.
+    pub(super) fn mark_beside(&self, upper: &Upper, parent: &Arc<Inode>, name: &OsStr) -> Result<()> {
+        dir_of(parent)?.dotwh.listed(true);
+        let dir = self.upper_dir(parent)?;
+        let marked = upper.whiteouts.mark_beside(&upper.work, dir.as_fd(), name);
+        marked.map_err(|e| upper.layer.error("whiteout", name, e))
+    }
+
+    /// Makes a mark beside `name` of the whiteout that stands there in upper's `parent`, so that a directory can take the
+    /// name: where names cannot be exchanged. The name is hidden throughout.
+    pub(super) fn set_whiteout_aside(&self, upper: &Upper, parent: &Arc<Inode>, name: &OsStr) -> Result<()> {
+        self.mark_beside(upper, parent, name)?;
+        let dir = self.upper_dir(parent)?;
+        let removed = rustix::fs::unlinkat(dir.as_fd(), name, AtFlags::empty());
+        removed.map_err(|e| upper.layer.error("unlinkat", name, e))
+    }
+
     /// Moves the directory `name` of upper's `parent` to the workdir; returns its name there.
     fn move_out(&self, upper: &Upper, parent: &Arc<Inode>, name: &OsStr) -> Result<OsString> {
         let dir = self.upper_dir(parent)?;
@@ -253,7 +272,9 @@ impl Union {
     /// Replaces a directory that shows as empty, and holds whiteouts, by one that is empty and opaque, so that it can be
     /// renamed over; owner, mode, xattrs and times are the same, in case of a crash before that.
     ///
-    /// Returns the name in the workdir of the one that was replaced, which goes back if the rename fails.
+    /// Where names cannot be exchanged it leaves a mark beside its name instead, and nothing under it: after a crash before
+    /// the rename the name is free. Returns the name in the workdir of the one that was replaced, which goes back if the
+    /// rename fails.
     pub(super) fn clear_whiteouts(&self, parent: &Arc<Inode>, name: &OsStr) -> Result<Option<OsString>> {
         let upper = self.writable()?;
         let dir = self.upper_dir(parent)?;
@@ -263,6 +284,10 @@ impl Union {
         dents::each(open.as_fd(), |_, _, _| holds = true).map_err(failed("getdents"))?;
         if !holds {
             return Ok(None);
+        }
+        if !upper.features.exchange {
+            self.mark_beside(upper, parent, name)?;
+            return self.move_out(upper, parent, name).map(Some);
         }
         // With the xattrs come owner and mode, where they are kept there.
         let attr = upper.layer.stat_file(dir.as_fd(), name).map_err(failed("statx"))?;

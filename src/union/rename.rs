@@ -20,8 +20,9 @@ use crate::config::RedirectDir;
 use crate::error::{Error, Result};
 use crate::layer::name::Name;
 use crate::layer::overlay::Mark;
+use crate::layer::publish::Publish;
 use crate::layer::redirect::Redirect;
-use crate::layer::upper::{Place, Publish, Upper};
+use crate::layer::upper::{Place, Upper};
 use crate::layer::whiteout::{Format, Standing};
 
 bitflags::bitflags! {
@@ -87,6 +88,11 @@ impl Union {
             return Err(Error::Refused(Errno::INVAL));
         }
         if new_name.is_reserved() {
+            return Err(Error::Refused(Errno::INVAL));
+        }
+        let unable = self.upper.as_ref().is_some_and(|upper| !upper.features.exchange);
+        if flags.contains(RenameFlags::EXCHANGE) && unable {
+            // As upper's own file system answers.
             return Err(Error::Refused(Errno::INVAL));
         }
         let (from, to) = (self.directory(parent)?, self.directory(new_parent)?);
@@ -286,8 +292,8 @@ impl Union {
         let target = target.map(|(_, target)| target);
         let directories = [Some(*inode), target].into_iter().flatten().any(|inode| inode.dir().is_some());
         let moving = directories.then(|| Moving::start(&self.moves));
-        rustix::fs::renameat_with(&old.dir, &*old.name, &new.dir, &*new.name, flags)
-            .map_err(|e| upper.layer.error("renameat2", &old.name, e))?;
+        let (from, to) = (Place::at(old.dir.as_fd(), &old.name), Place::at(new.dir.as_fd(), &new.name));
+        upper.features.rename(from, to, flags).map_err(|e| upper.layer.error("renameat2", &old.name, e))?;
         if let Some(target) = target {
             if renaming.exchanged {
                 self.rename_inode(target, new, old);
@@ -310,7 +316,11 @@ impl Union {
         if hide {
             self.prepare_whiteout(upper, old.parent)?;
         }
-        let whiteout = target.is_none() && matches!(self.in_upper(new.parent, &new.name)?, InUpper::Whiteout);
+        let mut whiteout = target.is_none() && matches!(self.in_upper(new.parent, &new.name)?, InUpper::Whiteout);
+        if whiteout && inode.dir().is_some() && !upper.features.exchange {
+            self.set_whiteout_aside(upper, new.parent, &new.name)?;
+            whiteout = false;
+        }
         if whiteout && hide && upper.whiteouts.format() != Format::DotWh {
             return self.move_in_upper(renaming, SysFlags::EXCHANGE);
         }
@@ -338,6 +348,7 @@ impl Union {
             if moved.is_err() {
                 self.put_back(upper, &before, new, Publish::Exchange);
             }
+            // Gone where it was put back by a plain rename.
             upper.work.discard(&before);
         }
         moved
@@ -386,12 +397,21 @@ impl Union {
 
     /// Undoes a publication from the workdir under the name of `end`, after which a further step failed.
     fn put_back(&self, upper: &Upper, temporary: &OsStr, end: &End<'_>, how: Publish) {
+        let dir = end.dir.as_fd();
         let undone = match how {
-            Publish::Exchange => upper.publish(temporary, end.dir.as_fd(), &end.name, how),
-            Publish::New | Publish::Replace => rustix::fs::unlinkat(&end.dir, &*end.name, AtFlags::empty()),
+            Publish::Exchange if upper.features.exchange => upper.publish(temporary, dir, &end.name, how),
+            // It had left its name, which is hidden by a mark until it is back.
+            Publish::Exchange => upper.publish(temporary, dir, &end.name, Publish::New),
+            Publish::New | Publish::Replace => rustix::fs::unlinkat(dir, &*end.name, AtFlags::empty()),
         };
-        if let Err(errno) = undone {
-            log::error!("{}: a rename that failed is not undone", upper.layer.error("put back", &end.name, errno));
+        let undone = undone.map_err(|e| upper.layer.error("put back", &end.name, e)).and_then(|()| {
+            if how == Publish::Exchange && !upper.features.exchange {
+                return remove_mark(upper, dir, &end.name);
+            }
+            Ok(())
+        });
+        if let Err(error) = undone {
+            log::error!("{error}: a rename that failed is not undone");
         }
     }
 

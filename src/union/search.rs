@@ -159,7 +159,10 @@ impl Union {
             InUpper::Dir(attr, marks) => {
                 let location = || Location::new("upper", name);
                 let mut lower = Stack::new();
-                if !marks.opaque && !self.hidden_in_upper(parent, name)? {
+                // A mark beside what leads elsewhere is about what was under the name before, or is left there by it: both
+                // come before or after the move by a step, and the directory is whole in between.
+                let elsewhere = marks.redirect.is_some();
+                if !marks.opaque && (elsewhere || !self.hidden_in_upper(parent, name)?) {
                     let way = self.way_below(&marks, name, &location)?;
                     self.collect(dir_of(parent)?, way, &mut lower, None)?;
                 }
@@ -250,7 +253,10 @@ impl Union {
                         return Ok(());
                     }
                     way = self.way_below(&marks, &name, &|| self.lowers.location(&dir, &name))?;
-                    descent.pass(&dir, &name);
+                    // As in upper, a mark beside what leads elsewhere means what was under the name before.
+                    if marks.redirect.is_none() {
+                        descent.pass(&dir, &name);
+                    }
                 }
             }
         }
@@ -279,7 +285,9 @@ impl Union {
         let mut below: Vec<OsString> = Vec::with_capacity(path.len());
         for (depth, name) in path.iter().enumerate() {
             let found = self.lowers.examine(&at, name)?;
-            let hidden = self.lowers.hides_by_name(&at, name)?;
+            // Not by a mark beside what leads elsewhere, as in `collect`.
+            let elsewhere = matches!(&found, Found::Dir(_, marks) if marks.redirect.is_some());
+            let hidden = !elsewhere && self.lowers.hides_by_name(&at, name)?;
             stop |= hidden;
             match found {
                 Found::Absent => {
