@@ -171,7 +171,7 @@ impl Union {
         let attr = &source.attr;
         upper.give(target, attr.uid, attr.gid).map_err(failed("chown"))?;
         self.copy_xattrs(upper, source, target)?;
-        if upper.features.xattrs && self.keeps_number(source) {
+        if self.keeps_number(upper, source) {
             let origin = self.origin_of(&source.dir, &source.name)?.and_then(|origin| origin.encode());
             // Empty where the lower has no handles: then the file is only known to have come from below.
             upper.set_mark(target, Mark::Origin, &origin.unwrap_or_default())?;
@@ -188,12 +188,12 @@ impl Union {
     }
 
     /// Returns whether the copy will say by its origin what its number is. As in the kernel's overlayfs, one of several
-    /// names that do not stay linked is a file of its own; and some files cannot hold the xattr.
-    fn keeps_number(&self, source: &Source) -> bool {
+    /// names that do not stay linked is a file of its own; and some files, and some file systems, cannot hold the xattr.
+    fn keeps_number(&self, upper: &Upper, source: &Source) -> bool {
         let kind = source.attr.kind;
         let holds = self.namespace == Namespace::Trusted || matches!(kind, FileKind::Regular | FileKind::Directory);
         let linked = source.attr.nlink < 2 || kind == FileKind::Directory || self.keeps_links(&source.dir, kind);
-        holds && linked && self.lowers.layer(&source.dir).handles
+        upper.features.xattrs && holds && linked && self.lowers.layer(&source.dir).handles
     }
 
     /// Returns the mode under which a copy can be moved to its place: to move a directory, a plain user must be allowed
@@ -257,7 +257,7 @@ impl Union {
                 self.switch(inode, Real::Index(entry.as_os_str().into()), attr.ino);
             }
             None => {
-                if inode.dir().is_none() && !self.keeps_number(source) {
+                if inode.dir().is_none() && !self.keeps_number(upper, source) {
                     // While the inode is known it keeps its number, whatever upper's object is found by.
                     self.table.alias(self.numbers.number(attr.dev, attr.ino), inode);
                 }

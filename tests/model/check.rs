@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 
-use unionfs_rs::config::XattrNamespace;
+use unionfs_rs::config::{Lacking, XattrNamespace};
 use unionfs_rs::union::{Attr, Entry, FileKind, Flow, Looked, NodeId, Timestamp};
 
 use super::act::ROOT_USER;
@@ -243,7 +243,9 @@ impl Run {
     /// and directories alone; and a link that is broken by its copy-up cannot have the number that the others have.
     pub(super) fn has_constant_number(&self, id: Id) -> bool {
         let node = self.tree.node(id);
-        let unnoted = self.variant.namespace == XattrNamespace::User && node.lower && !node.holds_user_xattrs();
+        let user = self.variant.namespace == XattrNamespace::User;
+        let lacking = self.variant.lacking.contains(Lacking::XATTRS);
+        let unnoted = node.lower && (user && !node.holds_user_xattrs() || lacking && !node.is_dir());
         !unnoted && !matches!(node.links, Links::Broken { .. })
     }
 

@@ -1,7 +1,7 @@
 //! Sequences that once showed a bug, as they shrank.
 
 use rustix::io::Errno;
-use unionfs_rs::config::{RedirectDir, WhiteoutFormat, XattrNamespace};
+use unionfs_rs::config::{Lacking, RedirectDir, WhiteoutFormat, XattrNamespace};
 use unionfs_rs::union::{Caller, OpenFile, Union};
 
 use super::layers::{Layer, Marks, Space, Thing};
@@ -52,6 +52,12 @@ fn chown(of: &str) -> Op {
 #[test]
 fn regression_rename_to_the_same_name_of_what_nobody_holds() {
     holds(Variant::DEFAULT, lower(&[("d/f", FILE), ("f", FILE)], &[]), &[rename("d", "d", 0), rename("f", "f", 0)]);
+}
+
+#[test]
+fn regression_a_copied_up_file_becomes_a_second_inode_where_upper_has_no_xattrs() {
+    let variant = Variant { lacking: Lacking::XATTRS, ..Variant::DEFAULT };
+    holds(variant, lower(&[("a", FILE)], &[]), &[Op::Hold("a".to_owned()), Op::Utimes { at: path("a"), secs: 1 }]);
 }
 
 #[test]

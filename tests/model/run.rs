@@ -87,6 +87,7 @@ pub fn play(theatre: &Theatre, variant: Variant, script: &Script) -> Outcome<usi
         forgetful: script.forgetful,
         changes: 0,
     };
+    run.tree.rules.exchanges = run.stage.exchanges();
     run.check_tree().map_err(|error| format!("before the first operation: {error}"))?;
     for (number, op) in script.ops.iter().enumerate() {
         let done = run.step(op).and_then(|()| if number % STRIDE == STRIDE - 1 { run.check_tree() } else { Ok(()) });
@@ -295,6 +296,7 @@ impl Run {
             self.stage.restack();
         }
         self.union = Some(self.stage.build()?);
+        self.tree.rules.exchanges = self.stage.exchanges();
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use unionfs_rs::config::{
-    IdMap, IdRange, Owners, Permissions, RedirectDir, UnionConfig, WhiteoutFormat, XattrNamespace,
+    IdMap, IdRange, Lacking, Owners, Permissions, RedirectDir, UnionConfig, WhiteoutFormat, XattrNamespace,
 };
 use unionfs_rs::union::Union;
 
@@ -31,6 +31,10 @@ pub struct Variant {
     pub permissions: Permissions,
     /// Whether the layers store other owners than the union shows.
     pub mapped: bool,
+    /// What the file system of upper lacks.
+    pub lacking: Lacking,
+    /// Whether only every second mount lacks it, so that the others leave whiteouts in other forms.
+    pub lacks_in_turn: bool,
 }
 
 /// The map of a union whose owners are mapped: all that the sequences use, each to the next.
@@ -54,6 +58,8 @@ impl Variant {
         two_filesystems: false,
         permissions: Permissions::Inode,
         mapped: false,
+        lacking: Lacking::empty(),
+        lacks_in_turn: false,
     };
 
     fn map(&self) -> IdMap {
@@ -67,12 +73,17 @@ impl Variant {
 
     /// Returns what of it shows in the tree.
     pub fn rules(&self) -> Rules {
+        let marks = !self.lacking.contains(Lacking::XATTRS);
+        let writes = !self.read_only;
+        let index = self.index && marks && !self.lacking.contains(Lacking::LINKS);
         Rules {
             read_only: self.read_only,
-            redirect_dir: !self.read_only && matches!(self.redirect_dir, RedirectDir::Auto | RedirectDir::On),
-            keeps_links: self.index || self.read_only,
+            redirect_dir: writes && marks && matches!(self.redirect_dir, RedirectDir::Auto | RedirectDir::On),
+            keeps_links: index || self.read_only,
             // The index takes xattrs on the file itself, and `user.` ones are on files and directories alone.
-            keeps_special_links: self.index && self.namespace != XattrNamespace::User || self.read_only,
+            keeps_special_links: index && self.namespace != XattrNamespace::User || self.read_only,
+            links: !self.lacking.contains(Lacking::LINKS) || self.read_only,
+            exchanges: !self.lacking.contains(Lacking::EXCHANGE) || self.read_only,
         }
     }
 }
@@ -158,22 +169,40 @@ impl Stage {
         let v = &self.variant;
         self.builds.set(self.builds.get() + 1);
         let formats = [v.whiteouts, WhiteoutFormat::DotWh, WhiteoutFormat::Char, WhiteoutFormat::Xattr];
-        let written = if v.rotate_whiteouts { formats[(self.builds.get() - 1) % formats.len()] } else { v.whiteouts };
+        let written = if v.lacks_in_turn && self.lacks_now() {
+            WhiteoutFormat::Auto
+        } else if v.rotate_whiteouts {
+            formats[(self.builds.get() - 1) % formats.len()]
+        } else {
+            v.whiteouts
+        };
         let config = UnionConfig {
             lowers: self.lowers.iter().map(Into::into).collect(),
             upper: (!v.read_only).then(|| self.upper().into()),
             work: (!v.read_only).then(|| self.work().into()),
             volatile: v.volatile,
             redirect_dir: v.redirect_dir,
-            index: Some(v.index),
+            // Where it cannot be, it is not insisted on.
+            index: if v.index && v.lacking.intersects(Lacking::LINKS | Lacking::XATTRS) { None } else { Some(v.index) },
             metacopy: v.metacopy,
             xattr_namespace: v.namespace,
             whiteout_format: written,
             permissions: v.permissions,
+            lacking: if self.lacks_now() { v.lacking } else { Lacking::empty() },
             owners: Owners { uids: v.map(), gids: v.map(), ..Owners::default() },
             ..UnionConfig::default()
         };
         Union::from_config(&config).map_err(|error| format!("the union cannot be built: {error}"))
+    }
+
+    /// Whether the union that was built last is on an upper that lacks something.
+    fn lacks_now(&self) -> bool {
+        !self.variant.lacks_in_turn || self.builds.get().is_multiple_of(2)
+    }
+
+    /// Whether names can be exchanged at the moment.
+    pub fn exchanges(&self) -> bool {
+        !self.lacks_now() || self.variant.rules().exchanges
     }
 
     /// Checks that every lower is bit by bit what it was; panics with the differences.

@@ -60,6 +60,7 @@ pub fn any_variant(length: usize) -> impl Strategy<Value = (Variant, Script)> {
             two_filesystems,
             permissions,
             mapped,
+            ..Variant::DEFAULT
         };
         // Links of a lower layer are kept by an index, which does not come along when the upper is stacked.
         let ingredients = Ingredients { lower_links: !restacks, restacks };

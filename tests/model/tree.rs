@@ -107,6 +107,10 @@ pub struct Rules {
     pub keeps_links: bool,
     /// Whether others than regular files do.
     pub keeps_special_links: bool,
+    /// Whether files can be linked.
+    pub links: bool,
+    /// Whether names can be exchanged.
+    pub exchanges: bool,
 }
 
 /// Who makes a file, with which mode.
@@ -364,7 +368,7 @@ impl Tree {
     pub fn judge_link(&self, id: Id, dir: Id, name: &str) -> Verdict {
         let node = self.node(id);
         self.changes_names_in(dir)
-            .refuse_if(node.is_dir(), Errno::PERM)
+            .refuse_if(node.is_dir() || !self.rules.links, Errno::PERM)
             .refuse_if(is_reserved(name), Errno::INVAL)
             .refuse_if(self.child(dir, name).is_some(), Errno::EXIST)
             .refuse_if(!node.is_dir() && node.is_gone(), Errno::NOENT)
@@ -391,6 +395,7 @@ impl Tree {
             .changes_names_in(from.0)
             .refuse_if(self.is_removed(to.0), Errno::NOENT)
             .refuse_if(exchange && flags != RenameFlags::EXCHANGE, Errno::INVAL)
+            .refuse_if(exchange && !self.rules.exchanges, Errno::INVAL)
             .refuse_if(is_reserved(to.1), Errno::INVAL)
             .refuse_if(source.is_none(), Errno::NOENT)
             .refuse_if(exchange && target.is_none(), Errno::NOENT)
