@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use proptest::prelude::{Just, Strategy};
 use proptest::test_runner::{Config, FileFailurePersistence, RngSeed, TestCaseError, TestError, TestRunner};
-use unionfs_rs::config::{Permissions, RedirectDir, WhiteoutFormat, XattrNamespace};
+use unionfs_rs::config::{Lacking, Permissions, RedirectDir, WhiteoutFormat, XattrNamespace};
 
 use super::run::{Script, play};
 use super::stage::{Theatre, Variant};
@@ -142,6 +142,55 @@ fn sequences_with_owners_and_modes_in_xattrs() {
 #[test]
 fn sequences_with_mapped_owners() {
     all_agree_in(Variant { mapped: true, ..Variant::DEFAULT }, LINKED);
+}
+
+/// What a file system lacks that knows no flags of renameat2(2): NFS, and most of FUSE.
+const FLAGS: Lacking = Lacking::EXCHANGE.union(Lacking::NOREPLACE).union(Lacking::RENAME_WHITEOUT);
+
+const RESTACKED: Ingredients = Ingredients { lower_links: false, restacks: true };
+
+#[test]
+fn sequences_without_flags_of_rename() {
+    let variant = Variant { lacking: FLAGS, ..Variant::DEFAULT };
+    all_agree_in(variant, LINKED);
+    all_agree_in(Variant { metacopy: true, ..variant }, RESTACKED);
+    all_agree_in(Variant { namespace: XattrNamespace::User, redirect_dir: RedirectDir::Follow, ..variant }, LINKED);
+}
+
+#[test]
+fn sequences_without_flags_of_rename_in_every_second_mount() {
+    // So that whiteouts of every form are met where they cannot be exchanged.
+    let lacking = FLAGS | Lacking::TMPFILE;
+    all_agree_in(Variant { lacking, lacks_in_turn: true, rotate_whiteouts: true, ..Variant::DEFAULT }, LINKED);
+    all_agree_in(Variant { lacking, lacks_in_turn: true, ..Variant::DEFAULT }, RESTACKED);
+}
+
+#[test]
+fn sequences_without_hard_links() {
+    let variant = Variant { lacking: Lacking::LINKS, ..Variant::DEFAULT };
+    all_agree_in(variant, LINKED);
+    all_agree_in(Variant { whiteouts: WhiteoutFormat::Xattr, ..variant }, LINKED);
+    all_agree_in(Variant { lacking: Lacking::LINKS | Lacking::NOREPLACE, ..variant }, LINKED);
+}
+
+#[test]
+fn sequences_without_whiteout_devices() {
+    all_agree_in(Variant { lacking: Lacking::NODES, ..Variant::DEFAULT }, LINKED);
+}
+
+#[test]
+fn sequences_without_xattrs_in_upper() {
+    all_agree_in(Variant { lacking: Lacking::XATTRS, ..Variant::DEFAULT }, LINKED);
+    all_agree_in(Variant { lacking: Lacking::XATTRS | Lacking::NODES, ..Variant::DEFAULT }, LINKED);
+    all_agree_in(Variant { lacking: Lacking::XATTRS | FLAGS, ..Variant::DEFAULT }, LINKED);
+}
+
+#[test]
+fn sequences_on_an_upper_that_lacks_everything() {
+    let variant = Variant { lacking: Lacking::all(), ..Variant::DEFAULT };
+    all_agree_in(variant, LINKED);
+    all_agree_in(variant, RESTACKED);
+    all_agree_in(Variant { volatile: true, ..variant }, LINKED);
 }
 
 #[test]
