@@ -206,6 +206,7 @@ impl Union {
         let failed = |e: Errno| upper.layer.error("getdents", OsStr::new("."), e);
         let dev = upper.stat(fd.as_fd(), OsStr::new(""))?.dev;
         let open = upper.layer.open_listing(fd.as_fd()).map_err(failed)?;
+        let xwhiteouts = dir_of(inode)?.xwhiteouts.load(Ordering::Acquire);
         let mut unsure = Vec::new();
         dents::each(open.as_fd(), |name, kind, ino| {
             if name.starts_with(WH_PREFIX.as_bytes()) {
@@ -216,6 +217,8 @@ impl Union {
                 // A character device may be a whiteout that was left by a rename, and a plain file stand for something else.
                 Some(FileKind::Char) | None => unsure.push(name.to_owned()),
                 Some(kind) if may_stand_for_other(&upper.layer, kind) => unsure.push(name.to_owned()),
+                // The same for one by xattr, in a directory that a mark beside it has parted from what is below.
+                Some(FileKind::Regular) if xwhiteouts => unsure.push(name.to_owned()),
                 Some(kind) => listing.add(name, self.numbers.number(dev, ino), kind),
             }
         })
