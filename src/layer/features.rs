@@ -29,11 +29,54 @@ pub struct Features {
     pub exchange: bool,
     /// A rename can leave a whiteout behind.
     pub rename_whiteout: bool,
-    /// A file can have several names.
+    /// A file can have several names, and is one file under all of them.
     pub links: bool,
+    /// Attributes are cached by name: those of a file that was changed under another name may be old.
+    pub stale: bool,
+    /// What the file system calls a file that is open and has lost its name.
+    kept_open: Option<KeptOpen>,
 }
 
+/// How a file system names a file that is open and has lost its name, until it is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum KeptOpen {
+    /// `.nfs`, the number of the file (16 digits) and a counter (8).
+    Nfs,
+    /// `.fuse_hidden`, the number of the node (8 digits) and a counter (8), as libfuse has it.
+    Fuse,
+}
+
+impl KeptOpen {
+    /// Returns what `work` is on does, by the magic number of statfs(2).
+    fn of(work: &Workdir) -> Option<Self> {
+        match rustix::fs::fstatfs(work.fd()).ok()?.f_type {
+            rustix::fs::NFS_SUPER_MAGIC => Some(Self::Nfs),
+            FUSE_SUPER_MAGIC => Some(Self::Fuse),
+            _ => None,
+        }
+    }
+
+    fn prefix(self) -> (&'static [u8], usize) {
+        match self {
+            Self::Nfs => (b".nfs", 24),
+            Self::Fuse => (b".fuse_hidden", 16),
+        }
+    }
+}
+
+/// See statfs(2).
+const FUSE_SUPER_MAGIC: rustix::fs::FsWord = 0x6573_5546;
+
 impl Features {
+    /// Returns whether `name` is that of a file which was removed and is still open: it is no part of the layer.
+    pub fn is_kept_open(self, name: &[u8]) -> bool {
+        self.kept_open.is_some_and(|kept| {
+            let (prefix, digits) = kept.prefix();
+            let rest = name.strip_prefix(prefix);
+            rest.is_some_and(|rest| rest.len() == digits && rest.iter().all(u8::is_ascii_hexdigit))
+        })
+    }
+
     /// Says in the log what the file system of `layer` lacks, and what is done instead.
     fn report(self, layer: &Layer, work: &Workdir, namespace: Namespace) {
         let path = layer.path.display();
@@ -49,7 +92,9 @@ impl Features {
             );
         }
         if !self.links {
-            log::warn!("{path}: has no hard links, so those of lower files part when they are changed");
+            log::warn!(
+                "{path}: has no hard links that could be told to be one file, so those of lower files part when they are changed"
+            );
         }
         let instead = [
             (self.noreplace, "RENAME_NOREPLACE: names are looked up before they are taken"),
@@ -104,10 +149,8 @@ fn probe(layer: &Layer, work: &Workdir, namespace: Namespace, lacking: Lacking) 
         check_same_mount(layer, work, &a)?;
         permissions::check_store(layer, work, &a)?;
         let renames = |from: &OsStr, to: &OsStr, flags| rustix::fs::renameat_with(dir, from, dir, to, flags).is_ok();
-        let links = rustix::fs::linkat(dir, &a, dir, &third, AtFlags::empty()).is_ok();
-        if links {
-            work.discard(&third);
-        }
+        let names = try_link(work, &a, &third).map_err(failed)?;
+        let links = matches!(names, Names::Same | Names::Stale);
         // A file system that takes no notice of the flag would have moved the one over the other.
         let exchange = renames(&a, &b, RenameFlags::EXCHANGE) && is_listed(work, &a).map_err(failed)?;
         let moved = renames(&b, &third, RenameFlags::NOREPLACE);
@@ -120,12 +163,45 @@ fn probe(layer: &Layer, work: &Workdir, namespace: Namespace, lacking: Lacking) 
             exchange: exchange && !lacking.contains(Lacking::EXCHANGE),
             rename_whiteout: !lacking.contains(Lacking::RENAME_WHITEOUT) && renames(&b, &a, RenameFlags::WHITEOUT),
             links: links && !lacking.contains(Lacking::LINKS),
+            stale: names == Names::Stale,
+            kept_open: KeptOpen::of(work),
         })
     })();
     for name in [&a, &b, &third] {
         work.discard(name);
     }
     probed
+}
+
+/// What the names of one file are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Names {
+    /// It cannot have several, or each looks like a file of its own.
+    Apart,
+    /// One file.
+    Same,
+    /// One file, whose attributes are cached for each name.
+    Stale,
+}
+
+/// Links `a` to `b` and back off, and finds out what the two names are.
+fn try_link(work: &Workdir, a: &OsStr, b: &OsStr) -> rustix::io::Result<Names> {
+    let dir = work.fd();
+    if rustix::fs::linkat(dir, a, dir, b, AtFlags::empty()).is_err() {
+        return Ok(Names::Apart);
+    }
+    let stat = |name: &OsStr| rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW);
+    let same = stat(a)?.st_ino == stat(b)?.st_ino;
+    let written = rustix::fs::openat(dir, a, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&written, b"x")?;
+    drop(written);
+    let seen = stat(b)?.st_size == 1;
+    work.discard(b);
+    Ok(match (same, seen) {
+        (false, _) => Names::Apart,
+        (true, true) => Names::Same,
+        (true, false) => Names::Stale,
+    })
 }
 
 /// Returns whether a file can be made without a name and be given one, which goes through /proc.

@@ -63,6 +63,8 @@ pub struct Layer {
     pub overrides: Option<Store>,
     /// What the mount that the layer is on shows for the owners that are stored, where it is idmapped.
     pub idmap: Option<Arc<Owners>>,
+    /// Whether attributes are asked of the file system each time, because it caches them for each name of a file.
+    pub fresh: bool,
     root: OwnedFd,
     private: bool,
     /// Whether each opening is confined to the mount of the layer by openat2(2).
@@ -142,6 +144,7 @@ impl Layer {
             handles,
             overrides,
             idmap: None,
+            fresh: false,
             root: root.fd,
             private: root.private,
             confined,
@@ -183,6 +186,7 @@ impl Layer {
     /// Reads the attributes that the file itself has, whatever the layer keeps elsewhere, as [`Layer::stat`].
     pub fn stat_file(&self, dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<Attr> {
         let at = if name.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT };
+        let at = if self.fresh { at | AtFlags::STATX_FORCE_SYNC } else { at };
         let statx = rustix::fs::statx(dir, name, at, StatxFlags::BASIC_STATS)?;
         if !self.private && !name.is_empty() && statx.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
             return Err(Errno::XDEV);

@@ -163,6 +163,7 @@ impl Upper {
         let mut work = Workdir::open(work_lock, work_path, config.index != Some(false), earlier)?;
         let checked = features::check(config, &layer, &work, namespace, config.index);
         let (features, format) = checked.inspect_err(|_| work.withdraw())?;
+        layer.fresh = features.stale;
         if !features.xattrs || !features.links {
             work.without_index();
         }
@@ -284,6 +285,7 @@ impl Upper {
     /// Ends the use of the layer: leaves nothing unfinished.
     pub fn end(&self) {
         self.whiteouts.end(&self.work);
+        self.work.discard_left();
     }
 }
 

@@ -9,7 +9,7 @@ use std::fmt::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
@@ -43,6 +43,8 @@ pub struct Workdir {
     /// The workdir itself, held open for its lock.
     lock: OwnedFd,
     next: AtomicU64,
+    /// Whether something could not be removed yet.
+    left: AtomicBool,
     /// What was missing when it was opened.
     made: Vec<&'static str>,
     /// Whether it has the mark of an earlier volatile mount of this run of the system, and keeps it.
@@ -123,8 +125,16 @@ impl Workdir {
             Ok(work)
         });
         let work = work.inspect_err(|_| remove_made(lock.as_fd(), path, &made))?;
-        let mut workdir =
-            Self { path: path.to_owned(), work, index: None, lock, next: AtomicU64::new(0), made, was_volatile: stays };
+        let mut workdir = Self {
+            path: path.to_owned(),
+            work,
+            index: None,
+            lock,
+            next: AtomicU64::new(0),
+            left: AtomicBool::new(false),
+            made,
+            was_volatile: stays,
+        };
         let ready = workdir.empty().map_err(|e| io("cannot be emptied", e)).and_then(|()| {
             if index {
                 let index = subdirectory(workdir.lock.as_fd(), INDEX).map_err(|e| io("`index` cannot be made", e))?;
@@ -180,11 +190,30 @@ impl Workdir {
         make(&name).inspect_err(|_| self.discard(&name))
     }
 
-    /// Removes `name` and all below it from the workdir; what cannot be removed goes at the next mount.
+    /// Removes `name` and all below it from the workdir; what cannot be removed goes at the end, or at the next mount.
     pub fn discard(&self, name: &OsStr) {
         match self.remove(name) {
             Ok(()) | Err(Errno::NOENT) => {}
-            Err(errno) => log::warn!("{}: {name:?} is left in the workdir: {errno}", self.path.display()),
+            Err(errno) => {
+                // On NFS and FUSE what is still open goes only when it is closed.
+                log::info!("{}: {name:?} is left in the workdir until the end: {errno}", self.path.display());
+                self.left.store(true, Ordering::Relaxed); // Relaxed: read when all is over.
+            }
+        }
+    }
+
+    /// Removes what could not be removed before, at the end of the mount.
+    pub fn discard_left(&self) {
+        // Relaxed: whoever has set it is done.
+        if !self.left.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let removed = names(self.fd()).and_then(|names| {
+            // Also what was in a directory that was left, which has moved out of it.
+            names.iter().filter(|name| *name != INCOMPAT).try_for_each(|name| self.remove(name))
+        });
+        if let Err(errno) = removed {
+            log::warn!("{}: something is left in the workdir until the next mount: {errno}", self.path.display());
         }
     }
 

@@ -209,7 +209,7 @@ impl Union {
         let xwhiteouts = dir_of(inode)?.xwhiteouts.load(Ordering::Acquire);
         let mut unsure = Vec::new();
         dents::each(open.as_fd(), |name, kind, ino| {
-            if name.starts_with(WH_PREFIX.as_bytes()) {
+            if name.starts_with(WH_PREFIX.as_bytes()) || upper.features.is_kept_open(name) {
                 return;
             }
             let name = OsStr::from_bytes(name);
@@ -254,6 +254,9 @@ impl Union {
         for (name, kind, ino) in entries {
             if let Some(hidden) = name.as_bytes().strip_prefix(WH_PREFIX.as_bytes()) {
                 dotwh.push(OsStr::from_bytes(hidden).to_owned());
+                continue;
+            }
+            if upper.features.is_kept_open(name.as_bytes()) {
                 continue;
             }
             let whiteout = match kind {
