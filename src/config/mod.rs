@@ -148,7 +148,8 @@ pub enum XattrNamespace {
 /// How a removed name is marked in upper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhiteoutFormat {
-    /// `Char` where upper takes one, else `Xattr` where upper holds xattrs, else `DotWh`.
+    /// `Char` where upper takes one, else `Xattr` where upper holds xattrs, else `DotWh`; that too where upper's file
+    /// system cannot exchange two names.
     Auto,
     /// A character device 0:0.
     Char,
