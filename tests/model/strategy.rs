@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use proptest::sample::select;
-use unionfs_rs::config::{Permissions, RedirectDir, WhiteoutFormat, XattrNamespace};
+use unionfs_rs::config::{Lacking, Permissions, RedirectDir, WhiteoutFormat, XattrNamespace};
 
 use super::layers::{Layer, Marks, Space, Thing};
 use super::op::{At, End, Make, Op, Open, Set, Who};
@@ -45,22 +45,28 @@ pub fn any_variant(length: usize) -> impl Strategy<Value = (Variant, Script)> {
     let whiteouts = select(&[WhiteoutFormat::Char, WhiteoutFormat::Xattr, WhiteoutFormat::DotWh][..]);
     let permissions = select(&[Permissions::Inode, Permissions::Inode, Permissions::Security, Permissions::User][..]);
     let switches = prop::array::uniform7(any::<bool>());
-    let chosen = (redirects, namespaces, whiteouts, permissions, switches);
-    chosen.prop_flat_map(move |(redirect_dir, namespace, whiteouts, permissions, switches)| {
+    // Nothing in half of the cases, else anything.
+    let lacking = prop_oneof![Just(Lacking::empty()), any::<u8>().prop_map(Lacking::from_bits_truncate)];
+    let chosen = (redirects, namespaces, whiteouts, permissions, switches, lacking);
+    chosen.prop_flat_map(move |(redirect_dir, namespace, whiteouts, permissions, switches, lacking)| {
         let [index, metacopy, volatile, rotate_whiteouts, two_filesystems, restacks, mapped] = switches;
+        // What cannot be had there is refused when it is asked for.
+        let marks = !lacking.contains(Lacking::XATTRS);
+        let any_whiteouts = !lacking.intersects(Lacking::EXCHANGE | Lacking::XATTRS | Lacking::NODES);
         let variant = Variant {
             read_only: false,
-            redirect_dir,
+            redirect_dir: if marks || redirect_dir != RedirectDir::On { redirect_dir } else { RedirectDir::Auto },
             index,
-            metacopy,
+            metacopy: metacopy && marks,
             volatile,
             namespace,
-            whiteouts,
-            rotate_whiteouts,
+            whiteouts: if any_whiteouts { whiteouts } else { WhiteoutFormat::Auto },
+            rotate_whiteouts: rotate_whiteouts && any_whiteouts,
             two_filesystems,
             permissions,
             mapped,
-            ..Variant::DEFAULT
+            lacking,
+            lacks_in_turn: false,
         };
         // Links of a lower layer are kept by an index, which does not come along when the upper is stacked.
         let ingredients = Ingredients { lower_links: !restacks, restacks };
