@@ -137,9 +137,9 @@ fn fill(layers: &Layers) {
 
 fn open(layers: &Layers, (lacking, whiteout_format): (Lacking, WhiteoutFormat)) -> Union {
     let config = UnionConfig {
-        lowers: layers.lowers().to_vec(),
-        upper: Some(layers.upper().root().to_owned()),
-        work: Some(layers.work().root().to_owned()),
+        lowers: layers.lowers().iter().cloned().map(Into::into).collect(),
+        upper: Some(layers.upper().root().into()),
+        work: Some(layers.work().root().into()),
         whiteout_format,
         lacking,
         ..UnionConfig::default()
@@ -177,9 +177,9 @@ fn die(ground: Ground, told: &str) {
     // strace does not know the newer calls.
     unionfs_rs::sys::xattr::forget_at_calls();
     let config = UnionConfig {
-        lowers: vec![at("lower0"), at("lower1")],
-        upper: Some(at("upper")),
-        work: Some(at("work")),
+        lowers: vec![at("lower0").into(), at("lower1").into()],
+        upper: Some(at("upper").into()),
+        work: Some(at("work").into()),
         whiteout_format: ground.at.1,
         lacking: ground.at.0,
         ..UnionConfig::default()
