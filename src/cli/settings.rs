@@ -16,6 +16,9 @@ use super::options::{self, SyntaxError};
 use super::table::{GROUPS, IGNORED, TEXT_ONLY};
 use crate::config::{IdMap, MountConfig, UnionConfig};
 
+/// How long an upper is waited for whose mount was just unmounted.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Everything that `mount` was told.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -156,7 +159,7 @@ impl Settings {
     /// Returns the defaults for a mount on `mountpoint`.
     pub fn new(mountpoint: impl Into<PathBuf>) -> Self {
         Self {
-            union: UnionConfig::default(),
+            union: UnionConfig { patience: PATIENCE, ..UnionConfig::default() },
             mount: MountConfig::new(mountpoint),
             foreground: false,
             log_file: None,

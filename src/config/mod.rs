@@ -75,7 +75,7 @@ impl Default for UnionConfig {
             work: None,
             descriptors: None,
             volatile: false,
-            patience: Duration::from_secs(2),
+            patience: Duration::ZERO,
             redirect_dir: RedirectDir::Auto,
             index: None,
             metacopy: false,

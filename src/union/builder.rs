@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, StatxFlags};
@@ -66,6 +67,12 @@ impl UnionBuilder {
     /// Sets how many descriptors are kept open: see [`UnionConfig::descriptors`].
     pub fn descriptors(mut self, most: NonZeroUsize) -> Self {
         self.config.descriptors = Some(most);
+        self
+    }
+
+    /// Sets how long an upper or workdir is waited for that another mount still uses; else it is refused at once.
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.config.patience = patience;
         self
     }
 
