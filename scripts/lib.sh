@@ -151,13 +151,14 @@ build_release() {
 
 debian_suite=bookworm
 
-# debian_root VARIANT: sets `debian_tar` to a tar of a small Debian root with python3, made once and kept in
-# the cache. The variant is mmdebstrap's: `essential`, or `apt` for one that can install packages itself.
+# debian_root VARIANT [NAME PACKAGE,...]: sets `debian_tar` to a tar of a small Debian root with python3, or with
+# these packages, made once and kept in the cache. The variant is mmdebstrap's: `essential`, or `apt` for one that
+# can install packages itself.
 debian_root() {
-    local variant=$1
-    debian_tar=$cache_dir/debian-$debian_suite-$variant-python3.tar
+    local variant=$1 name=${2:-python3} packages=${3:-python3-minimal}
+    debian_tar=$cache_dir/debian-$debian_suite-$variant-$name.tar
     need_packages mmdebstrap=mmdebstrap /usr/share/keyrings/debian-archive-keyring.gpg=debian-archive-keyring
-    [ -s "$debian_tar" ] || locked debian-root make_debian_root "$variant"
+    [ -s "$debian_tar" ] || locked debian-root make_debian_root "$variant" "$packages"
     say "Debian root: $debian_tar ($(du -h "$debian_tar" | cut -f1))"
 }
 
@@ -168,7 +169,7 @@ make_debian_root() {
     local log
     log=$(mktemp)
     # Published by rename: a tar cut short by Ctrl-C or a full disk is never taken for a whole one.
-    if ! mmdebstrap --variant="$1" --include=python3-minimal --format=tar "$debian_suite" - \
+    if ! mmdebstrap --variant="$1" --include="$2" --format=tar "$debian_suite" - \
         >"$debian_tar.part" 2>"$log" </dev/null; then
         tail -n 30 "$log" >&2
         rm -f "$log" "$debian_tar.part"
