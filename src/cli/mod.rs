@@ -45,7 +45,7 @@ pub fn main() -> ExitCode {
     match done {
         Ok(exit) => exit.into(),
         Err(failure) => {
-            eprintln!("{}: {failure}", args::NAME);
+            complain(&format!("{}: {failure}\n", args::NAME));
             failure.exit.into()
         }
     }
@@ -59,10 +59,15 @@ fn refuse(error: &clap::Error) -> Exit {
     }
     let text = error.render().to_string();
     match text.strip_prefix("error: ") {
-        Some(text) => eprint!("{}: {text}", args::NAME),
-        None => eprint!("{text}"),
+        Some(text) => complain(&format!("{}: {text}", args::NAME)),
+        None => complain(&text),
     }
     Exit::Usage
+}
+
+/// Writes `text` to standard error.
+fn complain(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes()); // Where nobody reads it, the exit code says it alone.
 }
 
 /// Does what the argument form of fuse-overlayfs asks for.
@@ -71,7 +76,7 @@ fn answer(request: Request) -> Result<Exit, Failure> {
         Request::Print(text) => print(text.as_bytes()),
         Request::Mount { settings, warnings, fake } => {
             for warning in warnings {
-                eprintln!("{}: warning: {warning}", args::NAME);
+                complain(&format!("{}: warning: {warning}\n", args::NAME));
             }
             if fake { Ok(Exit::Done) } else { mount::run(*settings) }
         }

@@ -81,6 +81,7 @@ fn serve(settings: &Settings, device: Option<OwnedFd>, reporter: Reporter) -> Ex
     let unmounter = mount.unmounter();
     if let Err(error) = reporter.ready() {
         log::error!("the command that asked for the mount is gone: {error}; unmounting");
+        // What the caller has mounted itself (/dev/fd/N) is not ours to unmount, and is served until it is.
         end(&unmounter);
     }
     match mount.run() {

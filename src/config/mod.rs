@@ -33,6 +33,9 @@ pub struct UnionConfig {
     pub descriptors: Option<NonZeroUsize>,
     /// Whether data may be published before it is on the disk.
     pub volatile: bool,
+    /// Whether anything waits for the disk: the data of a copy-up before it is published, and fsync(2). Without, but not
+    /// volatile, nothing says so to later mounts.
+    pub fsync: bool,
     /// How long an upper or workdir that another mount uses is waited for: one that is gone from the tree may still be
     /// ending.
     pub patience: Duration,
@@ -75,6 +78,7 @@ impl Default for UnionConfig {
             work: None,
             descriptors: None,
             volatile: false,
+            fsync: true,
             patience: Duration::ZERO,
             redirect_dir: RedirectDir::Auto,
             index: None,

@@ -24,6 +24,9 @@ const FUSE_DEVICE: (u32, u32) = (10, 229);
 
 /// A union that is mounted and has shaken hands with the kernel, but serves no request yet.
 ///
+/// To be ended by [`Mount::run`], [`Mount::spawn`] or [`Mount::withdraw`]: one that is dropped leaves a mount that nobody
+/// serves, and in the workdir what the next mount removes.
+///
 /// ```no_run
 /// use unionfs_rs::config::MountConfig;
 /// use unionfs_rs::fuse::Mount;

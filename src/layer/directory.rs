@@ -2,8 +2,8 @@
 //!
 //! Whether one directory is inside another is found out from the directories themselves, by walking `..` upwards and
 //! comparing devices and inode numbers. Paths would not do: two of them may lead to one directory, through a symbolic
-//! link or a bind mount, and none to one that came as a descriptor of a detached mount. The walk ends at the root of what can be seen from the directory, or where this user may not
-//! look.
+//! link or a bind mount, and none to one that came as a descriptor of a detached mount. The walk ends at the root of
+//! what can be seen from the directory, or where this user may not look.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};

@@ -1,13 +1,14 @@
 //! What upper's file system can do, found out by trying in the workdir; and what is done where it cannot.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, StatxFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::Layer;
+use super::name::WH_PREFIX;
 use super::overlay::{Mark, Namespace};
 use super::permissions;
 use super::whiteout::{Format, Whiteouts};
@@ -91,6 +92,12 @@ impl Features {
                  by .wh. files, and lower names of more than 251 bytes cannot be removed"
             );
         }
+        if renumbers(work) {
+            log::warn!(
+                "{path}: gives files other numbers when they are renamed (mergerfs: mount it with inodecalc=devino-hash); \
+                 what is renamed may not be found for a moment"
+            );
+        }
         if !self.links {
             log::warn!(
                 "{path}: has no hard links that could be told to be one file, so those of lower files part when they are changed"
@@ -161,7 +168,7 @@ fn probe(layer: &Layer, work: &Workdir, namespace: Namespace, lacking: Lacking) 
             tmpfile: links && !lacking.intersects(Lacking::TMPFILE | Lacking::LINKS) && links_nameless(work),
             noreplace: noreplace && !lacking.contains(Lacking::NOREPLACE),
             exchange: exchange && !lacking.contains(Lacking::EXCHANGE),
-            rename_whiteout: !lacking.contains(Lacking::RENAME_WHITEOUT) && renames(&b, &a, RenameFlags::WHITEOUT),
+            rename_whiteout: !lacking.contains(Lacking::RENAME_WHITEOUT) && leaves_whiteout(work, &b, &a),
             links: links && !lacking.contains(Lacking::LINKS),
             stale: names == Names::Stale,
             kept_open: KeptOpen::of(work),
@@ -204,6 +211,15 @@ fn try_link(work: &Workdir, a: &OsStr, b: &OsStr) -> rustix::io::Result<Names> {
     })
 }
 
+/// Returns whether `from` can be renamed to `to` so that a whiteout is left; some file systems take no notice of that.
+fn leaves_whiteout(work: &Workdir, from: &OsStr, to: &OsStr) -> bool {
+    let dir = work.fd();
+    let left = || rustix::fs::statat(dir, from, AtFlags::SYMLINK_NOFOLLOW);
+    rustix::fs::renameat_with(dir, from, dir, to, RenameFlags::WHITEOUT).is_ok()
+        && left()
+            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0)
+}
+
 /// Returns whether a file can be made without a name and be given one, which goes through /proc.
 fn links_nameless(work: &Workdir) -> bool {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
@@ -225,6 +241,24 @@ fn is_listed(work: &Workdir, name: &OsStr) -> rustix::io::Result<bool> {
     let mut listed = false;
     dents::each(listing.as_fd(), |entry, _, _| listed |= entry == name.as_encoded_bytes())?;
     Ok(listed)
+}
+
+/// Returns whether a directory that is renamed gets another inode number.
+fn renumbers(work: &Workdir) -> bool {
+    let (dir, from, to) = (work.fd(), work.temporary(), work.temporary());
+    let number = |name: &OsStr| {
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC;
+        rustix::fs::statx(dir, name, flags, StatxFlags::INO).map(|stat| stat.stx_ino)
+    };
+    let numbers = rustix::fs::mkdirat(dir, &from, Mode::RWXU).and_then(|()| {
+        let before = number(&from)?;
+        rustix::fs::renameat(dir, &from, dir, &to)?;
+        Ok((before, number(&to)?))
+    });
+    for name in [&from, &to] {
+        work.discard(name);
+    }
+    numbers.is_ok_and(|(before, after)| before != after)
 }
 
 /// Returns whether the file system holds the xattrs that everybody may set.
@@ -272,21 +306,27 @@ fn whiteout_format(
     features: Features,
 ) -> Result<Format> {
     let works = |format: Format| {
-        let name = work.temporary();
+        let mut name = OsString::from(if format == Format::DotWh { WH_PREFIX } else { "" });
+        name.push(work.temporary());
         let made = Whiteouts::new(format, namespace, features).make(work.fd(), &name);
         work.discard(&name);
         made.is_ok() && !(format == Format::Char && config.lacking.contains(Lacking::NODES))
     };
     let (format, what) = match config.whiteout_format {
-        WhiteoutFormat::Auto if !features.exchange => return Ok(Format::DotWh),
-        WhiteoutFormat::Auto if works(Format::Char) => return Ok(Format::Char),
-        WhiteoutFormat::Auto if features.xattrs => return Ok(Format::Xattr),
-        WhiteoutFormat::Auto | WhiteoutFormat::DotWh => return Ok(Format::DotWh),
+        WhiteoutFormat::Auto => {
+            let forms = [(Format::Char, features.exchange), (Format::Xattr, features.exchange && features.xattrs)];
+            let able = forms.into_iter().filter_map(|(format, able)| able.then_some(format)).chain([Format::DotWh]);
+            return able.into_iter().find(|format| works(*format)).ok_or_else(|| {
+                let reason = "takes whiteouts in no form, so that nothing of the lower layers could be removed";
+                Error::setup(path, reason, "use another file system for upper")
+            });
+        }
+        WhiteoutFormat::DotWh => (Format::DotWh, "takes no files named .wh.NAME"),
         WhiteoutFormat::Char => (Format::Char, "takes no whiteout devices"),
         WhiteoutFormat::Xattr => (Format::Xattr, "takes no whiteout xattrs"),
     };
     let remedy = "use --whiteout auto";
-    if !features.exchange {
+    if !features.exchange && format != Format::DotWh {
         let reason = "its file system cannot exchange two names (RENAME_EXCHANGE), which whiteouts of this form need";
         return Err(Error::setup(path, reason, remedy));
     }

@@ -33,10 +33,12 @@ use rustix::mount::OpenTreeFlags;
 
 use crate::config::{NOBODY, Owners};
 use crate::error::{Error, Result};
+use crate::sys::fhandle;
 use crate::sys::mount::Limit;
 use crate::sys::proc_path;
 use attr::Attr;
 use directory::Directory;
+use origin::Origin;
 use override_stat::Store;
 
 /// The position of a layer in the union: 0 is upper, the lowers follow from the topmost down.
@@ -57,7 +59,7 @@ pub struct Layer {
     pub path: PathBuf,
     /// The uuid of its file system, zeros where it has none, as overlayfs writes it into handles.
     pub uuid: [u8; 16],
-    /// Whether its file system has file handles.
+    /// Whether its file system has file handles that tell which file they are of, also after it was unmounted.
     pub handles: bool,
     /// Where owners and modes are kept, if not with the files.
     pub overrides: Option<Store>,
@@ -73,6 +75,9 @@ pub struct Layer {
 
 /// Below a mount, and through nothing that leads out of it.
 const CONFINED: ResolveFlags = ResolveFlags::NO_XDEV.union(ResolveFlags::NO_MAGICLINKS);
+
+/// What statfs(2) says of a FUSE file system.
+const FUSE_SUPER_MAGIC: rustix::fs::FsWord = 0x6573_5546;
 
 /// The longest target of a symbolic link (PATH_MAX without the final zero).
 const TARGET_MAX: usize = 4095;
@@ -110,6 +115,19 @@ impl Root {
     }
 }
 
+/// Finds out whether the handles of the file system of `root` can be relied on.
+///
+/// Those of FUSE cannot: a server gives the numbers in them to other files when it is started anew. And of those whose
+/// form is not known it cannot be said which file they are of.
+fn has_handles(root: BorrowedFd<'_>, uuid: [u8; 16]) -> bool {
+    let own = OsStr::new("");
+    let Ok(handle) = fhandle::name_to_handle(root, own) else { return false };
+    let number = Origin { uuid, handle }.inode_number();
+    let stat = rustix::fs::statx(root, own, AtFlags::EMPTY_PATH, StatxFlags::INO);
+    let is_fuse = rustix::fs::fstatfs(root).is_ok_and(|fs| fs.f_type == FUSE_SUPER_MAGIC);
+    !is_fuse && stat.is_ok_and(|stat| number == Some(stat.stx_ino))
+}
+
 /// Finds out whether openat2(2) can be used below `root`; where it cannot, `stat` alone tells mountpoints.
 fn can_confine(root: BorrowedFd<'_>, path: &Path) -> bool {
     match rustix::fs::openat2(root, ".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), CONFINED) {
@@ -132,8 +150,8 @@ impl Layer {
                         .because(errno)
                 })?;
         // overlayfs writes zeros for a file system without a uuid, and so do we.
-        let uuid = crate::sys::fhandle::filesystem_uuid(readable.as_fd()).unwrap_or_default();
-        let handles = crate::sys::fhandle::name_to_handle(root.fd.as_fd(), OsStr::new("")).is_ok();
+        let uuid = fhandle::filesystem_uuid(readable.as_fd()).unwrap_or_default();
+        let handles = has_handles(root.fd.as_fd(), uuid);
         let confined = !root.private && can_confine(root.fd.as_fd(), path);
         let overrides = Store::of_root(root.fd.as_fd())
             .map_err(|e| Error::setup(path, format!("its xattrs cannot be read: {e}"), "check the file system"))?;

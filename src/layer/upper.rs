@@ -172,7 +172,7 @@ impl Upper {
             namespace,
             whiteouts: Whiteouts::new(format, namespace, features),
             features,
-            durable: !config.volatile,
+            durable: config.fsync && !config.volatile,
             work,
             atime: config.atime,
             made_workdir: false,
@@ -186,9 +186,7 @@ impl Upper {
     pub fn withdraw(&self) {
         self.whiteouts.end(&self.work);
         self.end_to_keep_apart();
-        if !self.durable {
-            self.work.discard_volatile_mark();
-        }
+        self.work.discard_volatile_mark();
         self.work.withdraw();
         if self.made_workdir {
             remove_made(self.work.path());

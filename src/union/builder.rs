@@ -168,7 +168,7 @@ fn settle(config: &UnionConfig, lowers: &Lowers, upper: Option<&Upper>, namespac
         let failed = |e| Error::setup(&upper.layer.path, format!("its owner and mode cannot be kept: {e}"), "check it");
         upper.begin_to_keep_apart().map_err(failed)?;
     }
-    if let Some((upper, _)) = upper.filter(|(upper, _)| !upper.durable) {
+    if let Some((upper, _)) = upper.filter(|_| config.volatile) {
         let failed = |e| Error::setup(upper.work.path(), format!("cannot be marked volatile: {e}"), "check free space");
         upper.work.mark_volatile().map_err(failed)?;
     }

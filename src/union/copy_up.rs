@@ -15,13 +15,13 @@ use rustix::io::Errno;
 
 use super::file::Access;
 use super::inode::{DataPlace, Inode, Real};
-use super::search::InUpper;
+use super::search::{Hit, InUpper, Stack, Top};
 use super::xattr::is_impossible;
 use super::{Union, copy_data, dir_of};
 use crate::error::{Error, Result};
 use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::LayerDir;
-use crate::layer::overlay::{Mark, Namespace};
+use crate::layer::overlay::{Mark, Marks, Namespace};
 use crate::layer::permissions::Stat;
 use crate::layer::publish::Publish;
 use crate::layer::redirect::Redirect;
@@ -257,9 +257,8 @@ impl Union {
                 self.switch(inode, Real::Index(entry.as_os_str().into()), attr.ino);
             }
             None => {
-                if inode.dir().is_none() && !self.keeps_number(upper, source) {
-                    // While the inode is known it keeps its number, whatever upper's object is found by.
-                    self.table.alias(self.numbers.number(attr.dev, attr.ino), inode);
+                if inode.dir().is_none() {
+                    self.keep_known(&parent, &place.name, inode, attr);
                 }
                 self.switch(inode, Real::Upper, attr.ino);
             }
@@ -271,6 +270,17 @@ impl Union {
         }
         drop(names);
         Ok(())
+    }
+
+    /// Makes sure that `inode` is found by the object that it has in upper now, `attr`, as long as it is known: by its
+    /// origin, or, where that leads elsewhere, by upper's own number.
+    fn keep_known(&self, parent: &Arc<Inode>, name: &OsStr, inode: &Arc<Inode>, attr: Attr) {
+        let own = self.numbers.number(attr.dev, attr.ino);
+        let hit = Hit { attr, top: Top::Upper, lower: Stack::new(), marks: Marks::default() };
+        let found = self.identify_upper(parent, name, &hit, own).map_or(own, |identity| identity.number());
+        if found != inode.ino.0 {
+            self.table.alias(found, inode);
+        }
     }
 
     /// Does what follows from a copy that has its name: the count of an indexed file, the last mode of a directory, and

@@ -42,6 +42,13 @@ pub(super) struct Identity {
     real: Real,
 }
 
+impl Identity {
+    /// Returns the number that stat(2) would show.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+}
+
 /// Whether the caller will refer to an inode, and so forget it later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Count {
@@ -195,7 +202,7 @@ impl Union {
     }
 
     /// Works out the identity of a file in upper: its number is that of the lower file it was copied up from.
-    fn identify_upper(&self, parent: &Arc<Inode>, name: &OsStr, hit: &Hit, own: u64) -> Result<Identity> {
+    pub(super) fn identify_upper(&self, parent: &Arc<Inode>, name: &OsStr, hit: &Hit, own: u64) -> Result<Identity> {
         let mut identity =
             Identity { number: own, from_below: false, upper_ino: hit.attr.ino, nlink_delta: None, real: Real::Upper };
         let dir = dir_of(parent)?;

@@ -8,7 +8,7 @@ use std::process::Command;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::attempt::{USER, give_to_user, is_ours, layers, mount, mount_over, text};
-use crate::support::{Privilege, Tmpfs, privilege, record_skip, require_root, test_name};
+use crate::support::{Io, Privilege, Tmpfs, privilege, record_skip, require_root, test_name};
 
 #[test]
 fn the_same_directory_as_upper_and_lower_is_refused() {
@@ -157,6 +157,23 @@ fn an_upper_that_keeps_owners_in_another_xattr_is_refused() {
     let attempt = mount_over(&layers, &layers.lowers()[0]).and(["-o", "xattr_permissions=1"]);
     let words = ["user.containers.override_stat", "security.fuseoverlayfs.override_stat", "leave"];
     attempt.is_refused(&layers, &words);
+}
+
+#[test]
+fn an_upper_that_takes_whiteouts_in_no_form_is_refused() {
+    if !is_ours() || !require_root("a union in a union") {
+        return;
+    }
+    // Neither devices 0:0, nor xattrs, nor `.wh.` names go through a union without xattrs.
+    let (outer, layers) = (layers(), layers());
+    let union = outer.spec(Io::Cached).args(["--no-xattrs"]).mount_ours();
+    for name in ["inner", "inner-work"] {
+        fs::create_dir(outer.mnt().join(name)).expect("the union can be written");
+    }
+    let (upper, work) = (text(&outer.mnt().join("inner")), text(&outer.mnt().join("inner-work")));
+    let words = ["--lower", &text(&layers.lowers()[0]), "--upper", &upper, "--work", &work, &text(&layers.mnt())];
+    mount(words).is_refused(&layers, &[&upper, "whiteouts"]);
+    drop(union);
 }
 
 #[test]

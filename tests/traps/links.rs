@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirEntryExt, MetadataExt};
+use std::os::unix::fs::{DirEntryExt, FileExt, MetadataExt};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode};
 use rustix::io::Errno;
 
 use super::union::{Union, errno, is_ours, trap};
-use crate::support::{Layers, Privilege, Tree, on_kernel, privilege, require_root};
+use crate::support::{
+    Io, Layers, Mounted, Placement, Privilege, Tree, Watchdog, on_kernel, privilege, record_skip, require_root,
+    test_name,
+};
 
 const NAMES: [&str; 3] = ["a", "b", "d/c"];
 
@@ -424,4 +427,66 @@ fn removing_one_name_of_a_lower_file_copies_no_data_where_metadata_is_enough() {
                 assert!(meta.is_dir() || meta.blocks() * 512 < 1 << 20, "the data was copied");
             }
         });
+}
+
+/// Writes through a descriptor of a lower file that is copied up by that, and reads by name in between.
+fn is_one_file_through_copy_up(mnt: &Path, name: &str) {
+    let path = mnt.join(name);
+    let file = fs::OpenOptions::new().read(true).write(true).open(&path).expect("a lower file can be opened");
+    file.write_all_at(b"one", 0).expect("it is copied up");
+    for entry in fs::read_dir(mnt).expect("the root can be listed") {
+        entry.expect("the root can be listed").metadata().expect("it is there");
+    }
+    assert_eq!(&fs::read(&path).expect("it is there")[..3], b"one");
+    file.write_all_at(b"two", 0).expect("it is in upper");
+    assert_eq!(&fs::read(&path).expect("it is there")[..3], b"two");
+    let (open, named) = (file.metadata().expect("it is open"), fs::metadata(&path).expect("it is there"));
+    assert_eq!(open.ino(), named.ino());
+    fs::write(mnt.join("target"), "new").expect("the union can be written");
+    fs::rename(&path, mnt.join("target")).expect("it can be renamed");
+    assert_eq!(fs::metadata(mnt.join("target")).expect("it has the name").ino(), open.ino());
+    assert_eq!(&fs::read(mnt.join("target")).expect("it has the name")[..3], b"two");
+}
+
+#[test]
+fn regression_a_copy_whose_origin_found_no_room_is_the_same_file_while_mounted() {
+    trap(1, |layers| {
+        layers.lower(0).file("a", "AAAAAA");
+        // So much that ext4 has no room for one more.
+        for (key, len) in [("user.large", 3800), ("user.medium", 200), ("user.small", 60)] {
+            layers.lower(0).xattr("a", key, vec![b'x'; len]);
+        }
+    })
+    .run(|union| is_one_file_through_copy_up(&union.at(""), "a"));
+}
+
+#[test]
+fn regression_files_of_a_fuse_lower_are_told_apart_over_copy_up_and_remounts() {
+    if !is_ours("a lower that is a mount of ours") {
+        return;
+    }
+    if privilege() == Privilege::Plain {
+        record_skip(&test_name(), "a mountpoint inside a test's directory is no layer without a private clone");
+        return;
+    }
+    let _watchdog = Watchdog::start();
+    let (below, layers) = (Layers::new(1, Placement::OneFs), Layers::new(0, Placement::OneFs));
+    below.lower(0).file("a", "AAAAAA").file("f1", "FFFF").link("f1", "f2").file("g1", "GGGG").link("g1", "g2");
+    let mut server = below.spec(Io::Cached).mount_ours();
+    let mut spec = layers.spec(Io::Cached);
+    spec.lowers = vec![below.mnt()];
+    let mut mount = spec.mount_ours();
+    is_one_file_through_copy_up(&layers.mnt(), "a");
+    fs::write(layers.mnt().join("f1"), "changed").expect("a lower file can be written");
+    fs::read(layers.mnt().join("g1")).expect("it is there");
+    mount.unmount().expect("the union can be unmounted");
+    // The server of the lower starts anew, and gives the numbers of its handles to other files.
+    server.unmount().expect("the lower can be unmounted");
+    let mut server = below.spec(Io::Cached).mount_ours();
+    let mut mount = spec.mount_ours();
+    for (name, content) in [("g1", "GGGG"), ("g2", "GGGG"), ("f1", "changed")] {
+        assert_eq!(fs::read(layers.mnt().join(name)).expect("it is there"), content.as_bytes(), "{name}");
+    }
+    mount.unmount().expect("the union can be unmounted");
+    server.unmount().expect("the lower can be unmounted");
 }

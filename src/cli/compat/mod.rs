@@ -87,6 +87,9 @@ fn settings(words: &Words, warnings: &mut Vec<String>) -> Result<Settings, Failu
     if settings.union.lowers.is_empty() {
         return Err(usage("no lower layer is given; name at least one with -o lowerdir=DIR"));
     }
+    if settings.union.upper.is_none() && settings.union.work.take().is_some() {
+        warnings.push("-o workdir: it is for an upper, and none is given; it is ignored".into());
+    }
     Ok(settings)
 }
 
@@ -262,7 +265,7 @@ mod tests {
         ]);
         assert_eq!(warnings, [""; 0]);
         assert_eq!(settings.union.lowers, ["l/AAAA", "l/BBBB"].map(Source::from));
-        assert!(settings.union.volatile && !settings.mount.dev);
+        assert!(!settings.union.fsync && !settings.union.volatile && !settings.mount.dev);
         assert_eq!(settings.mount.propagation, Some(Propagation::Private));
     }
 
@@ -310,7 +313,11 @@ mod tests {
         assert_eq!(silent("xattr_permissions=0").union.permissions, Permissions::Inode);
         assert_eq!(silent("xattr_permissions=1").union.permissions, Permissions::Security);
         assert_eq!(silent("xattr_permissions=2").union.permissions, Permissions::User);
-        assert!(silent("fsync=0").union.volatile && !silent("fsync=1").union.volatile);
+        assert!(!silent("fsync=0").union.fsync && silent("fsync=1").union.fsync);
+        assert!(
+            !silent("fsync=0").union.volatile,
+            "whose mark would refuse the upper once the system was started anew"
+        );
         let mount = silent("timeout=1.5").mount;
         let timeouts = [mount.entry_timeout, mount.attr_timeout, mount.negative_timeout];
         assert_eq!(timeouts, [Duration::from_millis(1500); 3]);

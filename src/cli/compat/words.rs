@@ -78,8 +78,10 @@ impl Form {
             return Some(Self::Helper);
         }
         let first = arguments.first()?;
-        let has_options =
-            arguments.iter().take_while(|word| *word != "--").any(|word| word.as_bytes().starts_with(b"-o"));
+        // Also behind other letters, as in `-fo`.
+        let is_options = |word: &[u8]| word.starts_with(b"-") && !word.starts_with(b"--") && word.contains(&b'o');
+        let mut before = arguments.iter().take_while(|word| *word != "--");
+        let has_options = before.any(|word| is_options(word.as_bytes()));
         let other = ["-h", "--help", "-V", "--version"].iter().any(|word| first == word) || is_command(first);
         (has_options && !other).then_some(Self::Own)
     }
