@@ -59,7 +59,9 @@ fn work(mut world: World, mount: &Path, rng: &mut Rng) -> Result<Interrupted, St
 /// answers is its own.
 fn is_dead(mount: &Path, error: &std::io::Error) -> bool {
     let from_death = matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED | libc::EIO));
-    from_death && rustix::fs::statfs(mount).err() == Some(rustix::io::Errno::NOTCONN)
+    // The question itself may be under way at that moment.
+    let asked = rustix::fs::statfs(mount).err();
+    from_death && matches!(asked, Some(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED))
 }
 
 /// Kills the daemon after `delay` of work and returns where the workers were.
