@@ -106,14 +106,14 @@ containers_of_containerd() {
     lines=$(as ctr plugins ls | awk '$2 == "fuse-overlayfs" { print $1, $NF }')
     equal "the plugin" "io.containerd.snapshotter.v1 ok" "$lines" || true
     check "an image" as ctr image import --snapshotter fuse-overlayfs "$work/image.tar" || return 0
-    equal "a container" $'built\nfuse.fuse-overlayfs' "$(as ctr run --rm --snapshotter fuse-overlayfs localhost/built:1 c1 \
+    equal "a container" $'built\nfuse.fuse-overlayfs' "$(as ctr run --rm --snapshotter fuse-overlayfs localhost/built:1 ctr1 \
         sh -c 'cat /built; awk "\$2 == \"/\" { print \$3 }" /proc/mounts')" || true
-    check "a container that stays" as ctr run -d --snapshotter fuse-overlayfs localhost/built:1 c2 sleep 600 || return 0
-    equal "another process in it" changed "$(as ctr task exec --exec-id e1 c2 sh -c 'rm -r /etc/init.d; mkdir /etc/init.d; echo changed >/etc/init.d/x; cat /etc/init.d/*')" || true
-    equal "the mount" "fuse3.fuse-overlayfs" "$(as ctr snapshots --snapshotter fuse-overlayfs mounts /mnt/x c2 | grep -o 'fuse3[^ ]*' | head -n 1)" || true
-    as ctr task kill -s KILL c2 || true
-    until_true 50 as ctr task delete c2 || true
-    check "it is removed" as ctr container delete c2 || true
+    check "a container that stays" as ctr run -d --snapshotter fuse-overlayfs localhost/built:1 ctr2 sleep 600 || return 0
+    equal "another process in it" changed "$(as ctr task exec --exec-id e1 ctr2 sh -c 'rm -r /etc/init.d; mkdir /etc/init.d; echo changed >/etc/init.d/x; cat /etc/init.d/*')" || true
+    equal "the mount" "fuse3.fuse-overlayfs" "$(as ctr snapshots --snapshotter fuse-overlayfs mounts /mnt/x ctr2 | grep -o 'fuse3[^ ]*' | head -n 1)" || true
+    as ctr task kill -s KILL ctr2 || true
+    until_true 50 as ctr task delete ctr2 || true
+    check "it is removed" as ctr container delete ctr2 || true
     check "no snapshot of a container is left" [ -z "$(as ctr snapshots --snapshotter fuse-overlayfs ls | awk '$3 == "Active"')" ] || true
 }
 
@@ -136,11 +136,11 @@ step_docker() {
         check "an image" as "$docker" load -q -i "$work/image.tar" || true
         equal "a container" $'built\nfuse.fuse-overlayfs' "$(as "$docker" run --rm --network none localhost/built:1 \
             sh -c 'cat /built; awk "\$2 == \"/\" { print \$3 }" /proc/mounts')" || true
-        as "$docker" run --name c1 --network none localhost/built:1 sh -c 'rm -r /etc/init.d; mkdir /etc/init.d; echo 1 >/etc/init.d/new' || true
-        equal "docker diff" $'A /etc/init.d/new\nC /etc\nC /etc/init.d' "$(as "$docker" diff c1 | grep -E ' /etc(/init.d(/new)?)?$' | sort)" || true
-        check "docker commit" as "$docker" commit c1 localhost/c1:1 || true
+        as "$docker" run --name ctr1 --network none localhost/built:1 sh -c 'rm -r /etc/init.d; mkdir /etc/init.d; echo 1 >/etc/init.d/new' || true
+        equal "docker diff" $'A /etc/init.d/new\nC /etc\nC /etc/init.d' "$(as "$docker" diff ctr1 | grep -E ' /etc(/init.d(/new)?)?$' | sort)" || true
+        check "docker commit" as "$docker" commit ctr1 localhost/c1:1 || true
         equal "the image holds what the container held" new "$(as "$docker" run --rm --network none localhost/c1:1 ls /etc/init.d)" || true
-        check "it is removed" as "$docker" rm -f c1 || true
+        check "it is removed" as "$docker" rm -f ctr1 || true
     fi
     stop_process "$pid"
     check "nothing is mounted" no_mounts || true

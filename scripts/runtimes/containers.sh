@@ -5,6 +5,8 @@
 # shellcheck disable=SC2154,SC2317,SC2016
 
 # sorted_changes CONTAINER: without what the runtime itself mounts and makes, which is not of the file system.
+# podman looks for an image first, and the beginning of an ID is enough of a name: no container here has a name of
+# hexadecimal digits alone.
 sorted_changes() { as podman diff "$1" | sort; }
 
 # remove CONTAINER...: what podman cleans up after a container's end goes on for a moment after `podman run`, and
@@ -26,7 +28,7 @@ step_container() {
         rm -r /s/gone; echo file >/s/gone; rm /s/file-to-dir; mkdir /s/file-to-dir; echo 1 >/s/file-to-dir/in
         cat /s/large >/dev/null; touch -a /s/plain; mv /s/links/solo-c /s/links/solo-d
         echo 1 >/s/comes; rm /s/comes; chmod 0444 /s/large; chmod 0644 /s/large'
-    check "a container changes what is in it" as podman run --name c1 --pull=never localhost/l3:1 sh -c "$inside_c" || return 0
+    check "a container changes what is in it" as podman run --name ctr1 --pull=never localhost/l3:1 sh -c "$inside_c" || return 0
     equal "podman diff of the container" 'A /d/new
 A /s/file-to-dir/in
 A /s/links/solo-d
@@ -43,11 +45,11 @@ C /s/keep
 C /s/links
 D /d/sub/c
 D /s/links/solo-c
-D /s/new-name' "$(sorted_changes c1)" || true
-    check "it is committed" as podman commit -q c1 localhost/c1:1 || return 0
+D /s/new-name' "$(sorted_changes ctr1)" || true
+    check "it is committed" as podman commit -q ctr1 localhost/c1:1 || return 0
     equal "what it committed" $'/d\n/d/new\n/d/sub\n/s/made\n/s/made/file\nin\nx' \
         "$(inside localhost/c1:1 sh -c 'find /d /s/made | sort; ls /s/file-to-dir; tail -n 1 /s/grow')" || true
-    equal "podman diff of the image of it" "$(sorted_changes c1)" "$(as podman diff localhost/c1:1 | sort)" || true
+    equal "podman diff of the image of it" "$(sorted_changes ctr1)" "$(as podman diff localhost/c1:1 | sort)" || true
 
     # Both ways, a container that is stopped and one that runs.
     as mkdir -p "$dir/out/in/deep" "$dir/out/back"
@@ -58,22 +60,22 @@ D /s/new-name' "$(sorted_changes c1)" || true
         if [ "$running" = yes ]; then
             # Where the runtime puts its hosts and its resolv.conf.
             etc=$'C /etc\n'
-            check "a container that stays" as podman run -d --name c2 --pull=never localhost/l3:1 sleep 1000 || return 0
+            check "a container that stays" as podman run -d --name ctr2 --pull=never localhost/l3:1 sleep 1000 || return 0
         else
-            check "a container that is not started" as podman create --name c2 --pull=never localhost/l3:1 sleep 1000 || return 0
+            check "a container that is not started" as podman create --name ctr2 --pull=never localhost/l3:1 sleep 1000 || return 0
         fi
-        check "podman cp into it (running: $running)" as podman cp "$dir/out/in/." c2:/s/copied || true
-        check "podman cp of a file over one of the image" as podman cp "$dir/out/in/a b" c2:/s/grow || true
-        check "podman cp out of it" as podman cp c2:/s/copied "$dir/out/back/$running" || true
-        check "podman cp of a tree of the image" as podman cp c2:/s/tree "$dir/out/back/tree-$running" || true
+        check "podman cp into it (running: $running)" as podman cp "$dir/out/in/." ctr2:/s/copied || true
+        check "podman cp of a file over one of the image" as podman cp "$dir/out/in/a b" ctr2:/s/grow || true
+        check "podman cp out of it" as podman cp ctr2:/s/copied "$dir/out/back/$running" || true
+        check "podman cp of a tree of the image" as podman cp ctr2:/s/tree "$dir/out/back/tree-$running" || true
         equal "there and back is the same" "$(as python3 "$here/manifest.py" "$dir/out/in" 0 | sed 1d)" \
             "$(as python3 "$here/manifest.py" "$dir/out/back/$running" 0 | sed 1d)" || true
         equal "the tree that came out" $'1\nempty\nx-renamed' "$(ls "$dir/out/back/tree-$running")" || true
         equal "podman diff names what was copied in" $'A /s/copied\nA /s/copied/a b\nA /s/copied/deep\nA /s/copied/deep/file\nA /s/copied/link\n'"$etc"$'C /s\nC /s/grow' \
-            "$(sorted_changes c2)" || true
-        check "the container is removed" remove c2 || true
+            "$(sorted_changes ctr2)" || true
+        check "the container is removed" remove ctr2 || true
     done
-    check "the first one is removed" remove c1 || true
+    check "the first one is removed" remove ctr1 || true
 }
 
 step_ways_to_run() {
