@@ -22,10 +22,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rng::Rng;
+use rustix::io::Errno;
 use stress::action::{Action, perform};
 use stress::world::{Mix, World};
 use support::{
-    Io, Layers, LowersUnchanged, Mode, Mounted, OurMount, Placement, Watchdog, on_kernel, record_skip, test_name,
+    Io, Layers, LowersUnchanged, Mode, Mounted, OurMount, Placement, Watchdog, is_of_dead_server, on_kernel,
+    record_skip, test_name,
 };
 
 const WORKERS: usize = 4;
@@ -54,14 +56,12 @@ fn work(mut world: World, mount: &Path, rng: &mut Rng) -> Result<Interrupted, St
     }
 }
 
-/// Whether an error comes from the death of the server: ECONNABORTED to what was under way, ENOTCONN to
-/// the rest, EIO where a page could not be read or written any more. An EIO of a server that still
-/// answers is its own.
+/// Whether an error comes from the death of the server, or is an EIO where a page could not be read or written any more.
+/// An EIO of a server that still answers is its own.
 fn is_dead(mount: &Path, error: &std::io::Error) -> bool {
-    let from_death = matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED | libc::EIO));
+    let from_death = Errno::from_io_error(error).is_some_and(|errno| errno == Errno::IO || is_of_dead_server(errno));
     // The question itself may be under way at that moment.
-    let asked = rustix::fs::statfs(mount).err();
-    from_death && matches!(asked, Some(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED))
+    from_death && rustix::fs::statfs(mount).is_err_and(is_of_dead_server)
 }
 
 /// Kills the daemon after `delay` of work and returns where the workers were.

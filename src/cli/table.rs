@@ -4,7 +4,7 @@ use log::LevelFilter;
 
 use super::settings::{Group, Spec, Takes, Word};
 use crate::config::{
-    Access, IoMode, Permissions, Propagation, RedirectDir, Source, WhiteoutFormat, XattrNamespace, Xino,
+    Access, IoMode, Permissions, Propagation, RedirectDir, Source, Transport, WhiteoutFormat, XattrNamespace, Xino,
 };
 
 /// Makes a row of the table.
@@ -269,6 +269,16 @@ pub const GROUPS: &[Group] = &[
                 "Serve data through the page cache, or let the kernel take it from the layer (root, Linux 6.9) [default: cached]",
             ),
             spec(
+                "transport",
+                "transport",
+                Takes::Word(&[
+                    ("auto", |s| s.mount.transport = Transport::Auto),
+                    ("dev", |s| s.mount.transport = Transport::Dev),
+                    ("ring", |s| s.mount.transport = Transport::Ring),
+                ]),
+                "How requests come: by /dev/fuse, or by io_uring (Linux 6.14, enable_uring=Y) [default: auto, the ring if it can]",
+            ),
+            spec(
                 "entry_timeout",
                 "entry-timeout",
                 Takes::Seconds(|s, time| s.mount.entry_timeout = time),
@@ -290,7 +300,7 @@ pub const GROUPS: &[Group] = &[
                 "threads",
                 "threads",
                 Takes::Count(|s, number| s.mount.threads = Some(number)),
-                "Threads that take requests [default: one a processor, two at least]",
+                "Threads that take requests from /dev/fuse [default: one a processor, two at least]",
             ),
             spec(
                 "max_write",

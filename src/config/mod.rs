@@ -172,6 +172,17 @@ pub enum IoMode {
     Passthrough,
 }
 
+/// The way of requests and answers between kernel and server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// `Ring` where the kernel offers it, else `Dev`.
+    Auto,
+    /// Reading and writing /dev/fuse.
+    Dev,
+    /// FUSE over io_uring: Linux 6.14, where root has set the parameter `enable_uring` of the module `fuse`.
+    Ring,
+}
+
 /// Who may use the mount besides the user that mounted it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
@@ -201,7 +212,9 @@ pub struct MountConfig {
     pub mountpoint: PathBuf,
     /// How the kernel is given the data of files.
     pub io: IoMode,
-    /// Threads that take requests; by default one for each processor, two at least.
+    /// The way of requests and answers.
+    pub transport: Transport,
+    /// Threads that take requests from /dev/fuse; by default one for each processor, two at least.
     pub threads: Option<NonZeroUsize>,
     /// How long the kernel may keep a name.
     pub entry_timeout: Duration,
@@ -244,6 +257,7 @@ impl MountConfig {
         Self {
             mountpoint: mountpoint.into(),
             io: IoMode::Cached,
+            transport: Transport::Auto,
             threads: None,
             entry_timeout: KEEP,
             attr_timeout: KEEP,

@@ -1,10 +1,17 @@
 //! The handshake: what this kernel can do, and what is asked of it.
 
-use std::sync::atomic::Ordering;
+use std::num::NonZeroU32;
 
-use fuser::{InitFlags, KernelConfig, Version};
+use rustix::io::Errno;
+use zerocopy::{FromZeros, IntoBytes};
 
-use super::server::Server;
+use super::connection::Connection;
+use super::protocol::{InitFlags, InitIn, InitInExtended, InitOut, MINOR_MIN, Opcode, VERSION};
+use super::request::{Malformed, Request};
+use super::ring::Ring;
+use crate::config::{Access, IoMode, MountConfig, Transport};
+use crate::sys::caps;
+use crate::union::Union;
 
 /// The largest read or write that the kernel sends, in bytes.
 const TRANSFER: u32 = 1 << 20;
@@ -12,53 +19,217 @@ const TRANSFER: u32 = 1 << 20;
 /// The smallest limit of a write that the kernel takes.
 const WRITE_MIN: u32 = 1 << 12;
 
-/// Asks for what the server uses, and settles how it answers without what the kernel lacks; before any request.
-pub(super) fn settle(server: &Server, config: &mut KernelConfig) {
-    let mut wanted = vec![
-        InitFlags::FUSE_DONT_MASK,
-        InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-        InitFlags::FUSE_DO_READDIRPLUS,
-        InitFlags::FUSE_READDIRPLUS_AUTO,
-        InitFlags::FUSE_PARALLEL_DIROPS,
-        InitFlags::FUSE_CACHE_SYMLINKS,
-        InitFlags::FUSE_HAS_IOCTL_DIR,
-        InitFlags::FUSE_EXPLICIT_INVAL_DATA,
-        InitFlags::FUSE_ASYNC_DIO,
-    ];
-    if server.acls {
-        wanted.push(InitFlags::FUSE_POSIX_ACL);
-    }
-    // ENOSYS means that the kernel need not ask, where it knows that it may mean that.
-    let silent = config.capabilities().contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
-    server.opens_files.fetch_or(!silent, Ordering::Relaxed); // Relaxed: no other thread is there yet.
-    let silent = config.capabilities().contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
-    server.opens_directories.fetch_or(!silent, Ordering::Relaxed); // Relaxed: as above.
-    if server.opens_files() {
-        // The truncation comes with the open, so that what is cut off is not copied up first.
-        wanted.push(InitFlags::FUSE_ATOMIC_O_TRUNC);
-    }
-    for flag in wanted {
-        if config.add_capabilities(flag).is_err() {
-            log::info!("this kernel lacks {flag:?}");
+/// The longest value of an xattr, in bytes: xattr(7).
+const XATTR_MAX: u32 = 1 << 16;
+
+/// What a request has besides data: its header and fixed part, in bytes at most, and then some.
+const BESIDES_DATA: usize = 1 << 12;
+
+/// Readahead and asynchronous reads that may wait for the server at one time.
+const BACKGROUND: u16 = 64;
+
+/// What a mount would have of the kernel.
+pub(super) struct Wishes {
+    /// Whether each open is a handle: for a server that may not open every file again by itself or must ask who opens, and
+    /// for passthrough.
+    pub(super) handles: bool,
+    /// Whether it is checked here who asks.
+    pub(super) checks_callers: bool,
+    /// Whether the kernel is to ask for ACLs: it does so to check them.
+    acls: bool,
+    passthrough: bool,
+    max_write: Option<NonZeroU32>,
+    transport: Transport,
+}
+
+impl Wishes {
+    /// Returns what the mount of `union` as `config` says would have.
+    pub(super) fn of(union: &Union, config: &MountConfig) -> Self {
+        let wanted = config.io == IoMode::Passthrough;
+        let able = caps::effective(rustix::thread::CapabilitySet::SYS_ADMIN) && caps::in_initial_user_namespace();
+        if wanted && !able {
+            log::warn!("passthrough needs root in the initial user namespace; files are served by the page cache");
+        }
+        let passthrough = wanted && able;
+        // Without CAP_DAC_OVERRIDE a file whose mode forbids its owner to open it can be used through the handle that
+        // was opened before alone.
+        let all_powerful = caps::effective(rustix::thread::CapabilitySet::DAC_OVERRIDE);
+        let checks_callers = config.access == Access::Root;
+        Self {
+            handles: passthrough || !all_powerful || checks_callers,
+            checks_callers,
+            acls: config.default_permissions && union.has_acls(),
+            passthrough,
+            max_write: config.max_write,
+            transport: config.transport,
         }
     }
-    // Since Linux 5.13, which has the protocol's number of 5.12. Before, the server would set them for anybody.
-    let checks = config.kernel_abi() >= Version(7, 34);
-    server.checks_flags.store(checks, Ordering::Relaxed); // Relaxed: as above.
-    if server.offered.is_some() {
-        let depth = config.set_max_stack_depth(1).is_ok();
-        let on = depth && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
-        if !on {
-            log::warn!("this kernel has no FUSE passthrough (Linux 6.9); files are served by the page cache");
-        }
-        server.passthrough_on.store(on, Ordering::Relaxed); // Relaxed: no other thread is there yet.
+}
+
+/// What kernel and server have agreed on.
+pub(super) struct Agreed {
+    /// The minor version of the protocol that the kernel speaks.
+    minor: u32,
+    /// What the kernel can do.
+    offered: InitFlags,
+    /// What it was asked to do.
+    taken: InitFlags,
+    max_write: u32,
+    /// The queues that requests come through, if not through /dev/fuse.
+    pub(super) ring: Option<Ring>,
+}
+
+impl Agreed {
+    /// ENOSYS means that the kernel need not ask, where it knows that it may mean that.
+    pub(super) fn opens_files_without_asking(&self) -> bool {
+        self.offered.contains(InitFlags::NO_OPEN_SUPPORT)
     }
-    let max_write = server.max_write.map_or(TRANSFER, |bytes| bytes.get().clamp(WRITE_MIN, TRANSFER));
-    for rejected in [config.set_max_write(max_write), config.set_max_readahead(TRANSFER)] {
-        if let Err(nearest) = rejected {
-            log::debug!("the kernel's limit is {nearest}");
+
+    /// The same for directories.
+    pub(super) fn opens_directories_without_asking(&self) -> bool {
+        self.offered.contains(InitFlags::NO_OPENDIR_SUPPORT)
+    }
+
+    /// Since Linux 5.13, which has the protocol's number of 5.12. Before, the server would set them for anybody.
+    pub(super) fn checks_flags(&self) -> bool {
+        self.minor >= 34
+    }
+
+    /// Whether backing files may be registered.
+    pub(super) fn passes_through(&self) -> bool {
+        self.taken.contains(InitFlags::PASSTHROUGH)
+    }
+
+    /// The room that any request needs, in bytes.
+    pub(super) fn request_max(&self) -> usize {
+        self.max_write.max(XATTR_MAX) as usize + BESIDES_DATA
+    }
+
+    /// The room that what is read needs, in bytes.
+    pub(super) fn read_max(&self) -> usize {
+        TRANSFER as usize
+    }
+}
+
+/// Shakes hands on a connection that nobody has answered yet.
+///
+/// Errors: the reason, for messages.
+pub(super) fn shake(connection: &Connection, wishes: &Wishes) -> Result<Agreed, String> {
+    // The kernel refuses to be read into less.
+    let mut buffer = vec![0; TRANSFER as usize + BESIDES_DATA];
+    loop {
+        let received = connection.receive(&mut buffer).map_err(|errno| errno.to_string())?;
+        let message = received.and_then(|len| buffer.get(..len)).ok_or("the mount is gone")?;
+        let malformed = |Malformed| "what the kernel sends is not the protocol's beginning";
+        let mut request = Request::whole(message).map_err(malformed)?;
+        let answer_error = |errno: Errno| connection.answer(request.unique, -errno.raw_os_error(), &[]);
+        if request.opcode != Some(Opcode::Init) {
+            answer_error(Errno::IO);
+            return Err(malformed(Malformed).to_owned());
+        }
+        let offer: InitIn = request.arguments.fixed().map_err(malformed)?;
+        if offer.major > VERSION.0 {
+            // It asks again in this version.
+            let ours = InitOut { major: VERSION.0, minor: VERSION.1, ..InitOut::new_zeroed() };
+            connection.answer(request.unique, 0, ours.as_bytes());
+            continue;
+        }
+        if (offer.major, offer.minor) < (VERSION.0, MINOR_MIN) {
+            answer_error(Errno::PROTO);
+            let (major, minor) = (offer.major, offer.minor);
+            return Err(format!(
+                "the kernel speaks version {major}.{minor} of the protocol, and 7.{MINOR_MIN} is needed"
+            ));
+        }
+        let extended = request.arguments.next::<InitInExtended>().map_or(0, |extended| extended.flags2);
+        let offered = InitFlags::from_bits_retain(u64::from(offer.flags));
+        let high = if offered.contains(InitFlags::INIT_EXT) { u64::from(extended) << 32 } else { 0 };
+        let offered = offered | InitFlags::from_bits_retain(high);
+        let ring = ring(connection, wishes.transport, offered).inspect_err(|_| answer_error(Errno::IO))?;
+        let agreed = agree(wishes, offer.minor, offered, ring);
+        let way = if agreed.ring.is_some() { "io_uring" } else { "/dev/fuse" };
+        log::debug!("FUSE 7.{}, requests come through {way}, features in use: {:?}", offer.minor, agreed.taken);
+        connection.answer(request.unique, 0, answer(&agreed, &offer).as_bytes());
+        return Ok(agreed);
+    }
+}
+
+/// Makes the queues for a kernel that offers `offered`, before it is told of them: once it is, it holds every request until
+/// all are in use.
+///
+/// Errors: the reason, where requests are to come through a ring and cannot.
+fn ring(connection: &Connection, transport: Transport, offered: InitFlags) -> Result<Option<Ring>, String> {
+    if transport == Transport::Dev {
+        return Ok(None);
+    }
+    let made = if offered.contains(InitFlags::OVER_IO_URING) {
+        // The kernel wants room for the largest write, and for the largest read.
+        Ring::new(connection, TRANSFER as usize + BESIDES_DATA).map_err(|e| format!("no io_uring can be had: {e}"))
+    } else {
+        Err("the kernel does not offer FUSE over io_uring (Linux 6.14, and as root: \
+             echo Y >/sys/module/fuse/parameters/enable_uring)"
+            .to_owned())
+    };
+    match made {
+        Ok(ring) => Ok(Some(ring)),
+        Err(reason) if transport == Transport::Ring => Err(reason),
+        Err(reason) => {
+            log::info!("requests come through /dev/fuse: {reason}");
+            Ok(None)
         }
     }
-    // Readahead and asynchronous reads that may wait for the server at one time.
-    let _ = config.set_max_background(64); // Fails for 0 alone.
+}
+
+/// Settles what is asked of a kernel that offers `offered`.
+fn agree(wishes: &Wishes, minor: u32, offered: InitFlags, ring: Option<Ring>) -> Agreed {
+    let mut wanted = InitFlags::ASYNC_READ
+        | InitFlags::BIG_WRITES
+        | InitFlags::MAX_PAGES
+        | InitFlags::DONT_MASK
+        | InitFlags::HANDLE_KILLPRIV_V2
+        | InitFlags::DO_READDIRPLUS
+        | InitFlags::READDIRPLUS_AUTO
+        | InitFlags::PARALLEL_DIROPS
+        | InitFlags::CACHE_SYMLINKS
+        | InitFlags::HAS_IOCTL_DIR
+        | InitFlags::EXPLICIT_INVAL_DATA
+        | InitFlags::ASYNC_DIO
+        | InitFlags::INIT_EXT;
+    wanted.set(InitFlags::POSIX_ACL, wishes.acls);
+    wanted.set(InitFlags::PASSTHROUGH, wishes.passthrough);
+    wanted.set(InitFlags::OVER_IO_URING, ring.is_some());
+    // The truncation comes with the open, so that what is cut off is not copied up first.
+    let handles = wishes.handles || !offered.contains(InitFlags::NO_OPEN_SUPPORT);
+    wanted.set(InitFlags::ATOMIC_O_TRUNC, handles);
+    let lacking = wanted - offered;
+    if !lacking.is_empty() {
+        log::info!("this kernel lacks {lacking:?}");
+    }
+    if lacking.contains(InitFlags::PASSTHROUGH) {
+        log::warn!("this kernel has no FUSE passthrough (Linux 6.9); files are served by the page cache");
+    }
+    let max_write = wishes.max_write.map_or(TRANSFER, |bytes| bytes.get().clamp(WRITE_MIN, TRANSFER));
+    Agreed { minor, offered, taken: wanted & offered, max_write, ring }
+}
+
+fn answer(agreed: &Agreed, offer: &InitIn) -> InitOut {
+    let flags = agreed.taken.bits();
+    InitOut {
+        major: VERSION.0,
+        minor: VERSION.1,
+        max_readahead: offer.max_readahead.min(TRANSFER),
+        flags: flags as u32,
+        max_background: BACKGROUND,
+        congestion_threshold: BACKGROUND / 4 * 3,
+        max_write: agreed.max_write,
+        // Times have nanoseconds.
+        time_gran: 1,
+        max_pages: (TRANSFER as usize / rustix::param::page_size()) as u16,
+        map_alignment: 0,
+        flags2: (flags >> 32) as u32,
+        // Backing files are of file systems that are not stacked themselves.
+        max_stack_depth: u32::from(agreed.passes_through()),
+        request_timeout: 0,
+        unused: [0; 11],
+    }
 }

@@ -2,14 +2,18 @@
 //!
 //! A request is decoded, makes one call into the union, and is answered; no policy lives here.
 
-mod buffer;
+mod answer;
+mod connection;
 mod convert;
 mod dev;
 mod device;
 mod handshake;
-mod notices;
 mod passthrough;
 mod pool;
+mod protocol;
+mod request;
+mod ring;
+mod serve;
 mod server;
 mod session;
 mod statistics;

@@ -7,88 +7,84 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use fuser::BackingId;
 use parking_lot::Mutex;
 
+use super::connection::Connection;
 use crate::union::NodeId;
 
-/// How the handles of a node that are open at the moment are served; the kernel wants them all alike.
-enum Way {
-    /// From this file, which is upper's or not.
-    Backed { id: Arc<BackingId>, upper: bool },
-    /// By the server.
-    Served,
+/// A backing file that the kernel knows.
+struct Backing {
+    id: u32,
+    /// Whether it is upper's.
+    upper: bool,
 }
 
+/// A node that is open. The kernel wants all handles that are open at one time to be served alike.
 struct Open {
-    way: Way,
+    /// The file that serves them, if not the server does.
+    backing: Option<Backing>,
     handles: usize,
 }
 
 /// The open nodes.
-#[derive(Default)]
 pub(super) struct Passthrough {
+    connection: Arc<Connection>,
     /// A leaf but for the ioctl that registers a file, which waits for nothing.
     open: Mutex<HashMap<u64, Open>>,
 }
 
-/// What an open can be answered with.
-pub(super) enum Answer {
-    /// This backing file.
-    Backed(Arc<BackingId>),
-    /// None: the file is served by the server.
+/// How a handle is served.
+pub(super) enum Way {
+    /// By the kernel, from this backing file.
+    Backed(u32),
+    /// By the server.
     Served,
-    /// The node has readers of a lower file, which this open must not share.
+    /// Not at all: the node has readers of a lower file, which it must not share.
     Part,
 }
 
 impl Passthrough {
-    /// Settles how a handle of `id` is served.
+    /// Makes backing files known through `connection`.
+    pub(super) fn new(connection: Arc<Connection>) -> Self {
+        Self { connection, open: Mutex::default() }
+    }
+
+    /// Settles how a handle of `id`, which has `file` open, is served.
     ///
-    /// `upper` says whether its file is upper's, `privileged` whether it has the set-user-id or set-group-id bit, or
-    /// capabilities, that the kernel would not clear when it writes by itself; `register` makes the file known to the kernel.
-    pub(super) fn open(
-        &self,
-        id: NodeId,
-        upper: bool,
-        privileged: bool,
-        register: impl FnOnce() -> std::io::Result<BackingId>,
-    ) -> Answer {
+    /// `upper` says whether the file is upper's, `privileged` whether it has the set-user-id or set-group-id bit, or
+    /// capabilities, that the kernel would not clear when it writes by itself.
+    pub(super) fn open(&self, id: NodeId, upper: bool, privileged: bool, file: BorrowedFd<'_>) -> Way {
         let mut open = self.open.lock();
-        let node = match open.entry(id.0) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => {
-                let registered = if privileged { None } else { Some(register()) };
-                let way = match registered {
-                    Some(Ok(backing)) => Way::Backed { id: Arc::new(backing), upper },
-                    Some(Err(error)) => {
-                        log::debug!("no passthrough for node {}: {error}", id.0);
-                        Way::Served
-                    }
-                    None => Way::Served,
-                };
-                entry.insert(Open { way, handles: 0 })
-            }
-        };
-        match &node.way {
-            Way::Backed { upper: false, .. } if upper => Answer::Part,
+        let node = open.entry(id.0).or_insert_with(|| {
+            let backing = if privileged { None } else { self.register(id, file) };
+            Open { backing: backing.map(|id| Backing { id, upper }), handles: 0 }
+        });
+        match node.backing {
+            Some(Backing { upper: false, .. }) if upper => Way::Part,
             // A handle of the lower file, opened just before the copy-up, takes upper's file as the others do.
-            Way::Backed { id, .. } => {
+            Some(Backing { id, .. }) => {
                 node.handles += 1;
-                Answer::Backed(id.clone())
+                Way::Backed(id)
             }
-            Way::Served => {
+            None => {
                 node.handles += 1;
-                Answer::Served
+                Way::Served
             }
         }
     }
 
+    fn register(&self, id: NodeId, file: BorrowedFd<'_>) -> Option<u32> {
+        let backing = self.connection.open_backing(file);
+        backing.inspect_err(|errno| log::debug!("no passthrough for node {}: {errno}", id.0)).ok()
+    }
+
     /// Returns whether readers of a lower file have the node open.
     pub(super) fn has_lower_readers(&self, id: NodeId) -> bool {
-        self.open.lock().get(&id.0).is_some_and(|open| matches!(open.way, Way::Backed { upper: false, .. }))
+        let open = self.open.lock();
+        open.get(&id.0).is_some_and(|open| open.backing.as_ref().is_some_and(|backing| !backing.upper))
     }
 
     /// Ends the use of a node by one handle.
@@ -99,8 +95,9 @@ impl Passthrough {
         if entry.get().handles == 0 {
             let last = entry.remove();
             drop(open);
-            // Tells the kernel, which is a system call.
-            drop(last);
+            if let Some(backing) = last.backing {
+                self.connection.close_backing(backing.id);
+            }
         }
     }
 }

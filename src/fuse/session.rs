@@ -1,21 +1,23 @@
 //! A mount: made or taken over, served on threads of this process, and ended.
 
+use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use fuser::{Session, SessionACL};
 use rustix::fs::{FileType, OFlags};
 use rustix::io::{Errno, FdFlags};
 
-use super::dev::Dev;
-use super::device;
+use super::connection::Connection;
+use super::handshake::{self, Agreed, Wishes};
+use super::ring::Ring;
 use super::server::Server;
 use super::statistics::Statistics;
 use super::unmounter::Unmounter;
-use crate::config::{Access, MountConfig};
+use super::{dev, device, ring};
+use crate::config::MountConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::union::Union;
 
@@ -39,8 +41,9 @@ const FUSE_DEVICE: (u32, u32) = (10, 229);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Mount {
-    session: Session<Dev>,
     server: Arc<Server>,
+    agreed: Agreed,
+    threads: NonZeroUsize,
     unmounter: Unmounter,
 }
 
@@ -127,23 +130,19 @@ impl Mount {
         config: &MountConfig,
         remedy: &str,
     ) -> Result<Self> {
-        let server = Arc::new(Server::new(union, config));
-        let acl = match config.access {
-            Access::Root => SessionACL::RootAndOwner,
-            // The kernel itself keeps others out of a mount without allow_other.
-            Access::Owner | Access::All => SessionACL::All,
-        };
-        let mut options = fuser::Config::default();
-        options.n_threads = Some(threads(config).get());
-        match Session::from_fd(Dev::new(server.clone()), fd, acl, options) {
-            Ok(session) => {
-                server.notices.start(session.notifier());
-                Ok(Self { session, server, unmounter })
+        let connection = Arc::new(Connection::new(fd));
+        let wishes = Wishes::of(&union, config);
+        match handshake::shake(&connection, &wishes) {
+            Ok(agreed) => {
+                let server = Arc::new(Server::new(union, connection, config, &wishes, &agreed));
+                Ok(Self { server, agreed, threads: threads(config), unmounter })
             }
-            Err(error) => {
-                withdraw(&unmounter, server);
-                let reason = format!("the kernel's handshake failed: {error}");
-                Err(unmounter.error(reason, remedy))
+            Err(reason) => {
+                // The caller's mount ends with the descriptor.
+                drop(connection);
+                unmounter.unmount_or_log();
+                union.withdraw();
+                Err(unmounter.error(format!("the kernel's handshake failed: {reason}"), remedy))
             }
         }
     }
@@ -162,12 +161,10 @@ impl Mount {
     ///
     /// Errors: [`Error::Mount`] when it cannot be served; then it is unmounted.
     pub fn run(self) -> Result<()> {
-        let Self { session, server, unmounter } = self;
-        let served = session.run();
-        match &served {
-            Ok(()) => unmounter.note_gone(),
-            // Nobody answers any more, or not as many as there should be.
-            Err(_) => unmounter.unmount_or_log(),
+        let Self { server, agreed, threads, unmounter } = self;
+        let served = serve(&server, agreed, threads, &unmounter);
+        if served.is_ok() {
+            unmounter.note_gone();
         }
         let ended = server.end();
         let Err(error) = served else { return ended };
@@ -195,17 +192,52 @@ impl Mount {
 
     /// Unmounts without having served, and removes what the mount has made on the disk.
     pub fn withdraw(self) {
-        let Self { session, server, unmounter } = self;
-        drop(session);
-        withdraw(&unmounter, server);
+        withdraw(&self.unmounter, self.server);
     }
 }
 
-/// Undoes a mount that was never served and whose session is gone.
+/// What a thread does until the mount is gone, and what the thread is called.
+type Work<'a> = (String, Box<dyn FnOnce() -> io::Result<()> + Send + 'a>);
+
+/// Serves until the mount is gone: the queues of a ring, each by its thread, or else /dev/fuse by so many.
+fn serve(server: &Arc<Server>, mut agreed: Agreed, threads: NonZeroUsize, unmounter: &Unmounter) -> io::Result<()> {
+    let ring = agreed.ring.take();
+    // One for what a ring does not bring.
+    let threads = if ring.is_some() { 1 } else { threads.get() };
+    let agreed = &agreed;
+    let dev = (0..threads)
+        .map(|at| -> Work<'_> { (format!("unionfs-dev-{at}"), Box::new(move || dev::work(server, agreed))) });
+    let ring = ring.into_iter().flat_map(Ring::queues).map(|(processor, queue)| -> Work<'_> {
+        (format!("unionfs-ring-{processor}"), Box::new(move || ring::work(server, queue, processor)))
+    });
+    work_together(dev.chain(ring), unmounter)
+}
+
+/// Does all of `works`, each on a thread; where one cannot be started or go on, the mount is taken down, which ends the
+/// others.
+fn work_together<'a>(works: impl Iterator<Item = Work<'a>>, unmounter: &Unmounter) -> io::Result<()> {
+    std::thread::scope(|scope| {
+        let mut workers = Vec::new();
+        for (name, work) in works {
+            let work = move || work().inspect_err(|_| unmounter.unmount_or_log());
+            match std::thread::Builder::new().name(name).spawn_scoped(scope, work) {
+                Ok(worker) => workers.push(worker),
+                Err(error) => {
+                    unmounter.unmount_or_log();
+                    return Err(error);
+                }
+            }
+        }
+        workers.into_iter().try_for_each(|worker| {
+            worker.join().unwrap_or_else(|_| Err(io::Error::other("a thread that takes requests panicked")))
+        })
+    })
+}
+
+/// Undoes a mount that was never served.
 fn withdraw(unmounter: &Unmounter, server: Arc<Server>) {
     unmounter.unmount_or_log();
-    server.notices.end();
-    // The session was the other one that had it.
+    // Nobody else has it: no thread was started.
     if let Some(server) = Arc::into_inner(server) {
         server.union.withdraw();
     }

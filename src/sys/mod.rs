@@ -8,11 +8,17 @@ pub mod caps;
 pub mod daemon;
 pub mod dents;
 pub mod fhandle;
+#[cfg(feature = "fuse")]
+pub mod fuse_device;
+#[cfg(feature = "fuse")]
+pub mod fuse_ring;
 pub mod ioctl;
 #[cfg(feature = "fuse")]
 pub mod memory;
 pub mod mount;
 pub mod mountinfo;
+#[cfg(feature = "fuse")]
+pub mod processors;
 pub mod xattr;
 
 use std::os::fd::{AsFd, AsRawFd};

@@ -40,11 +40,8 @@ pub enum Looked<'a> {
     Dots,
     /// An inode; it counts as a lookup.
     Up(&'a Entry),
-    /// The first number of a file that parted from its readers, which counts as a lookup. It is the one to list; who
-    /// uses the entry must look the name up again.
-    Old(&'a Entry),
-    /// An entry that answers an error. It is known by a number that no inode has, and that need not be forgotten.
-    Broken(NodeId),
+    /// An entry that answers an error when it is looked up.
+    Broken,
 }
 
 /// Whether a reader takes more.
@@ -105,9 +102,7 @@ impl Union {
                 Ok(None) => continue,
                 Ok(Some(entry)) => {
                     (shown.ino, shown.kind) = (entry.attr.ino, entry.attr.kind);
-                    let entry = self.list_by_first_number(entry);
-                    let old = entry.id != self.inode(entry.id)?.id();
-                    let flow = each(shown, if old { Looked::Old(&entry) } else { Looked::Up(&entry) });
+                    let flow = each(shown, Looked::Up(&entry));
                     if flow == Flow::Full {
                         self.forget(entry.id, 1);
                     }
@@ -116,8 +111,7 @@ impl Union {
                 Err(error) => {
                     // Shown, so that nobody misses it; it answers the error when it is looked up.
                     log::warn!("{error}");
-                    let number = self.numbers.of_name((0, 0), item.ino, inode.ino.0, name);
-                    each(shown, Looked::Broken(NodeId(number)))
+                    each(shown, Looked::Broken)
                 }
             };
             if full == Flow::Full {
@@ -125,17 +119,6 @@ impl Union {
             }
         }
         Ok(())
-    }
-
-    /// Exchanges a lookup of a file that goes by another number since it parted for one of its first number, which
-    /// is the one that stat(2) shows.
-    fn list_by_first_number(&self, entry: Entry) -> Entry {
-        let first = NodeId(entry.attr.ino);
-        if entry.id == first || !self.table.count_number(first) {
-            return entry;
-        }
-        self.forget(entry.id, 1);
-        Entry { id: first, ..entry }
     }
 
     fn look_up_item(&self, inode: &Arc<Inode>, name: &OsStr) -> Result<Option<Entry>> {

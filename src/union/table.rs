@@ -127,14 +127,6 @@ impl Table {
         id
     }
 
-    /// Adds a lookup to the count of the first number of a file that parted; returns whether it is known.
-    pub fn count_number(&self, number: NodeId) -> bool {
-        let Some(mut node) = self.nodes.get_mut(&number.0) else { return false };
-        let parted = node.inode.ino.0 == number.0 && node.inode.id() != number;
-        node.lookups += u64::from(parted);
-        parted
-    }
-
     /// Takes `lookups` from the count of `id`, and calls `gone` for each inode that nothing refers to any more.
     pub fn forget(&self, id: NodeId, lookups: u64, gone: impl Fn(&Inode)) {
         let mut next = Some((id.0, lookups));

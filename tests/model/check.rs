@@ -127,11 +127,11 @@ impl Run {
                 cookie = item.cookie;
                 match entry {
                     Looked::Dots => {}
-                    Looked::Up(entry) | Looked::Old(entry) => {
+                    Looked::Up(entry) => {
                         let name = item.name.to_string_lossy().into_owned();
                         answer.push((name, Listed { ino: item.ino, kind: item.kind }, *entry));
                     }
-                    Looked::Broken(_) => broken = Some(item.name.to_owned()),
+                    Looked::Broken => broken = Some(item.name.to_owned()),
                 }
                 Flow::More
             });

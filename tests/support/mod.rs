@@ -9,7 +9,7 @@
 //! Environment: `UNIONFS_RS_BIN` (another binary), `UNIONFS_TEST_DIR` (where the layers go),
 //! `UNIONFS_SKIP_LOG` (a file that collects the skips), `UNIONFS_TEST_ON=kernel` (mount the
 //! kernel's overlayfs instead, to check a test against the reference), `UNIONFS_TEST_TIMEOUT`
-//! (seconds a test may take).
+//! (seconds a test may take), `UNIONFS_TEST_TRANSPORT` (`dev` or `ring`, where a test does not say).
 
 // Each test crate compiles this module and uses its own part of it.
 #![allow(dead_code, unused_imports, unused_macros)]
@@ -28,7 +28,7 @@ pub use command::{
 };
 pub use layers::{Layers, Placement, Tmpfs, Tree};
 pub use lowers::{Atime, LowersUnchanged};
-pub use mount::{Io, KernelMount, Mounted, OurMount, Spec, StartError, fuse_connections};
+pub use mount::{Io, KernelMount, Mounted, OurMount, Spec, StartError, fuse_connections, is_of_dead_server};
 pub use privilege::{Privilege, privilege, require_root};
 pub use skip::record as record_skip;
 pub use unprivileged::{Home, Who};

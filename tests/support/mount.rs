@@ -9,6 +9,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::layers::Tree;
@@ -18,6 +19,12 @@ use super::{binary, on_kernel, test_name};
 /// How long the daemon may take to mount, and to end after it is unmounted.
 const PATIENCE: Duration = Duration::from_secs(20);
 const FUSECTL: &str = "/sys/fs/fuse/connections";
+
+/// Returns whether the kernel answers so in place of a server that is dead: ECANCELED to what was under way on a ring,
+/// ECONNABORTED to what was under way else, and what comes until the connection is taken down, ENOTCONN from then on.
+pub fn is_of_dead_server(errno: Errno) -> bool {
+    matches!(errno, Errno::CANCELED | Errno::CONNABORTED | Errno::NOTCONN)
+}
 
 /// The I/O mode of a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +140,9 @@ impl Spec {
             Io::Cached => "cached".into(),
             Io::Passthrough => "passthrough".into(),
         });
+        if let Ok(transport) = std::env::var("UNIONFS_TEST_TRANSPORT") {
+            words.extend(["--transport".into(), transport.into()]);
+        }
         words.push("--foreground".into());
         words.extend(self.args.iter().cloned());
         words.push(self.at.as_os_str().to_owned());

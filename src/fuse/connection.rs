@@ -1,0 +1,86 @@
+//! The connection to the kernel: the descriptor of /dev/fuse that a mount was made with.
+
+use std::io::IoSlice;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::{Errno, Result};
+use zerocopy::IntoBytes;
+
+use super::protocol::{NOTIFY_INVAL_INODE, NotifyInvalInodeOut, OutHeader};
+use crate::sys::fuse_device;
+use crate::union::NodeId;
+
+/// Room for the header of an answer.
+pub(super) const HEADER: usize = size_of::<OutHeader>();
+
+/// An open /dev/fuse that belongs to a mount.
+#[derive(Debug)]
+pub(super) struct Connection {
+    device: OwnedFd,
+}
+
+impl Connection {
+    pub(super) fn new(device: OwnedFd) -> Self {
+        Self { device }
+    }
+
+    /// Returns the descriptor of it.
+    pub(super) fn device(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
+    }
+
+    /// Waits for a request and returns its length; `None` when the mount is gone.
+    pub(super) fn receive(&self, buffer: &mut [u8]) -> Result<Option<usize>> {
+        loop {
+            match rustix::io::read(&self.device, &mut *buffer) {
+                Ok(len) => return Ok(Some(len)),
+                Err(Errno::NODEV) => return Ok(None),
+                // NOENT: the program that asked was killed before the request was read.
+                Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+
+    /// Answers the request `unique`.
+    pub(super) fn answer(&self, unique: u64, error: i32, body: &[u8]) {
+        let header = OutHeader { len: (HEADER + body.len()) as u32, error, unique };
+        let sent = rustix::io::writev(&self.device, &[IoSlice::new(header.as_bytes()), IoSlice::new(body)]);
+        note_lost(unique, sent);
+    }
+
+    /// Has the kernel ask for the attributes of `id` anew.
+    ///
+    /// Nothing may be told to the kernel that waits there for a directory: its holder may be waiting for an answer, and
+    /// neither it nor a daemon that was killed would end.
+    pub(super) fn forget_attributes(&self, id: NodeId) {
+        // Less than 0: the attributes alone, so that it waits for no page.
+        let notice = NotifyInvalInodeOut { ino: id.0, off: -1, len: 0 };
+        let len = (HEADER + size_of::<NotifyInvalInodeOut>()) as u32;
+        let header = OutHeader { len, error: NOTIFY_INVAL_INODE, unique: 0 };
+        let parts = [IoSlice::new(header.as_bytes()), IoSlice::new(notice.as_bytes())];
+        if let Err(errno) = rustix::io::writev(&self.device, &parts) {
+            // ENOENT: the kernel has forgotten the inode already.
+            log::debug!("notice: {errno}");
+        }
+    }
+
+    /// Makes `file` known to the kernel as one that it may read and write by itself, and returns its number.
+    pub(super) fn open_backing(&self, file: BorrowedFd<'_>) -> Result<u32> {
+        fuse_device::open_backing(self.device.as_fd(), file)
+    }
+
+    /// Has the kernel forget a backing file; what is open goes on with it.
+    pub(super) fn close_backing(&self, backing: u32) {
+        if let Err(errno) = fuse_device::close_backing(self.device.as_fd(), backing) {
+            log::debug!("closing the backing file {backing}: {errno}");
+        }
+    }
+}
+
+fn note_lost(unique: u64, sent: Result<usize>) {
+    if let Err(errno) = sent {
+        // ENOENT: whoever asked was killed meanwhile; ENODEV: the mount is gone.
+        log::debug!("the answer to request {unique} is not taken: {errno}");
+    }
+}

@@ -1,0 +1,118 @@
+//! The requests about data: opening, reading and writing.
+
+use rustix::io::Errno;
+
+use super::{at_pace, copies, handle};
+use crate::fuse::answer::{Answer, Served};
+use crate::fuse::protocol::{
+    CopyFileRangeIn, FSYNC_FDATASYNC, FallocateIn, FsyncIn, LseekIn, LseekOut, OpenIn, ReadIn, ReleaseIn,
+    WRITE_KILL_SUIDGID, WriteIn, WriteOut,
+};
+use crate::fuse::request::{Malformed, Request};
+use crate::fuse::server::Server;
+use crate::union::{Caller, NodeId, OpenFile, Seek, Union};
+
+pub(super) fn open(server: &Server, mut request: Request<'_>) -> Result<Served, Malformed> {
+    if !server.opens_files {
+        return Ok(Answer::Error(Errno::NOSYS).into());
+    }
+    let asked: OpenIn = request.arguments.fixed()?;
+    let (node, how) = (request.node, open_how(asked.flags, request.caller));
+    let copies = move |union: &Union| how.changes() && union.would_copy(node);
+    Ok(at_pace(server, copies, move |server| server.open(node, how)))
+}
+
+/// What an open asks for.
+fn open_how(flags: u32, caller: Caller) -> OpenFile {
+    // Linux's own flag (`__FMODE_EXEC`), which no program can give.
+    const EXECUTE: i32 = 0x20;
+    let flags = flags as i32;
+    match flags & libc::O_ACCMODE {
+        libc::O_RDONLY if flags & libc::O_TRUNC != 0 => OpenFile::Empty(caller),
+        libc::O_RDONLY if flags & EXECUTE != 0 => OpenFile::Execute,
+        libc::O_RDONLY => OpenFile::Read,
+        _ if flags & libc::O_TRUNC != 0 => OpenFile::Truncate(caller),
+        _ if flags & libc::O_APPEND != 0 => OpenFile::Append,
+        _ => OpenFile::Write,
+    }
+}
+
+pub(super) fn read(server: &Server, mut request: Request<'_>, buffer: &mut [u8]) -> Result<Served, Malformed> {
+    let ReadIn { fh, offset, size, .. } = request.arguments.fixed()?;
+    let size = buffer.len().min(size as usize);
+    let buffer = buffer.get_mut(..size).unwrap_or_default();
+    let read = match handle(fh) {
+        Some(fh) => server.union.read_handle(fh, offset, buffer),
+        None => server.union.read(request.node, offset, buffer),
+    };
+    Ok(Answer::buffer(read).into())
+}
+
+pub(super) fn write(server: &Server, mut request: Request<'_>) -> Result<Served, Malformed> {
+    let written: WriteIn = request.arguments.fixed()?;
+    let node = request.node;
+    let unprivileged = (written.write_flags & WRITE_KILL_SUIDGID != 0).then_some(request.caller);
+    let data = request.arguments.bytes(written.size)?;
+    if server.union.would_copy(node) {
+        let data = data.to_owned();
+        return Ok(Served::later(move |server| write_data(server, node, &written, &data, unprivileged)));
+    }
+    Ok(write_data(server, node, &written, data, unprivileged).into())
+}
+
+/// Writes through a handle where there is one, else by node.
+fn write_data(server: &Server, node: NodeId, at: &WriteIn, data: &[u8], unprivileged: Option<Caller>) -> Answer {
+    // A write from the page cache has the handle of whoever happened to have the file open.
+    let written = match handle(at.fh) {
+        Some(fh) => server.union.write_handle(fh, at.offset, data, unprivileged),
+        None => server.union.write(node, at.offset, data, unprivileged),
+    };
+    Answer::of(written, |len| Answer::Written(WriteOut { size: len as u32, padding: 0 }))
+}
+
+pub(super) fn release(server: &Server, mut request: Request<'_>) -> Result<Served, Malformed> {
+    let released: ReleaseIn = request.arguments.fixed()?;
+    if let Some(fh) = handle(released.fh) {
+        server.close(request.node, fh);
+    }
+    Ok(Answer::Done.into())
+}
+
+pub(super) fn fsync(mut request: Request<'_>) -> Result<Served, Malformed> {
+    let FsyncIn { fh, fsync_flags, .. } = request.arguments.fixed()?;
+    let node = request.node;
+    Ok(Served::later(move |server| {
+        Answer::done(server.union.fsync(node, handle(fh), fsync_flags & FSYNC_FDATASYNC != 0))
+    }))
+}
+
+pub(super) fn fallocate(server: &Server, mut request: Request<'_>) -> Result<Served, Malformed> {
+    let FallocateIn { fh, offset, length, mode, .. } = request.arguments.fixed()?;
+    let (node, caller, range) = (request.node, request.caller, offset..offset.saturating_add(length));
+    Ok(at_pace(server, copies(node), move |server| {
+        Answer::done(server.union.fallocate(node, handle(fh), mode, range, caller))
+    }))
+}
+
+pub(super) fn lseek(server: &Server, mut request: Request<'_>) -> Result<Served, Malformed> {
+    let LseekIn { fh, offset, whence, .. } = request.arguments.fixed()?;
+    let Ok(from) = u64::try_from(offset) else { return Ok(Answer::Error(Errno::NXIO).into()) };
+    let seek = match whence as i32 {
+        libc::SEEK_DATA => Seek::Data(from),
+        libc::SEEK_HOLE => Seek::Hole(from),
+        _ => return Ok(Answer::Error(Errno::INVAL).into()),
+    };
+    let found = server.union.seek(request.node, handle(fh), seek);
+    Ok(Answer::of(found, |offset| Answer::Offset(LseekOut { offset })).into())
+}
+
+pub(super) fn copy_file_range(mut request: Request<'_>) -> Result<Served, Malformed> {
+    let copy: CopyFileRangeIn = request.arguments.fixed()?;
+    let (node, caller) = (request.node, request.caller);
+    Ok(Served::later(move |server| {
+        let from = (node, handle(copy.fh_in), copy.off_in);
+        let to = (NodeId(copy.nodeid_out), handle(copy.fh_out), copy.off_out);
+        let copied = server.union.copy_range(from, to, copy.len, caller);
+        Answer::of(copied, |len| Answer::Written(WriteOut { size: len as u32, padding: 0 }))
+    }))
+}
