@@ -146,6 +146,15 @@ pub enum Found {
     Dir(Attr, Marks),
 }
 
+/// Whether a directory may have something below it, so that it matters whether it is opaque.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Below {
+    /// It may.
+    Something,
+    /// It has not, unless a redirect leads there.
+    Nothing,
+}
+
 /// The lower layers and the descriptors of their directories.
 pub struct Lowers {
     layers: Vec<Layer>,
@@ -234,8 +243,10 @@ impl Lowers {
     }
 
     /// Returns what the layer of `dir` says about `name`, `.wh.` names aside.
-    pub fn examine(&self, dir: &Arc<LayerDir>, name: &OsStr) -> Result<Found> {
-        self.with_fd(dir, |fd| examine(self.layer(dir), self.namespace, fd, name, dir.xwhiteouts))
+    pub fn examine(&self, dir: &Arc<LayerDir>, name: &OsStr, below: Below) -> Result<Found> {
+        // The lowest layer.
+        let below = if usize::from(dir.layer.0) == self.layers.len() { Below::Nothing } else { below };
+        self.with_fd(dir, |fd| examine(self.layer(dir), self.namespace, fd, name, dir.xwhiteouts, below))
     }
 
     /// Returns whether `dir` holds `.wh.NAME`, which hides `name` in the layers below this one.
@@ -272,7 +283,14 @@ impl Lowers {
 /// Returns what `layer` says about `name` in the directory `dir`, `.wh.` names aside.
 ///
 /// One call for anything but a directory; a directory costs the reading of its marks.
-pub fn examine(layer: &Layer, ns: Namespace, dir: BorrowedFd<'_>, name: &OsStr, xwhiteouts: bool) -> Result<Found> {
+pub fn examine(
+    layer: &Layer,
+    ns: Namespace,
+    dir: BorrowedFd<'_>,
+    name: &OsStr,
+    xwhiteouts: bool,
+    below: Below,
+) -> Result<Found> {
     let attr = match layer.stat(dir, name) {
         Ok(attr) => attr,
         // ENAMETOOLONG: this layer's file system takes shorter names than the union, so it does not have this one.
@@ -286,7 +304,7 @@ pub fn examine(layer: &Layer, ns: Namespace, dir: BorrowedFd<'_>, name: &OsStr, 
     match attr.kind {
         FileKind::Directory => {
             let mut marks = marks()?;
-            if !marks.opaque {
+            if !marks.opaque && (below == Below::Something || marks.redirect.is_some()) {
                 marks.opaque = has_opaque_entry(layer, dir, name)?;
             }
             Ok(Found::Dir(attr, marks))

@@ -337,16 +337,24 @@ impl Union {
     }
 }
 
-/// Fills `buffer` from `file` at `offset`, short only at the end of the file.
+/// The least that a page cache keeps of a file, in bytes.
+const PAGE: u64 = 4096;
+
+/// Fills `buffer` from `file` at `offset`, short only at the end of the file: to who asked, a short answer means that.
 pub(super) fn read_at(file: BorrowedFd<'_>, offset: u64, buffer: &mut [u8]) -> Result<usize> {
     let mut read = 0;
     while read < buffer.len() {
         let rest = buffer.get_mut(read..).unwrap_or_default();
         match rustix::io::pread(file, rest, offset + read as u64) {
             Ok(0) => break,
-            Ok(n) => read += n,
+            Ok(n) => {
+                read += n;
+                // The file's end, without asking again: what stops a read before that, stops it between two pages.
+                if !(offset + read as u64).is_multiple_of(PAGE) {
+                    break;
+                }
+            }
             Err(Errno::INTR) => {}
-            Err(_) if read > 0 => break,
             Err(errno) => return Err(Error::Refused(errno)),
         }
     }

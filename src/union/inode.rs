@@ -95,7 +95,7 @@ pub struct Dir {
     /// Whether upper's part holds `.wh.` names.
     pub dotwh: DotWh,
     default_acl: AtomicU8,
-    /// Which lower parts have a name, once somebody asked and there are many.
+    /// Which lower parts have a name, once somebody listed them, or asked and there are many.
     names: OnceLock<Option<Box<NameIndex>>>,
 }
 
@@ -114,14 +114,19 @@ impl Dir {
         }
     }
 
-    /// Returns which lower parts have a name, for a directory of many parts; `make` reads them when nobody has before.
+    /// Returns which lower parts have a name, where it is known or there are many; then `make` reads them.
     ///
     /// `None` for few parts, and where they cannot be read: then each is asked.
     pub fn names(&self, make: impl FnOnce() -> Option<NameIndex>) -> Option<&NameIndex> {
         if self.lower.len() < PARTS_MIN {
-            return None;
+            return self.names.get()?.as_deref();
         }
         self.names.get_or_init(|| make().map(Box::new)).as_deref()
+    }
+
+    /// Records which lower parts have a name, as `make` finds out of a listing, where it is not known.
+    pub fn note_names(&self, make: impl FnOnce() -> NameIndex) {
+        self.names.get_or_init(|| Some(Box::new(make())));
     }
 
     /// Records that a name was added, removed or moved, or an entry's object changed.

@@ -43,10 +43,15 @@ pub struct Listing {
 }
 
 /// FNV-1a with a final mix: fixed for all time, because cookies outlive a listing.
-fn hash(name: &[u8]) -> u64 {
+pub(super) fn hash(name: &[u8]) -> u64 {
     let hash = name.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
     let mixed = (hash ^ hash >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed ^ mixed >> 29
+}
+
+/// Positive as a signed offset, and one bit free so that clashing names can follow each other.
+fn cookie(hash: u64) -> u64 {
+    (hash >> 2).max(FIRST)
 }
 
 impl Listing {
@@ -59,10 +64,25 @@ impl Listing {
     pub fn add(&mut self, name: &OsStr, ino: u64, kind: FileKind) {
         let name = name.as_bytes();
         let (Ok(start), Ok(len)) = (u32::try_from(self.names.len()), u8::try_from(name.len())) else { return };
-        // Positive as a signed offset, and one bit free so that clashing names can follow each other.
-        let cookie = (hash(name) >> 2).max(FIRST);
         self.names.extend_from_slice(name);
-        self.items.push(Item { cookie, ino, kind, start, len });
+        self.items.push(Item { cookie: cookie(hash(name)), ino, kind, start, len });
+    }
+
+    /// Makes a listing of entries among `names` that are in order: each with its hash, where its name begins, and how long
+    /// that is.
+    pub fn sorted(
+        version: u64,
+        names: Vec<u8>,
+        entries: impl Iterator<Item = (u64, u32, usize, u64, FileKind)>,
+    ) -> Self {
+        let items = entries.map(|(hash, start, len, ino, kind)| Item {
+            cookie: cookie(hash),
+            ino,
+            kind,
+            start,
+            len: len as u8,
+        });
+        Self { names, items: items.collect(), version }.tell_apart()
     }
 
     /// Sorts the entries and tells those with one hash apart.
@@ -70,6 +90,10 @@ impl Listing {
         let names = &self.names;
         let name = |item: &Item| &names[item.start as usize..item.start as usize + usize::from(item.len)];
         self.items.sort_unstable_by(|a, b| a.cookie.cmp(&b.cookie).then_with(|| name(a).cmp(name(b))));
+        self.tell_apart()
+    }
+
+    fn tell_apart(mut self) -> Self {
         let mut last = 0;
         for item in &mut self.items {
             item.cookie = item.cookie.max(last + 1);

@@ -26,6 +26,7 @@ mod inode;
 mod link;
 mod listing;
 mod lookup;
+mod merge;
 mod name_index;
 mod numbers;
 mod owners;

@@ -1,59 +1,52 @@
-//! Which lower layers have a name, for directories that span so many that asking each would be slow.
+//! Which lower parts of a directory have a name, so that a name that is found costs one system call, and one that is
+//! not costs none, however many layers there are.
 //!
-//! Lower directories never change, so the index holds for the life of the inode: a name that is found costs
-//! one system call, one that is not costs none, however many layers there are.
+//! Lower directories never change, so an index holds for the life of the inode. It is made when the directory is listed,
+//! and where asking each part would be slow, when a name is first looked up.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
 
-use rustix::io::Errno;
-use smallvec::SmallVec;
-
-use crate::error::Result;
-use crate::layer::dir::{LayerDir, Lowers};
-use crate::layer::name::WH_PREFIX;
-use crate::sys::dents;
+use super::listing::hash;
 
 /// From how many lower parts on a directory gets an index when a name is looked up in it.
 pub const PARTS_MIN: usize = 4;
 
-/// The parts, counted from the topmost, that have each name.
+/// The parts, counted from the topmost lower one, that have each name.
+///
+/// Of a name half its hash is kept, in four bytes: one that is not here is in no part, and one that is, is looked for.
 #[derive(Debug)]
 pub struct NameIndex {
-    parts: HashMap<Box<[u8]>, SmallVec<[u16; 4]>>,
+    /// In order.
+    hashes: Box<[u32]>,
+    /// The part of each; none at all where all are of the first.
+    parts: Box<[u16]>,
+}
+
+fn short(hash: u64) -> u32 {
+    (hash >> 32) as u32
+}
+
+impl FromIterator<(u64, u16)> for NameIndex {
+    /// Takes hashes of names in order, each with a part that has it.
+    fn from_iter<I: IntoIterator<Item = (u64, u16)>>(names: I) -> Self {
+        let mut names: Vec<_> = names.into_iter().map(|(hash, part)| (short(hash), part)).collect();
+        // They are in order but for names that share half a hash.
+        names.sort();
+        let hashes = names.iter().map(|name| name.0).collect();
+        let one = names.iter().all(|name| name.1 == 0);
+        let parts = if one { Box::default() } else { names.iter().map(|name| name.1).collect() };
+        Self { hashes, parts }
+    }
 }
 
 impl NameIndex {
-    /// Reads the names of all parts, one pass each.
-    pub fn new(lowers: &Lowers, parts: &[Arc<LayerDir>]) -> Result<Self> {
-        let mut index: HashMap<Box<[u8]>, SmallVec<[u16; 4]>> = HashMap::new();
-        for (part, number) in parts.iter().zip(0u16..) {
-            let mut dotwh = false;
-            lowers.with_fd(part, |fd| {
-                let layer = lowers.layer(part);
-                let failed = |e: Errno| layer.error("getdents", OsStr::new("."), e);
-                let open = layer.open_listing(fd).map_err(failed)?;
-                dents::each(open.as_fd(), |name, _, _| {
-                    dotwh |= name.starts_with(WH_PREFIX.as_bytes());
-                    match index.get_mut(name) {
-                        Some(parts) => parts.push(number),
-                        None => drop(index.insert(name.into(), SmallVec::from_slice(&[number]))),
-                    }
-                })
-                .map_err(failed)
-            })?;
-            // So that nobody looks for `.wh.` marks where there are none.
-            part.dotwh.listed(dotwh);
-        }
-        Ok(Self { parts: index })
-    }
-
-    /// Returns the first part at or after `from` that has `name`.
+    /// Returns the first part at or after `from` that has `name`, or a name that cannot be told from it here.
     pub fn next(&self, name: &OsStr, from: usize) -> Option<usize> {
-        let parts = self.parts.get(name.as_bytes())?;
-        parts.iter().map(|&part| usize::from(part)).find(|&part| part >= from)
+        let sought = short(hash(name.as_bytes()));
+        let first = self.hashes.partition_point(|&hash| hash < sought);
+        let same = self.hashes.get(first..)?.iter().take_while(|&&hash| hash == sought).count();
+        let mut parts = (first..first + same).map(|at| self.parts.get(at).map_or(0, |&part| usize::from(part)));
+        parts.find(|&part| part >= from)
     }
 }

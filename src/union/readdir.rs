@@ -1,8 +1,6 @@
 //! Reading directories: the entries of all parts merged, upper's first.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry as MapEntry;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -11,12 +9,16 @@ use std::sync::atomic::Ordering;
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
-use super::inode::{Inode, NodeId};
+use super::inode::{Dir, Inode, NodeId};
 use super::listing::Listing;
 use super::lookup::Entry;
+use super::merge::{Merge, Says, Topmost};
+use super::name_index::NameIndex;
+use super::search::InUpper;
 use super::{FileKind, Union, dir_of};
 use crate::error::Result;
 use crate::layer::Layer;
+use crate::layer::dir::{Below, Found, LayerDir};
 use crate::layer::name::{Name, WH_OPAQUE, WH_PREFIX};
 use crate::sys::dents;
 
@@ -51,15 +53,6 @@ pub enum Flow {
     More,
     /// The entry has no room any more.
     Full,
-}
-
-/// What the parts read so far say about a name.
-#[derive(Debug, Clone, Copy)]
-enum Merged {
-    /// Removed: what is below does not show.
-    Hidden,
-    /// There, with the number and kind that the listing will show once more is known of a directory.
-    Shown { ino: u64, kind: FileKind, settled: bool },
 }
 
 impl Union {
@@ -168,18 +161,26 @@ impl Union {
             self.list_upper_alone(inode, &mut listing)?;
             return Ok(listing.finish());
         }
-        let mut merged = HashMap::new();
-        self.merge_upper(inode, &mut merged)?;
-        for part in &dir.lower {
-            self.merge_lower(part, &mut merged)?;
-        }
-        for (name, entry) in &merged {
-            if let Merged::Shown { ino, kind, settled } = *entry {
-                let (ino, kind) = if settled { (ino, kind) } else { self.settle(inode, name, ino, kind) };
-                listing.add(name, ino, kind);
+        let mut merge = Merge::default();
+        self.merge_upper(inode, &mut merge)?;
+        self.merge_lowers(dir, &mut merge)?;
+        merge.sort();
+        dir.note_names(|| merge.index());
+        let mut shown = Vec::with_capacity(merge.len());
+        for top in merge.topmost() {
+            if let Some((ino, kind)) = self.show_topmost(inode, &top)? {
+                shown.push((top.hash, top.start, top.name.len(), ino, kind));
             }
         }
-        Ok(listing.finish())
+        Ok(Listing::sorted(listing.version, merge.into_names(), shown.into_iter()))
+    }
+
+    /// Reads which lower parts of `dir` have a name.
+    pub(super) fn index_names(&self, dir: &Dir) -> Result<NameIndex> {
+        let mut merge = Merge::default();
+        self.merge_lowers(dir, &mut merge)?;
+        merge.sort();
+        Ok(merge.index())
     }
 
     /// Lists a directory that upper alone has, and whose entries all were made there.
@@ -224,91 +225,86 @@ impl Union {
         }
     }
 
-    fn merge_upper(&self, inode: &Arc<Inode>, merged: &mut HashMap<OsString, Merged>) -> Result<()> {
+    fn merge_upper(&self, inode: &Arc<Inode>, merge: &mut Merge) -> Result<()> {
         let Some(upper) = self.upper.as_ref().filter(|_| inode.is_upper()) else { return Ok(()) };
-        let dir = dir_of(inode)?;
         let fd = self.upper_dir(inode)?;
         let failed = |e: Errno| upper.layer.error("getdents", OsStr::new("."), e);
         let open = upper.layer.open_listing(fd.as_fd()).map_err(failed)?;
-        let mut entries = Vec::new();
-        dents::each(open.as_fd(), |name, kind, ino| entries.push((OsStr::from_bytes(name).to_owned(), kind, ino)))
-            .map_err(failed)?;
-        let mut dotwh = Vec::new();
-        for (name, kind, ino) in entries {
-            if let Some(hidden) = name.as_bytes().strip_prefix(WH_PREFIX.as_bytes()) {
-                dotwh.push(OsStr::from_bytes(hidden).to_owned());
-                continue;
+        let mut marks = false;
+        dents::each(open.as_fd(), |name, kind, ino| {
+            if let Some(hidden) = name.strip_prefix(WH_PREFIX.as_bytes()) {
+                marks = true;
+                merge.hide(0, hidden);
+            } else if !upper.features.is_kept_open(name) {
+                merge.add(0, name, kind, ino);
             }
-            if upper.features.is_kept_open(name.as_bytes()) {
-                continue;
-            }
-            let whiteout = match kind {
-                FileType::CharacterDevice => upper.layer.is_char_whiteout(fd.as_fd(), &name)?,
-                FileType::RegularFile if dir.xwhiteouts.load(Ordering::Acquire) => {
-                    matches!(self.in_upper(inode, &name)?, super::search::InUpper::Whiteout)
+        })
+        .map_err(failed)?;
+        dir_of(inode)?.dotwh.listed(marks);
+        Ok(())
+    }
+
+    fn merge_lowers(&self, dir: &Dir, merge: &mut Merge) -> Result<()> {
+        for (part, number) in dir.lower.iter().zip(1..) {
+            let layer = self.lowers.layer(part);
+            let mut marks = false;
+            self.lowers.with_fd(part, |fd| {
+                let failed = |e: Errno| layer.error("getdents", OsStr::new("."), e);
+                let open = layer.open_listing(fd).map_err(failed)?;
+                dents::each(open.as_fd(), |name, kind, ino| match name.strip_prefix(WH_PREFIX.as_bytes()) {
+                    Some(_) if name == WH_OPAQUE.as_bytes() => {}
+                    Some(hidden) => {
+                        marks = true;
+                        merge.hide(number, hidden);
+                    }
+                    None => merge.add(number, name, kind, ino),
+                })
+                .map_err(failed)
+            })?;
+            // So that nobody looks for marks where there are none.
+            part.dotwh.listed(marks);
+        }
+        Ok(())
+    }
+
+    /// Returns number and kind of a name, for which the topmost part counts; `None` where it is hidden.
+    fn show_topmost(&self, inode: &Arc<Inode>, top: &Topmost<'_>) -> Result<Option<(u64, FileKind)>> {
+        let Says::There(kind, ino) = top.says else { return Ok(None) };
+        let dir = dir_of(inode)?;
+        let kind = known_kind(kind.file_type());
+        let Some(part) = usize::from(top.part).checked_sub(1).and_then(|at| dir.lower.get(at)) else {
+            let hidden = match kind {
+                Some(FileKind::Char) => self.is_upper_whiteout(inode, top.name)?,
+                Some(FileKind::Regular) if dir.xwhiteouts.load(Ordering::Acquire) => {
+                    matches!(self.in_upper(inode, top.name)?, InUpper::Whiteout)
                 }
                 _ => false,
             };
-            let kind = known_kind(kind).unwrap_or(FileKind::Regular);
-            let entry = if whiteout { Merged::Hidden } else { Merged::Shown { ino, kind, settled: false } };
-            merged.insert(name, entry);
-        }
-        dir.dotwh.listed(!dotwh.is_empty());
-        for name in dotwh {
-            merged.entry(name).or_insert(Merged::Hidden);
-        }
-        Ok(())
-    }
-
-    fn merge_lower(
-        &self,
-        part: &Arc<crate::layer::dir::LayerDir>,
-        merged: &mut HashMap<OsString, Merged>,
-    ) -> Result<()> {
-        let layer = self.lowers.layer(part);
-        let mut entries = Vec::new();
-        self.lowers.with_fd(part, |fd| {
-            let failed = |e: Errno| layer.error("getdents", OsStr::new("."), e);
-            let open = layer.open_listing(fd).map_err(failed)?;
-            dents::each(open.as_fd(), |name, kind, ino| entries.push((OsStr::from_bytes(name).to_owned(), kind, ino)))
-                .map_err(failed)
-        })?;
-        let mut dotwh = Vec::new();
-        for (name, kind, ino) in entries {
-            if let Some(hidden) = name.as_bytes().strip_prefix(WH_PREFIX.as_bytes()) {
-                if name.as_bytes() != WH_OPAQUE.as_bytes() {
-                    dotwh.push(OsStr::from_bytes(hidden).to_owned());
-                }
-                continue;
+            // It may have been copied up, and have the number of what it was copied from.
+            let kind = kind.unwrap_or(FileKind::Regular);
+            return Ok((!hidden).then(|| self.settle(inode, top.name, ino, kind)));
+        };
+        Ok(match kind {
+            Some(FileKind::Char) if self.lowers.is_char_whiteout(part, top.name)? => None,
+            Some(FileKind::Regular) if part.xwhiteouts && self.is_xwhiteout(part, top.name)? => None,
+            Some(FileKind::Directory) => Some((self.numbers.number(part.dev, ino), FileKind::Directory)),
+            // A plain file may stand for something else; and without an index each name of a hard link has its own
+            // number. Both take a look at the file.
+            Some(kind) if self.keeps_links(part, kind) && !may_stand_for_other(self.lowers.layer(part), kind) => {
+                Some((self.numbers.number(part.dev, ino), kind))
             }
-            let slot = match merged.entry(name) {
-                MapEntry::Vacant(slot) => slot,
-                MapEntry::Occupied(_) => continue,
-            };
-            let entry = match known_kind(kind) {
-                Some(FileKind::Char) if self.lowers.is_char_whiteout(part, slot.key())? => Merged::Hidden,
-                Some(FileKind::Regular) if part.xwhiteouts && self.is_xwhiteout(part, slot.key())? => Merged::Hidden,
-                Some(FileKind::Directory) => {
-                    Merged::Shown { ino: self.numbers.number(part.dev, ino), kind: FileKind::Directory, settled: true }
-                }
-                // A plain file may stand for something else; and without an index each name of a hard link has its own
-                // number. Both take a look at the file.
-                Some(kind) if self.keeps_links(part, kind) && !may_stand_for_other(layer, kind) => {
-                    Merged::Shown { ino: self.numbers.number(part.dev, ino), kind, settled: true }
-                }
-                kind => Merged::Shown { ino, kind: kind.unwrap_or(FileKind::Regular), settled: false },
-            };
-            slot.insert(entry);
-        }
-        part.dotwh.listed(!dotwh.is_empty());
-        for name in dotwh {
-            merged.entry(name).or_insert(Merged::Hidden);
-        }
-        Ok(())
+            kind => Some(self.settle(inode, top.name, ino, kind.unwrap_or(FileKind::Regular))),
+        })
     }
 
-    fn is_xwhiteout(&self, part: &Arc<crate::layer::dir::LayerDir>, name: &OsStr) -> Result<bool> {
-        Ok(matches!(self.lowers.examine(part, name)?, crate::layer::dir::Found::Whiteout))
+    fn is_upper_whiteout(&self, inode: &Arc<Inode>, name: &OsStr) -> Result<bool> {
+        let Some(upper) = &self.upper else { return Ok(false) };
+        let fd = self.upper_dir(inode)?;
+        upper.layer.is_char_whiteout(fd.as_fd(), name)
+    }
+
+    fn is_xwhiteout(&self, part: &Arc<LayerDir>, name: &OsStr) -> Result<bool> {
+        Ok(matches!(self.lowers.examine(part, name, Below::Nothing)?, Found::Whiteout))
     }
 
     /// Finds out the number of an entry that a listing alone does not tell: it may come from a lower layer.

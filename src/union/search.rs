@@ -15,7 +15,7 @@ use super::{Union, dir_of};
 use crate::config::RedirectDir;
 use crate::error::{Error, Location, Result};
 use crate::layer::attr::{Attr, FileKind};
-use crate::layer::dir::{Found, LayerDir, examine, hides_by_name};
+use crate::layer::dir::{Below, Found, LayerDir, examine, hides_by_name};
 use crate::layer::name::Name;
 use crate::layer::overlay::Marks;
 use crate::layer::redirect::Redirect;
@@ -91,7 +91,7 @@ struct Descent<'a> {
 
 impl<'a> Descent<'a> {
     fn new(union: &'a Union, parent: &'a Dir) -> Self {
-        let index = parent.names(|| match NameIndex::new(&union.lowers, &parent.lower) {
+        let index = parent.names(|| match union.index_names(parent) {
             Ok(index) => Some(index),
             Err(error) => {
                 log::warn!("{error}");
@@ -114,7 +114,12 @@ impl<'a> Descent<'a> {
             }
             let Some(dir) = self.parent.lower.get(self.next) else { return Ok(None) };
             self.next += 1;
-            match self.union.lowers.examine(dir, name)? {
+            let more = match self.index {
+                Some(index) => index.next(name, self.next).is_some(),
+                None => self.next < self.parent.lower.len(),
+            };
+            let below = if more { Below::Something } else { Below::Nothing };
+            match self.union.lowers.examine(dir, name, below)? {
                 Found::Absent => self.pass(dir, name),
                 found => return Ok(if self.is_hidden()? { None } else { Some((dir.clone(), found)) }),
             }
@@ -180,7 +185,7 @@ impl Union {
         let Some(upper) = self.upper.as_ref().filter(|_| parent.is_upper()) else { return Ok(InUpper::Nothing) };
         let fd = self.upper_dir(parent)?;
         let xwhiteouts = dir_of(parent)?.xwhiteouts.load(Ordering::Acquire);
-        Ok(match examine(&upper.layer, self.namespace, fd.as_fd(), name, xwhiteouts)? {
+        Ok(match examine(&upper.layer, self.namespace, fd.as_fd(), name, xwhiteouts, Below::Something)? {
             Found::Absent => InUpper::Nothing,
             Found::Whiteout => InUpper::Whiteout,
             Found::File(attr) => InUpper::File(attr),
@@ -284,7 +289,7 @@ impl Union {
         // The way that this layer leads the ones below, as far as it has the path.
         let mut below: Vec<OsString> = Vec::with_capacity(path.len());
         for (depth, name) in path.iter().enumerate() {
-            let found = self.lowers.examine(&at, name)?;
+            let found = self.lowers.examine(&at, name, Below::Something)?;
             // Not by a mark beside what leads elsewhere, as in `collect`.
             let elsewhere = matches!(&found, Found::Dir(_, marks) if marks.redirect.is_some());
             let hidden = !elsewhere && self.lowers.hides_by_name(&at, name)?;
@@ -370,7 +375,7 @@ impl Union {
                 }
             }
             let dir = dirs.pop_front().ok_or_else(lost)?;
-            match self.lowers.examine(&dir, &name)? {
+            match self.lowers.examine(&dir, &name, Below::Nothing)? {
                 Found::Absent => {}
                 Found::File(attr) if attr.kind == FileKind::Regular => {
                     let marks = self.lowers.with_fd(&dir, |fd| {
