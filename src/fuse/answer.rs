@@ -32,7 +32,13 @@ pub(super) enum Answer {
 impl Answer {
     /// Returns the number that says how it went, as the protocol has it.
     pub(super) fn error(&self) -> i32 {
-        if let Self::Error(errno) = self { -errno.raw_os_error() } else { 0 }
+        /// Numbers from here on are the kernel's own; it takes no answer with one, and whoever asked would wait for ever.
+        const INTERNAL: i32 = 512;
+        match self {
+            Self::Error(errno) if errno.raw_os_error() < INTERNAL => -errno.raw_os_error(),
+            Self::Error(_) => -Errno::IO.raw_os_error(),
+            _ => 0,
+        }
     }
 
     /// Returns what follows the header, but for what is in the buffer of the request.

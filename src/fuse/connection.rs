@@ -2,6 +2,7 @@
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::io::{Errno, Result};
 use zerocopy::IntoBytes;
@@ -44,9 +45,39 @@ impl Connection {
 
     /// Answers the request `unique`.
     pub(super) fn answer(&self, unique: u64, error: i32, body: &[u8]) {
+        match self.send(unique, error, body) {
+            Ok(()) => {}
+            // Whoever asked was killed meanwhile, or the mount is gone.
+            Err(errno @ (Errno::NOENT | Errno::NODEV)) => {
+                log::debug!("the answer to request {unique} is not taken: {errno}");
+            }
+            // A program would wait for it for ever.
+            Err(errno) => {
+                log::error!("the answer to request {unique} is not taken ({errno}), and is an error in its place");
+                if let Err(errno) = self.send(unique, -Errno::IO.raw_os_error(), &[]) {
+                    log::error!("nor is that: {errno}");
+                }
+            }
+        }
+    }
+
+    fn send(&self, unique: u64, error: i32, body: &[u8]) -> Result<()> {
         let header = OutHeader { len: (HEADER + body.len()) as u32, error, unique };
-        let sent = rustix::io::writev(&self.device, &[IoSlice::new(header.as_bytes()), IoSlice::new(body)]);
-        note_lost(unique, sent);
+        loop {
+            match rustix::io::writev(&self.device, &[IoSlice::new(header.as_bytes()), IoSlice::new(body)]) {
+                Err(Errno::INTR) => {}
+                // The kernel has no room at the moment.
+                Err(Errno::AGAIN | Errno::NOMEM) => std::thread::sleep(Duration::from_millis(1)),
+                sent => return sent.map(|_| ()),
+            }
+        }
+    }
+
+    /// Lets go of the kernel, which ends the mount and what waits for answers.
+    pub(super) fn disconnect(&self) {
+        if let Err(errno) = fuse_device::disconnect(self.device.as_fd()) {
+            log::error!("the connection cannot be ended: {errno}");
+        }
     }
 
     /// Has the kernel ask for the attributes of `id` anew.
@@ -75,12 +106,5 @@ impl Connection {
         if let Err(errno) = fuse_device::close_backing(self.device.as_fd(), backing) {
             log::debug!("closing the backing file {backing}: {errno}");
         }
-    }
-}
-
-fn note_lost(unique: u64, sent: Result<usize>) {
-    if let Err(errno) = sent {
-        // ENOENT: whoever asked was killed meanwhile; ENODEV: the mount is gone.
-        log::debug!("the answer to request {unique} is not taken: {errno}");
     }
 }

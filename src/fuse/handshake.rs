@@ -1,6 +1,7 @@
 //! The handshake: what this kernel can do, and what is asked of it.
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use zerocopy::{FromZeros, IntoBytes};
@@ -8,12 +9,12 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::connection::Connection;
 use super::protocol::{InitFlags, InitIn, InitInExtended, InitOut, MINOR_MIN, Opcode, VERSION};
 use super::request::{Malformed, Request};
-use super::ring::Ring;
+use super::ring::{self, Ring};
 use crate::config::{Access, IoMode, MountConfig, Transport};
 use crate::sys::caps;
 use crate::union::Union;
 
-/// The largest read or write that the kernel sends, in bytes.
+/// The largest read or write that the kernel sends through /dev/fuse, in bytes.
 const TRANSFER: u32 = 1 << 20;
 
 /// The smallest limit of a write that the kernel takes.
@@ -75,6 +76,8 @@ pub(super) struct Agreed {
     /// What it was asked to do.
     taken: InitFlags,
     max_write: u32,
+    /// The largest read.
+    transfer: u32,
     /// The queues that requests come through, if not through /dev/fuse.
     pub(super) ring: Option<Ring>,
 }
@@ -107,15 +110,25 @@ impl Agreed {
 
     /// The room that what is read needs, in bytes.
     pub(super) fn read_max(&self) -> usize {
-        TRANSFER as usize
+        self.transfer as usize
+    }
+}
+
+/// Why there was no handshake, and what to do about it where that is known.
+pub(super) struct Failure {
+    pub(super) reason: String,
+    pub(super) remedy: Option<&'static str>,
+}
+
+impl<T: Into<String>> From<T> for Failure {
+    fn from(reason: T) -> Self {
+        Self { reason: reason.into(), remedy: None }
     }
 }
 
 /// Shakes hands on a connection that nobody has answered yet.
-///
-/// Errors: the reason, for messages.
-pub(super) fn shake(connection: &Connection, wishes: &Wishes) -> Result<Agreed, String> {
-    // The kernel refuses to be read into less.
+pub(super) fn shake(connection: &Arc<Connection>, wishes: &Wishes) -> Result<Agreed, Failure> {
+    // The kernel wants to be read into 8 KiB at least.
     let mut buffer = vec![0; TRANSFER as usize + BESIDES_DATA];
     loop {
         let received = connection.receive(&mut buffer).map_err(|errno| errno.to_string())?;
@@ -125,7 +138,7 @@ pub(super) fn shake(connection: &Connection, wishes: &Wishes) -> Result<Agreed, 
         let answer_error = |errno: Errno| connection.answer(request.unique, -errno.raw_os_error(), &[]);
         if request.opcode != Some(Opcode::Init) {
             answer_error(Errno::IO);
-            return Err(malformed(Malformed).to_owned());
+            return Err(malformed(Malformed).into());
         }
         let offer: InitIn = request.arguments.fixed().map_err(malformed)?;
         if offer.major > VERSION.0 {
@@ -137,15 +150,14 @@ pub(super) fn shake(connection: &Connection, wishes: &Wishes) -> Result<Agreed, 
         if (offer.major, offer.minor) < (VERSION.0, MINOR_MIN) {
             answer_error(Errno::PROTO);
             let (major, minor) = (offer.major, offer.minor);
-            return Err(format!(
-                "the kernel speaks version {major}.{minor} of the protocol, and 7.{MINOR_MIN} is needed"
-            ));
+            let spoken = format!("the kernel speaks version {major}.{minor} of the protocol, and 7.{MINOR_MIN} is needed");
+            return Err(Failure { reason: spoken, remedy: Some("use Linux 3.15 or later") });
         }
         let extended = request.arguments.next::<InitInExtended>().map_or(0, |extended| extended.flags2);
         let offered = InitFlags::from_bits_retain(u64::from(offer.flags));
         let high = if offered.contains(InitFlags::INIT_EXT) { u64::from(extended) << 32 } else { 0 };
         let offered = offered | InitFlags::from_bits_retain(high);
-        let ring = ring(connection, wishes.transport, offered).inspect_err(|_| answer_error(Errno::IO))?;
+        let ring = queues(connection, wishes.transport, offered).inspect_err(|_| answer_error(Errno::IO))?;
         let agreed = agree(wishes, offer.minor, offered, ring);
         let way = if agreed.ring.is_some() { "io_uring" } else { "/dev/fuse" };
         log::debug!("FUSE 7.{}, requests come through {way}, features in use: {:?}", offer.minor, agreed.taken);
@@ -157,23 +169,27 @@ pub(super) fn shake(connection: &Connection, wishes: &Wishes) -> Result<Agreed, 
 /// Makes the queues for a kernel that offers `offered`, before it is told of them: once it is, it holds every request until
 /// all are in use.
 ///
-/// Errors: the reason, where requests are to come through a ring and cannot.
-fn ring(connection: &Connection, transport: Transport, offered: InitFlags) -> Result<Option<Ring>, String> {
+/// Errors: why requests that must come through a ring cannot.
+fn queues(connection: &Arc<Connection>, transport: Transport, offered: InitFlags) -> Result<Option<Ring>, Failure> {
     if transport == Transport::Dev {
         return Ok(None);
     }
     let made = if offered.contains(InitFlags::OVER_IO_URING) {
         // The kernel wants room for the largest write, and for the largest read.
-        Ring::new(connection, TRANSFER as usize + BESIDES_DATA).map_err(|e| format!("no io_uring can be had: {e}"))
+        Ring::new(connection, ring::TRANSFER as usize + BESIDES_DATA).map_err(|error| Failure {
+            reason: format!("no queue of io_uring can be had: {error}"),
+            remedy: Some("use --transport dev, or allow this process io_uring (sysctl kernel.io_uring_disabled)"),
+        })
     } else {
-        Err("the kernel does not offer FUSE over io_uring (Linux 6.14, and as root: \
-             echo Y >/sys/module/fuse/parameters/enable_uring)"
-            .to_owned())
+        Err(Failure {
+            reason: "the kernel does not offer FUSE over io_uring".into(),
+            remedy: Some("with Linux 6.14 root can turn it on: echo Y >/sys/module/fuse/parameters/enable_uring"),
+        })
     };
     match made {
         Ok(ring) => Ok(Some(ring)),
-        Err(reason) if transport == Transport::Ring => Err(reason),
-        Err(reason) => {
+        Err(failure) if transport == Transport::Ring => Err(failure),
+        Err(Failure { reason, .. }) => {
             log::info!("requests come through /dev/fuse: {reason}");
             Ok(None)
         }
@@ -208,8 +224,9 @@ fn agree(wishes: &Wishes, minor: u32, offered: InitFlags, ring: Option<Ring>) ->
     if lacking.contains(InitFlags::PASSTHROUGH) {
         log::warn!("this kernel has no FUSE passthrough (Linux 6.9); files are served by the page cache");
     }
-    let max_write = wishes.max_write.map_or(TRANSFER, |bytes| bytes.get().clamp(WRITE_MIN, TRANSFER));
-    Agreed { minor, offered, taken: wanted & offered, max_write, ring }
+    let transfer = if ring.is_some() { ring::TRANSFER } else { TRANSFER };
+    let max_write = wishes.max_write.map_or(transfer, |bytes| bytes.get().clamp(WRITE_MIN, transfer));
+    Agreed { minor, offered, taken: wanted & offered, max_write, transfer, ring }
 }
 
 fn answer(agreed: &Agreed, offer: &InitIn) -> InitOut {
@@ -224,12 +241,48 @@ fn answer(agreed: &Agreed, offer: &InitIn) -> InitOut {
         max_write: agreed.max_write,
         // Times have nanoseconds.
         time_gran: 1,
-        max_pages: (TRANSFER as usize / rustix::param::page_size()) as u16,
+        max_pages: (agreed.transfer as usize / rustix::param::page_size()) as u16,
         map_alignment: 0,
         flags2: (flags >> 32) as u32,
         // Backing files are of file systems that are not stacked themselves.
         max_stack_depth: u32::from(agreed.passes_through()),
         request_timeout: 0,
         unused: [0; 11],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wishes(handles: bool) -> Wishes {
+        let max_write = NonZeroU32::new(1);
+        Wishes { handles, checks_callers: false, acls: true, passthrough: true, max_write, transport: Transport::Dev }
+    }
+
+    #[test]
+    fn what_a_kernel_lacks_is_not_asked_for() {
+        let old = InitFlags::ASYNC_READ | InitFlags::BIG_WRITES | InitFlags::DONT_MASK | InitFlags::ATOMIC_O_TRUNC;
+        let agreed = agree(&wishes(false), MINOR_MIN, old, None);
+        // Such a kernel opens no file without asking, so that each open is a handle.
+        assert_eq!(agreed.taken, old);
+        assert!(!agreed.opens_files_without_asking() && !agreed.opens_directories_without_asking());
+        assert!(!agreed.checks_flags() && !agreed.passes_through());
+        assert_eq!(agreed.max_write, WRITE_MIN);
+        assert_eq!(agreed.request_max(), XATTR_MAX as usize + BESIDES_DATA);
+    }
+
+    #[test]
+    fn truncation_comes_with_the_open_where_there_is_one() {
+        let all = InitFlags::all();
+        assert!(!agree(&wishes(false), VERSION.1, all, None).taken.contains(InitFlags::ATOMIC_O_TRUNC));
+        let agreed = agree(&wishes(true), VERSION.1, all, None);
+        assert!(agreed.taken.contains(InitFlags::ATOMIC_O_TRUNC | InitFlags::PASSTHROUGH | InitFlags::POSIX_ACL));
+        assert!(!agreed.taken.intersects(InitFlags::OVER_IO_URING | InitFlags::NO_OPEN_SUPPORT));
+        let offer = InitIn { major: 7, minor: VERSION.1, max_readahead: 1 << 17, flags: 0 };
+        let answer = answer(&agreed, &offer);
+        assert_eq!((answer.max_readahead, answer.max_pages, answer.max_stack_depth), (1 << 17, 256, 1));
+        let flags = u64::from(answer.flags) | u64::from(answer.flags2) << 32;
+        assert_eq!(InitFlags::from_bits_retain(flags), agreed.taken);
     }
 }

@@ -7,6 +7,7 @@ mod connection;
 mod convert;
 mod dev;
 mod device;
+mod halt;
 mod handshake;
 mod passthrough;
 mod pool;

@@ -99,10 +99,10 @@ impl Shared {
     }
 }
 
-/// Runs `work`; a panic ends the request, whose reply then says EIO as it is dropped, and not the mount.
-pub(super) fn guard(work: impl FnOnce()) {
+/// Runs `work`; a panic ends it, and not the thread.
+fn guard(work: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(work)).is_err() {
-        log::error!("a request panicked; it was answered with EIO and the mount goes on");
+        log::error!("long work panicked; the mount goes on");
     }
 }
 

@@ -300,7 +300,9 @@ opcodes! {
     Readdir = 28,
     Releasedir = 29,
     Fsyncdir = 30,
+    Access = 34,
     Create = 35,
+    Interrupt = 36,
     Destroy = 38,
     Ioctl = 39,
     BatchForget = 42,
@@ -328,5 +330,13 @@ mod tests {
         assert_eq!(size_of::<CopyFileRangeIn>(), 56);
         assert_eq!(size_of::<StatfsOut>(), 80);
         assert_eq!(size_of::<Dirent>(), 24);
+        assert_eq!((size_of::<AttrOut>(), size_of::<OpenOut>(), size_of::<CreateOut>()), (104, 16, 144));
+        assert_eq!((size_of::<MknodIn>(), size_of::<MkdirIn>(), size_of::<CreateIn>()), (16, 8, 16));
+        assert_eq!((size_of::<RenameIn>(), size_of::<Rename2In>(), size_of::<LinkIn>()), (8, 16, 8));
+        assert_eq!((size_of::<IoctlIn>(), size_of::<IoctlOut>()), (32, 16));
+        assert_eq!((size_of::<FallocateIn>(), size_of::<LseekIn>(), size_of::<LseekOut>()), (32, 24, 8));
+        assert_eq!((size_of::<ReleaseIn>(), size_of::<FsyncIn>(), size_of::<SetxattrIn>()), (24, 16, 8));
+        assert_eq!((size_of::<ForgetIn>(), size_of::<ForgetOne>(), size_of::<BatchForgetIn>()), (8, 16, 8));
+        assert_eq!(size_of::<NotifyInvalInodeOut>(), 24);
     }
 }

@@ -2,18 +2,29 @@
 //!
 //! A request is served on the processor that its program waits on, and answer and next request change places in one
 //! system call. What takes long is done by the pool, as everywhere; its answer comes back to the thread of the queue,
-//! which alone may use the ring. FORGETs and INTERRUPTs go on coming through /dev/fuse.
+//! which alone may use the ring, and until then it has one of the queue's entries. INTERRUPTs and nearly all FORGETs go
+//! on coming through /dev/fuse.
+//!
+//! Once the kernel has been told of the queues it holds every request until all are in use. So each is made, by the
+//! thread that will serve it, and tried, before INIT is answered.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 use rustix::thread::CpuSet;
 use zerocopy::IntoBytes;
 
 use super::answer::{Answer, Served};
 use super::connection::{Connection, HEADER};
+use super::dev;
+use super::halt::Halt;
+use super::handshake::Agreed;
 use super::protocol::{Opcode, OutHeader};
 use super::request::{Malformed, Request};
 use super::serve::{finish, serve};
@@ -21,24 +32,120 @@ use super::server::Server;
 use crate::sys::fuse_ring::{Entry, Event, Parts, Queue, Waker};
 use crate::sys::processors;
 
-/// How many requests a queue can hold that are not answered yet; what is more waits in the kernel.
-const DEPTH: u16 = 8;
+/// How many requests of one processor can be under way, those that take long included; what is more waits in the kernel.
+const DEPTH: u16 = 32;
 
-/// The queues of a mount, which are not in use yet.
+/// The largest read or write, in bytes. A queue comes to use so much memory for each of its entries.
+pub(super) const TRANSFER: u32 = 1 << 18;
+
+/// A ring and what wakes it.
+const DESCRIPTORS: u64 = 2;
+
+/// The queues of a mount, each waiting with its thread.
 pub(super) struct Ring {
-    queues: Vec<Queue>,
+    queues: Vec<Waiting>,
+}
+
+struct Waiting {
+    begin: Sender<Begin>,
+    thread: JoinHandle<io::Result<()>>,
+    waker: Waker,
+}
+
+struct Begin {
+    server: Arc<Server>,
+    halt: Arc<Halt>,
 }
 
 impl Ring {
-    /// Makes a queue for each processor that there may be, with room for `payload` bytes a request.
-    pub(super) fn new(connection: &Connection, payload: usize) -> io::Result<Self> {
-        let queues = (0..processors::possible()?).map(|id| Queue::new(connection.device(), id, DEPTH, payload));
-        Ok(Self { queues: queues.collect::<io::Result<_>>()? })
+    /// Makes a queue for each processor that there may be, with room for `payload` bytes a request, and tries it.
+    ///
+    /// The threads end when this is dropped. Errors: the reason why there can be none.
+    pub(super) fn new(connection: &Arc<Connection>, payload: usize) -> io::Result<Self> {
+        let processors = processors::possible()?;
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        if u64::from(processors) * DESCRIPTORS > limit / 8 {
+            return Err(io::Error::other(format!(
+                "the queues of {processors} processors would take too many of {limit} descriptors; raise the limit (ulimit -n)"
+            )));
+        }
+        let mut queues = Vec::new();
+        for id in 0..processors {
+            let (report, reported) = sync_channel(1);
+            let (begin, begun) = channel();
+            let connection = connection.clone();
+            // 15 characters can be seen.
+            let thread = std::thread::Builder::new().name(format!("unionfs-ring{id}"));
+            let thread = thread.spawn(move || prepare(connection, id, payload, &report, &begun))?;
+            let waker = reported.recv().map_err(|_| io::Error::other("a thread of the ring has ended"))??;
+            queues.push(Waiting { begin, thread, waker });
+        }
+        Ok(Self { queues })
     }
 
-    /// Returns the queues, each to be served by a thread of its own.
-    pub(super) fn queues(self) -> impl Iterator<Item = (usize, Queue)> {
-        self.queues.into_iter().enumerate()
+    /// Serves until the mount is gone; what does not come through the queues is taken by this thread.
+    ///
+    /// Errors: the first that ends a thread, and with it all others.
+    pub(super) fn serve(self, server: &Arc<Server>, agreed: &Agreed) -> io::Result<()> {
+        let dev = Waker::new()?;
+        let wakers = self.queues.iter().map(|queue| queue.waker.clone()).chain([dev.clone()]);
+        let halt = Arc::new(Halt::new(wakers.collect()));
+        let threads = self.queues.into_iter().map(|queue| {
+            // A thread that is gone is found out when it is waited for.
+            let _ = queue.begin.send(Begin { server: server.clone(), halt: halt.clone() });
+            queue.thread
+        });
+        let threads: Vec<_> = threads.collect();
+        let taken = end_all_on_failure(&halt, || dev::work_until(server, agreed, &halt, &dev));
+        let joined = threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(panicked())));
+        joined.chain([taken]).fold(Ok(()), Result::and)
+    }
+}
+
+fn panicked() -> io::Error {
+    io::Error::other("a thread that takes requests panicked")
+}
+
+/// Does `work`, and ends the other threads where it cannot go on.
+fn end_all_on_failure(halt: &Halt, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    let done = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(panicked()));
+    done.inspect_err(|error| {
+        log::error!("requests cannot be served any longer: {error}");
+        halt.raise();
+    })
+}
+
+/// Makes the queue `id`, reports that it can be used, and serves it when it is told to.
+fn prepare(
+    connection: Arc<Connection>,
+    id: u16,
+    payload: usize,
+    report: &SyncSender<io::Result<Waker>>,
+    begun: &Receiver<Begin>,
+) -> io::Result<()> {
+    stay_on(usize::from(id));
+    let made = Queue::new(connection.device(), id, DEPTH, payload).and_then(|mut queue| {
+        queue.try_out()?;
+        Ok(queue)
+    });
+    drop(connection);
+    // Whoever does not hear it has given up.
+    let _ = report.send(made.as_ref().map(Queue::waker).map_err(|error| match error.raw_os_error() {
+        Some(errno) => io::Error::from_raw_os_error(errno),
+        None => io::Error::other(error.to_string()),
+    }));
+    let (Ok(queue), Ok(Begin { server, halt })) = (made, begun.recv()) else { return Ok(()) };
+    end_all_on_failure(&halt, || work(&server, queue, &halt))
+}
+
+/// Has this thread run on `processor` alone, if it may run there.
+fn stay_on(processor: usize) {
+    let mut here = CpuSet::new();
+    here.set(processor);
+    // The kernel's numbers have gaps where processors cannot be put in, and whoever started the process may have chosen.
+    let allowed = rustix::thread::sched_getaffinity(None).is_ok_and(|allowed| allowed.is_set(processor));
+    if !allowed || rustix::thread::sched_setaffinity(None, &here).is_err() {
+        log::debug!("the queue of processor {processor} is served elsewhere");
     }
 }
 
@@ -49,21 +156,15 @@ struct Found {
     waker: Waker,
 }
 
-/// Serves a queue until the mount is gone.
+/// Serves a queue until the mount is gone, or all threads are to end.
 ///
-/// Errors: those of the ring, and the kernel's when it takes no entry of it.
-pub(super) fn work(server: &Arc<Server>, mut queue: Queue, processor: usize) -> io::Result<()> {
-    let mut here = CpuSet::new();
-    here.set(processor);
-    if let Err(errno) = rustix::thread::sched_setaffinity(None, &here) {
-        // Not a processor of this process: it is served from another one, which is slower.
-        log::debug!("the queue of processor {processor} is served elsewhere: {errno}");
-    }
+/// Errors: those of the ring, and the kernel's when it takes an entry of it no more.
+fn work(server: &Arc<Server>, mut queue: Queue, halt: &Halt) -> io::Result<()> {
     let found = Arc::new(Found { entries: Mutex::default(), waker: queue.waker() });
     let mut words = Vec::new();
     let mut left = DEPTH;
     queue.register()?;
-    while left > 0 {
+    while left > 0 && !halt.is_raised() {
         queue.wait()?;
         while let Some(event) = queue.next_event() {
             match event {
@@ -76,7 +177,7 @@ pub(super) fn work(server: &Arc<Server>, mut queue: Queue, processor: usize) -> 
                     let entries = std::mem::take(&mut *found.entries.lock());
                     entries.into_iter().try_for_each(|entry| queue.commit(entry))?;
                 }
-                Event::Ended(Errno::NOTCONN) => left -= 1,
+                Event::Ended(Errno::NOTCONN | Errno::CONNABORTED) => left -= 1,
                 Event::Ended(errno) => return Err(errno.into()),
             }
         }
@@ -119,22 +220,23 @@ fn serve_entry(server: &Arc<Server>, mut entry: Entry, words: &mut Vec<u8>, foun
     }
 }
 
+/// Puts an answer in the place of its request. Where none is waited for, the kernel takes an empty one.
 fn answer_entry(entry: &mut Entry, unique: u64, answer: &Answer) {
     let body = answer.body();
     let len = match answer {
         Answer::Buffer(len) => *len,
         _ => body.len(),
     };
-    let payload = entry.parts().payload;
-    let fits = match payload.get_mut(..len) {
-        None => false,
-        Some(_) if body.is_empty() => true,
+    let room = entry.parts().payload.get_mut(..len);
+    let (len, error) = match room {
+        None => (0, -Errno::RANGE.raw_os_error()),
         Some(room) => {
-            room.copy_from_slice(body);
-            true
+            if !body.is_empty() {
+                room.copy_from_slice(body);
+            }
+            (len as u32, answer.error())
         }
     };
-    let (len, error) = if fits { (len as u32, answer.error()) } else { (0, -Errno::RANGE.raw_os_error()) };
     let header = OutHeader { len: HEADER as u32 + len, error, unique };
     let mut bytes = [0; HEADER];
     bytes.copy_from_slice(header.as_bytes());

@@ -83,24 +83,27 @@ impl Server {
         Statistics { usage: self.union.usage(), copy_ups: self.union.copy_ups(), requests: self.requests.read() }
     }
 
-    /// Returns whether `caller` may ask for `opcode`.
-    pub(super) fn admits(&self, caller: Caller, opcode: Opcode) -> bool {
+    /// Returns whether `caller` may ask for `opcode`, `None` for one that is not answered here.
+    pub(super) fn admits(&self, caller: Caller, opcode: Option<Opcode>) -> bool {
         let Some(owner) = self.only else { return true };
         // What comes after a name was looked up or a file opened, which the kernel also asks for on nobody's behalf.
-        let follows = matches!(
-            opcode,
-            Opcode::Read
-                | Opcode::Write
-                | Opcode::Readdir
-                | Opcode::Readdirplus
-                | Opcode::Fsync
-                | Opcode::Fsyncdir
-                | Opcode::Release
-                | Opcode::Releasedir
-                | Opcode::Forget
-                | Opcode::BatchForget
-                | Opcode::Destroy
-        );
+        let follows = opcode.is_some_and(|opcode| {
+            matches!(
+                opcode,
+                Opcode::Read
+                    | Opcode::Write
+                    | Opcode::Readdir
+                    | Opcode::Readdirplus
+                    | Opcode::Fsync
+                    | Opcode::Fsyncdir
+                    | Opcode::Release
+                    | Opcode::Releasedir
+                    | Opcode::Forget
+                    | Opcode::BatchForget
+                    | Opcode::Interrupt
+                    | Opcode::Destroy
+            )
+        });
         follows || caller.uid == owner || caller.uid == 0
     }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -11,12 +12,11 @@ use rustix::fs::{FileType, OFlags};
 use rustix::io::{Errno, FdFlags};
 
 use super::connection::Connection;
-use super::handshake::{self, Agreed, Wishes};
-use super::ring::Ring;
+use super::handshake::{self, Agreed, Failure, Wishes};
 use super::server::Server;
 use super::statistics::Statistics;
 use super::unmounter::Unmounter;
-use super::{dev, device, ring};
+use super::{dev, device};
 use crate::config::MountConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::union::Union;
@@ -134,15 +134,18 @@ impl Mount {
         let wishes = Wishes::of(&union, config);
         match handshake::shake(&connection, &wishes) {
             Ok(agreed) => {
+                if agreed.ring.is_some() && config.threads.is_some() {
+                    log::info!("requests come through io_uring, to a thread for each processor: threads has no effect");
+                }
                 let server = Arc::new(Server::new(union, connection, config, &wishes, &agreed));
                 Ok(Self { server, agreed, threads: threads(config), unmounter })
             }
-            Err(reason) => {
+            Err(Failure { reason, remedy: better }) => {
                 // The caller's mount ends with the descriptor.
                 drop(connection);
                 unmounter.unmount_or_log();
                 union.withdraw();
-                Err(unmounter.error(format!("the kernel's handshake failed: {reason}"), remedy))
+                Err(unmounter.error(format!("the kernel's handshake failed: {reason}"), better.unwrap_or(remedy)))
             }
         }
     }
@@ -161,8 +164,16 @@ impl Mount {
     ///
     /// Errors: [`Error::Mount`] when it cannot be served; then it is unmounted.
     pub fn run(self) -> Result<()> {
-        let Self { server, agreed, threads, unmounter } = self;
-        let served = serve(&server, agreed, threads, &unmounter);
+        let Self { server, mut agreed, threads, unmounter } = self;
+        let served = match agreed.ring.take() {
+            // Its requests wait for ever where one of its threads is gone, unless the connection ends.
+            Some(ring) => ring.serve(&server, &agreed).inspect_err(|_| {
+                server.pool.end();
+                server.connection.disconnect();
+                unmounter.unmount_or_log();
+            }),
+            None => serve(&server, &agreed, threads, &unmounter),
+        };
         if served.is_ok() {
             unmounter.note_gone();
         }
@@ -196,31 +207,22 @@ impl Mount {
     }
 }
 
-/// What a thread does until the mount is gone, and what the thread is called.
-type Work<'a> = (String, Box<dyn FnOnce() -> io::Result<()> + Send + 'a>);
-
-/// Serves until the mount is gone: the queues of a ring, each by its thread, or else /dev/fuse by so many.
-fn serve(server: &Arc<Server>, mut agreed: Agreed, threads: NonZeroUsize, unmounter: &Unmounter) -> io::Result<()> {
-    let ring = agreed.ring.take();
-    // One for what a ring does not bring.
-    let threads = if ring.is_some() { 1 } else { threads.get() };
-    let agreed = &agreed;
-    let dev = (0..threads)
-        .map(|at| -> Work<'_> { (format!("unionfs-dev-{at}"), Box::new(move || dev::work(server, agreed))) });
-    let ring = ring.into_iter().flat_map(Ring::queues).map(|(processor, queue)| -> Work<'_> {
-        (format!("unionfs-ring-{processor}"), Box::new(move || ring::work(server, queue, processor)))
-    });
-    work_together(dev.chain(ring), unmounter)
-}
-
-/// Does all of `works`, each on a thread; where one cannot be started or go on, the mount is taken down, which ends the
-/// others.
-fn work_together<'a>(works: impl Iterator<Item = Work<'a>>, unmounter: &Unmounter) -> io::Result<()> {
+/// Serves /dev/fuse by so many threads until the mount is gone.
+///
+/// Where one of them cannot be started or go on, the mount is taken down, which ends the others.
+fn serve(server: &Arc<Server>, agreed: &Agreed, threads: NonZeroUsize, unmounter: &Unmounter) -> io::Result<()> {
+    let work = || {
+        let panicked = |_| Err(io::Error::other("a thread that takes requests panicked"));
+        let done = catch_unwind(AssertUnwindSafe(|| dev::work(server, agreed))).unwrap_or_else(panicked);
+        done.inspect_err(|error| {
+            log::error!("requests cannot be served any longer: {error}");
+            unmounter.unmount_or_log();
+        })
+    };
     std::thread::scope(|scope| {
         let mut workers = Vec::new();
-        for (name, work) in works {
-            let work = move || work().inspect_err(|_| unmounter.unmount_or_log());
-            match std::thread::Builder::new().name(name).spawn_scoped(scope, work) {
+        for at in 0..threads.get() {
+            match std::thread::Builder::new().name(format!("unionfs-dev{at}")).spawn_scoped(scope, work) {
                 Ok(worker) => workers.push(worker),
                 Err(error) => {
                     unmounter.unmount_or_log();
@@ -228,9 +230,8 @@ fn work_together<'a>(works: impl Iterator<Item = Work<'a>>, unmounter: &Unmounte
                 }
             }
         }
-        workers.into_iter().try_for_each(|worker| {
-            worker.join().unwrap_or_else(|_| Err(io::Error::other("a thread that takes requests panicked")))
-        })
+        // What panics is caught before.
+        workers.into_iter().map(|worker| worker.join().unwrap_or(Ok(()))).fold(Ok(()), io::Result::and)
     })
 }
 

@@ -1,15 +1,16 @@
 //! FUSE over io_uring: the kernel's side of a queue of requests, `Documentation/filesystems/fuse/fuse-io-uring.rst`.
 //!
-//! A queue lends [`Entry`]s to the kernel. One comes back with a request in it, is whoever's holds it meanwhile, and goes
-//! to the kernel again with the answer. So memory that the kernel may write to is never reachable from here.
+//! A queue lends [`Entry`]s to the kernel. One comes back with a request in it, belongs to whoever holds it, and goes to
+//! the kernel again with the answer. So memory that the kernel may write to is never reachable from here.
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use io_uring::squeue::Entry128;
-use io_uring::types::Fixed;
+use io_uring::types::{Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode};
 use rustix::event::EventfdFlags;
 use rustix::io::Errno;
@@ -68,6 +69,12 @@ impl Entry {
         Ok(Self { index, header: Box::new(Header([0; HEADER_LEN])), payload: Pages::new(payload)? })
     }
 
+    /// Returns where the kernel finds header and payload.
+    fn areas(&mut self) -> [libc::iovec; 2] {
+        let header = libc::iovec { iov_base: (&raw mut *self.header).cast(), iov_len: HEADER_LEN };
+        [header, libc::iovec { iov_base: self.payload.as_mut_ptr().cast(), iov_len: self.payload.len() }]
+    }
+
     /// Returns the request.
     pub fn parts(&mut self) -> Parts<'_> {
         let header = &self.header.0;
@@ -91,15 +98,26 @@ impl Entry {
     }
 }
 
-/// Wakes the thread that waits for a queue.
+/// Wakes a thread that waits for a queue, or polls this.
 #[derive(Debug, Clone)]
 pub struct Waker(Arc<OwnedFd>);
 
 impl Waker {
-    /// Has [`Queue::wait`] return.
+    /// Makes one that nobody waits for yet. Errors: those of eventfd(2).
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?)))
+    }
+
+    /// Has [`Queue::wait`] return, and poll(2).
     pub fn wake(&self) {
         // Fails only where 2⁶⁴ - 2 wakings wait, and then the thread wakes anyhow.
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+}
+
+impl AsFd for Waker {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
@@ -113,12 +131,16 @@ pub enum Event {
     Woken,
 }
 
-/// The requests of one processor.
+/// The requests of one processor. It belongs to the thread that has made it.
 pub struct Queue {
     ring: IoUring<Entry128, cqueue::Entry>,
     id: u16,
-    /// The entries that the kernel has, by index.
+    /// The entries that the kernel has, or has not been given yet, by index.
     lent: Vec<Option<Entry>>,
+    /// Where header and payload of each are, as the kernel reads it when it takes a command for the first time.
+    areas: Vec<[libc::iovec; 2]>,
+    /// Whether the kernel may have any of them.
+    registered: bool,
     waker: Waker,
     /// What the waking is read into.
     woken: Box<[u8; 8]>,
@@ -127,24 +149,28 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Makes the queue of the processor `id` on the connection `device`, with `depth` entries of `payload` bytes each, of
-    /// which none is lent yet.
+    /// Makes the queue `id` of the connection `device`, with `depth` entries of `payload` bytes each.
     ///
-    /// It may be made on another thread than the one that then uses it. Errors: those of io_uring_setup(2), where this
-    /// process may have no ring.
+    /// Errors: those of io_uring_setup(2), where this process may have no ring, and of mmap(2).
     pub fn new(device: BorrowedFd<'_>, id: u16, depth: u16, payload: usize) -> io::Result<Self> {
         // One more for the waker.
         let entries = (u32::from(depth) + 1).next_power_of_two();
         let ring = IoUring::<Entry128, cqueue::Entry>::builder()
-            .setup_r_disabled()
             .setup_single_issuer()
             .setup_coop_taskrun()
+            .setup_defer_taskrun()
             .build(entries)?;
-        let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?;
-        ring.submitter().register_files(&[device.as_raw_fd(), event.as_raw_fd()])?;
-        let lent =
-            (0..usize::from(depth)).map(|index| Entry::new(index, payload).map(Some)).collect::<io::Result<_>>()?;
-        Ok(Self { ring, id, lent, waker: Waker(Arc::new(event)), woken: Box::new([0; 8]), listens: false })
+        let waker = Waker::new()?;
+        ring.submitter().register_files(&[device.as_raw_fd(), waker.as_fd().as_raw_fd()])?;
+        let mut lent = Vec::new();
+        let mut areas = Vec::new();
+        for index in 0..usize::from(depth) {
+            let mut entry = Entry::new(index, payload)?;
+            areas.push(entry.areas());
+            lent.push(Some(entry));
+        }
+        let woken = Box::new([0; 8]);
+        Ok(Self { ring, id, lent, areas, registered: false, waker, woken, listens: false })
     }
 
     /// Returns what wakes the thread that waits for the queue.
@@ -152,28 +178,41 @@ impl Queue {
         self.waker.clone()
     }
 
-    /// Lends all entries to the kernel; from then on the queue belongs to this thread.
+    /// Finds out whether the kernel takes commands of this process, before INIT is answered: then it says EAGAIN.
     ///
-    /// Errors: those of the system calls. What the kernel says about each entry comes as an event.
+    /// Errors: what it says else, as EPERM where a filter of system calls or a security module forbids it.
+    pub fn try_out(&mut self) -> io::Result<()> {
+        self.registered = true;
+        self.lend(0)?;
+        // Never waits that long where the kernel is as its source says.
+        let time = Timespec::new().sec(5);
+        self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&time))?;
+        let refused = self.ring.completion().next().map_or(0, |completion| completion.result());
+        if refused != -Errno::AGAIN.raw_os_error() {
+            return Err(io::Error::from_raw_os_error(refused.saturating_neg()));
+        }
+        self.registered = false;
+        Ok(())
+    }
+
+    /// Lends all entries to the kernel.
+    ///
+    /// Errors: those of the system call. What the kernel says about each entry comes as an event.
     pub fn register(&mut self) -> io::Result<()> {
-        self.ring.submitter().register_enable_rings()?;
-        // Read while the commands are submitted, which is done before this returns.
-        let mut areas = Vec::with_capacity(self.lent.len());
-        for entry in self.lent.iter_mut().flatten() {
-            let header = libc::iovec { iov_base: (&raw mut *entry.header).cast(), iov_len: HEADER_LEN };
-            let payload = libc::iovec { iov_base: entry.payload.as_mut_ptr().cast(), iov_len: entry.payload.len() };
-            areas.push([header, payload]);
-        }
-        for (index, area) in areas.iter().enumerate() {
-            let command =
-                opcode::UringCmd80::new(DEVICE, REGISTER).cmd(self.command(0)).addr(Some(area.as_ptr() as u64));
-            let command = with_len(command.build(), 2).user_data(index as u64);
-            // SAFETY: the areas are those of an entry that stays in `lent`, at its place on the heap, until the kernel has
-            // given it back; `areas` outlives the submission.
-            unsafe { self.push(command) }?;
-        }
+        self.registered = true;
+        (0..self.areas.len()).try_for_each(|index| self.lend(index))?;
         self.ring.submit()?;
         Ok(())
+    }
+
+    /// Lends an entry for the first time, with the next submission.
+    fn lend(&mut self, index: usize) -> io::Result<()> {
+        let Some(area) = self.areas.get(index) else { return Ok(()) };
+        let command = opcode::UringCmd80::new(DEVICE, REGISTER).cmd(self.command(0)).addr(Some(area.as_ptr() as u64));
+        let command = with_len(command.build(), area.len() as u32).user_data(index as u64);
+        // SAFETY: `areas` is never changed, and stays for as long as the ring does. What it names is an entry in `lent`, at
+        // its place on the heap, until the kernel has given it back.
+        unsafe { self.push(command) }
     }
 
     /// Answers the request in `entry`, with what [`Entry::set_answer`] has set, and lends it again, at the next
@@ -197,8 +236,16 @@ impl Queue {
             self.listens = true;
         }
         match self.ring.submit_and_wait(1) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            waited => waited.map(|_| ()),
+            Err(error) => match error.raw_os_error().map(Errno::from_raw_os_error) {
+                Some(Errno::INTR) => Ok(()),
+                // The kernel has no room at the moment; what was not submitted is kept for the next time.
+                Some(Errno::AGAIN | Errno::BUSY | Errno::NOMEM) => {
+                    std::thread::sleep(Duration::from_millis(1));
+                    Ok(())
+                }
+                _ => Err(error),
+            },
+            Ok(_) => Ok(()),
         }
     }
 
@@ -239,11 +286,13 @@ impl Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        // What was not given back may be written to until the ring is gone, which the kernel does in its own time.
-        for entry in self.lent.iter_mut().filter_map(Option::take) {
-            std::mem::forget(entry);
+        // What the kernel has not given back it may write to until the ring is gone, which takes its own time.
+        if self.registered {
+            self.lent.iter_mut().filter_map(Option::take).for_each(std::mem::forget);
         }
-        std::mem::forget(std::mem::take(&mut self.woken));
+        if self.listens {
+            std::mem::forget(std::mem::take(&mut self.woken));
+        }
     }
 }
 

@@ -4,18 +4,21 @@ use std::io;
 
 const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
 
-/// Returns how many processors there may ever be, those that are off included: the kernel counts them from 0.
+/// Returns how many processors there may ever be, those that are off included.
 ///
 /// Errors: those of reading /sys, where that cannot be seen.
 pub fn possible() -> io::Result<u16> {
     let list = std::fs::read_to_string(POSSIBLE)?;
-    let last = last(&list).ok_or_else(|| io::Error::other(format!("{POSSIBLE} does not say which there are")))?;
-    Ok(last.saturating_add(1))
+    count(&list).ok_or_else(|| io::Error::other(format!("{POSSIBLE} does not say which there are")))
 }
 
-/// The last number of a list like `0-3,8-11`.
-fn last(list: &str) -> Option<u16> {
-    list.trim().rsplit([',', '-']).next()?.parse().ok()
+/// How many numbers a list like `0-3,8-11` stands for.
+fn count(list: &str) -> Option<u16> {
+    let counts = list.trim().split(',').map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        last.parse::<u16>().ok()?.checked_sub(first.parse().ok()?)?.checked_add(1)
+    });
+    counts.sum()
 }
 
 #[cfg(test)]
@@ -23,11 +26,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_processor_of_a_list_counts() {
-        assert_eq!(last("0-1\n"), Some(1));
-        assert_eq!(last("0\n"), Some(0));
-        assert_eq!(last("0-3,8-11\n"), Some(11));
-        assert_eq!(last(""), None);
+    fn the_processors_of_all_ranges_count() {
+        assert_eq!(count("0-1\n"), Some(2));
+        assert_eq!(count("0\n"), Some(1));
+        assert_eq!(count("0-3,8-11\n"), Some(8));
+        assert_eq!(count("0,2,4-5"), Some(4));
+        assert_eq!([count(""), count("3-1"), count("a")], [None; 3]);
         assert!(possible().unwrap() >= 1);
     }
 }

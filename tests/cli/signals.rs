@@ -158,7 +158,7 @@ fn a_mount_that_cannot_be_served_is_taken_down() {
         let layers = Layers::new(1, Placement::OneFs);
         let mnt = layers.mnt();
         let _cleared = Cleared(mnt.clone());
-        let mut spec = layers.spec(Io::Cached).args(["--volatile", "--threads", "2"]);
+        let mut spec = layers.spec(Io::Cached).args(["--volatile", "--threads", "2", "--transport", "dev"]);
         let inject = format!("inject=clone3:error=EAGAIN:when={failing}");
         spec.wrapper = ["strace", "-o", "/dev/null", "-e", "trace=clone3", "-e", &inject].map(Into::into).to_vec();
         let ran = finish(&mut spec.command());

@@ -140,8 +140,9 @@ impl Spec {
             Io::Cached => "cached".into(),
             Io::Passthrough => "passthrough".into(),
         });
-        if let Ok(transport) = std::env::var("UNIONFS_TEST_TRANSPORT") {
-            words.extend(["--transport".into(), transport.into()]);
+        let chosen = self.args.iter().any(|word| word == "--transport");
+        if let Some(transport) = std::env::var_os("UNIONFS_TEST_TRANSPORT").filter(|_| !chosen) {
+            words.extend(["--transport".into(), transport]);
         }
         words.push("--foreground".into());
         words.extend(self.args.iter().cloned());

@@ -44,10 +44,10 @@ fn panicked() -> Answer {
 }
 
 fn dispatch(server: &Server, request: Request<'_>, buffer: &mut [u8]) -> Result<Served, Malformed> {
-    let Some(opcode) = request.opcode else { return Ok(Answer::Error(Errno::NOSYS).into()) };
-    if !server.admits(request.caller, opcode) {
+    if !server.admits(request.caller, request.opcode) {
         return Ok(Answer::Error(Errno::ACCESS).into());
     }
+    let Some(opcode) = request.opcode else { return Ok(Answer::Error(Errno::NOSYS).into()) };
     if let Some(operation) = operation(opcode) {
         server.requests.add(operation);
     }
@@ -90,6 +90,8 @@ fn dispatch(server: &Server, request: Request<'_>, buffer: &mut [u8]) -> Result<
         Opcode::Lseek => data::lseek(server, request),
         Opcode::CopyFileRange => data::copy_file_range(request),
         Opcode::Destroy => Ok(Answer::Done.into()),
+        // Without `default_permissions` everything is allowed; and nothing here can be interrupted.
+        Opcode::Access | Opcode::Interrupt => Ok(Answer::Error(Errno::NOSYS).into()),
         // The handshake is over.
         Opcode::Init => Ok(Answer::Error(Errno::IO).into()),
     }
@@ -129,7 +131,13 @@ fn operation(opcode: Opcode) -> Option<Operation> {
         Opcode::Fallocate => Operation::Fallocate,
         Opcode::Lseek => Operation::Lseek,
         Opcode::CopyFileRange => Operation::CopyFileRange,
-        Opcode::Forget | Opcode::BatchForget | Opcode::Releasedir | Opcode::Init | Opcode::Destroy => return None,
+        Opcode::Forget
+        | Opcode::BatchForget
+        | Opcode::Releasedir
+        | Opcode::Access
+        | Opcode::Interrupt
+        | Opcode::Init
+        | Opcode::Destroy => return None,
     })
 }
 
