@@ -21,15 +21,16 @@ pub fn start(file: Option<&Path>, level: Option<LevelFilter>) -> Result<(), Fail
         None => Builder::from_env(Env::default().default_filter_or("warn")),
     };
     if let Some(path) = file {
-        let file = File::options().append(true).create(true).open(path).map_err(|error| {
-            Failure::new(
-                Exit::Setup,
-                format!("{}: cannot be opened as log file: {error}; name another", path.display()),
-            )
-        })?;
-        builder.target(Target::Pipe(Box::new(file)));
+        builder.target(Target::Pipe(Box::new(open(path)?)));
     }
     builder.try_init().map_err(|error| {
         Failure::new(Exit::Failed, format!("the log cannot be started: {error}; report this as a bug"))
+    })
+}
+
+/// Opens a log file to append to it, and makes it where there is none.
+pub fn open(path: &Path) -> Result<File, Failure> {
+    File::options().append(true).create(true).open(path).map_err(|error| {
+        Failure::new(Exit::Setup, format!("{}: cannot be opened as log file: {error}; name another", path.display()))
     })
 }

@@ -15,6 +15,7 @@ mod man;
 mod mount;
 mod options;
 mod settings;
+mod stats;
 mod table;
 mod umount;
 

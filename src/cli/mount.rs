@@ -14,7 +14,9 @@ use super::daemon::{self, Reporter, Side};
 use super::exit::{Exit, Failure};
 use super::logging;
 use super::settings::Settings;
+use super::stats::Report;
 use crate::config::Source;
+use crate::error::Error;
 use crate::fuse::{Mount, Unmounter};
 use crate::sys::caps;
 use crate::sys::daemon::Inherited;
@@ -25,6 +27,7 @@ pub fn run(mut settings: Settings) -> Result<Exit, Failure> {
     if settings.union.lowers.is_empty() {
         return Err(Failure::new(Exit::Usage, "no lower layer is given; name at least one with --lower DIR"));
     }
+    Report::check(&settings)?;
     settings.make_absolute()?;
     let number = descriptor(&settings.mount.mountpoint);
     if settings.foreground && number.is_none() {
@@ -61,15 +64,16 @@ fn not_inherited(settings: &Settings) -> Failure {
 fn stay(settings: &Settings, device: Option<OwnedFd>) -> Result<Exit, Failure> {
     daemon::clear_umask();
     // As for a daemon: the machine was good enough to mount, so whatever ends it is a failure.
-    start(settings, device)?.run().map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
+    let (mount, report) = start(settings, device)?;
+    serve_to_end(mount, report).map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
     Ok(Exit::Done)
 }
 
 /// Is the daemon: mounts, reports, and serves until the end. Its exit code is for whoever traces it.
 fn serve(settings: &Settings, device: Option<OwnedFd>, reporter: Reporter) -> Exit {
     daemon::clear_umask();
-    let mount = match start(settings, device) {
-        Ok(mount) => mount,
+    let (mount, report) = match start(settings, device) {
+        Ok(started) => started,
         Err(failure) => {
             // Without a reader there is nobody to tell.
             if let Err(error) = reporter.failed(&failure) {
@@ -84,7 +88,7 @@ fn serve(settings: &Settings, device: Option<OwnedFd>, reporter: Reporter) -> Ex
         // What the caller has mounted itself (/dev/fd/N) is not ours to unmount, and is served until it is.
         end(&unmounter);
     }
-    match mount.run() {
+    match serve_to_end(mount, report) {
         Ok(()) => Exit::Done,
         Err(error) => {
             log::error!("{error}");
@@ -93,19 +97,29 @@ fn serve(settings: &Settings, device: Option<OwnedFd>, reporter: Reporter) -> Ex
     }
 }
 
-/// Opens the layers and mounts; signals that end a process end the mount from here on.
+/// Serves until the mount has ended, also where it ends by a failure, and then reports what was done.
+fn serve_to_end(mount: Mount, report: Option<Report>) -> Result<(), Error> {
+    let (served, statistics) = mount.run_counted();
+    if let Some(report) = report {
+        report.write(&statistics);
+    }
+    served
+}
+
+/// Opens the layers and mounts, and what is reported to in the end; signals that end a process end the mount from here on.
 ///
 /// What the caller has mounted as `device` is the caller's to unmount: there signals end the process, which leaves a mount
 /// that nobody answers for, as with every program on libfuse.
-fn start(settings: &Settings, device: Option<OwnedFd>) -> Result<Mount, Failure> {
+fn start(settings: &Settings, device: Option<OwnedFd>) -> Result<(Mount, Option<Report>), Failure> {
     logging::start(settings.log_file.as_deref(), settings.log_level)?;
+    let report = Report::open(settings)?;
     caps::raise_open_files();
     let union = Union::from_config(&settings.union)?;
     if let Some(device) = device {
         if settings.mount.context.is_some() || settings.mount.propagation.is_some() {
             log::warn!("the caller has mounted, and alone can give the mount a context or propagation");
         }
-        return Ok(Mount::attach(union, device, &settings.mount)?);
+        return Ok((Mount::attach(union, device, &settings.mount)?, report));
     }
     // Before the mount: a signal that comes while it is made is kept, and ends it when it is.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| no_signals(&error))?;
@@ -116,7 +130,7 @@ fn start(settings: &Settings, device: Option<OwnedFd>) -> Result<Mount, Failure>
         mount.withdraw();
         return Err(no_signals(&error));
     }
-    Ok(mount)
+    Ok((mount, report))
 }
 
 fn no_signals(error: &io::Error) -> Failure {

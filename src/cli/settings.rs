@@ -32,6 +32,8 @@ pub struct Settings {
     pub log_file: Option<PathBuf>,
     /// The least of what is logged; `None` leaves it to RUST_LOG.
     pub log_level: Option<LevelFilter>,
+    /// Whether what was done is reported when the mount has ended.
+    pub stats: bool,
 }
 
 /// What an option takes, and what it then sets.
@@ -164,6 +166,7 @@ impl Settings {
             foreground: false,
             log_file: None,
             log_level: None,
+            stats: false,
         }
     }
 

@@ -343,6 +343,12 @@ pub const GROUPS: &[Group] = &[
                 ]),
                 "The least of what is logged [default: RUST_LOG, else warn]",
             ),
+            spec(
+                "stats",
+                "stats",
+                Takes::Nothing(|s| s.stats = true),
+                "Report at the end what was done, to standard error in the foreground, else to the log file",
+            ),
         ],
     },
 ];

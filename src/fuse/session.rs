@@ -164,6 +164,11 @@ impl Mount {
     ///
     /// Errors: [`Error::Mount`] when it cannot be served; then it is unmounted.
     pub fn run(self) -> Result<()> {
+        self.run_counted().0
+    }
+
+    /// Serves as [`Mount::run`], and returns besides what the mount holds at its end and has done in all.
+    pub(crate) fn run_counted(self) -> (Result<()>, Statistics) {
         let Self { server, mut agreed, threads, unmounter } = self;
         let served = match agreed.ring.take() {
             // Its requests wait for ever where one of its threads is gone, unless the connection ends.
@@ -178,12 +183,14 @@ impl Mount {
             unmounter.note_gone();
         }
         let ended = server.end();
-        let Err(error) = served else { return ended };
+        let statistics = server.statistics();
+        let Err(error) = served else { return (ended, statistics) };
         if let Err(error) = ended {
             log::error!("{error}");
         }
         let reason = format!("serving ended: {error}");
-        Err(unmounter.error(reason, "mount again; a limit on threads may be too low (ulimit -u)"))
+        let error = unmounter.error(reason, "mount again; a limit on threads may be too low (ulimit -u)");
+        (Err(error), statistics)
     }
 
     /// Serves on a thread of its own.

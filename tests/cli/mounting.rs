@@ -4,14 +4,14 @@ use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use rustix::mount::MountFlags;
 
 use crate::skip;
 use crate::support::{
-    Cleared, Layers, Placement, Privilege, binary, eventually, finish, mounted, no_mounts, privilege, processes_with,
-    unionfs, wait,
+    Cleared, DEADLINE, Io, Layers, Placement, Privilege, binary, eventually, finish, mounted, no_mounts, privilege,
+    processes_with, read_all, unionfs, wait,
 };
 
 #[test]
@@ -143,4 +143,48 @@ fn log_file_holds_what_the_level_lets_through() {
     assert_ne!(fs::metadata(&log).expect("the log was made").size(), 0);
     let ran = finish(Command::new(binary()).args(["mount", "--log-file", "/proc/no/log", "--lower", "/"]).arg(&mnt));
     assert!(ran.code == Some(3) && ran.err.starts_with("unionfs-rs: /proc/no/log: "), "{ran:?}");
+}
+
+#[test]
+fn stats_report_at_the_end_what_was_done() {
+    let refused = unionfs(["mount", "--stats", "--lower", "/", "/mnt"]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.err.contains("--foreground") && refused.err.contains("--log-file"), "{}", refused.err);
+    if let Some(reason) = no_mounts() {
+        skip!("{reason}");
+    }
+    for foreground in [true, false] {
+        let layers = Layers::new(1, Placement::OneFs);
+        layers.lower(0).file("fact", "from below");
+        let mnt = layers.mnt();
+        let _cleared = Cleared(mnt.clone());
+        let log = layers.path("log");
+        let spec = layers.spec(Io::Cached).args(["--log-level", "error", "--stats"]);
+        let mut command = if foreground { spec.command() } else { Command::new(binary()) };
+        if !foreground {
+            command.arg("mount").args(["-o", "stats", "--log-level", "error", "--log-file"]).arg(&log).arg("--lower");
+            command.arg(&layers.lowers()[0]).arg("--upper").arg(layers.path("upper")).arg(&mnt);
+        }
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("the binary runs");
+        let err = read_all(child.stderr.take().expect("it is piped"));
+        eventually("the mount is there", || mounted(&mnt).is_some());
+        let fact = mnt.join("fact");
+        assert_eq!(finish(Command::new("stat").arg(&fact)).code, Some(0));
+        assert_eq!(finish(Command::new("sh").args(["-c", "echo >>\"$0\""]).arg(&fact)).code, Some(0));
+        assert_eq!(finish(Command::new(binary()).arg("umount").arg(&mnt)).code, Some(0));
+        assert_eq!(wait(&mut child).code(), Some(0));
+        eventually("the daemon ends", || processes_with(&mnt).is_empty());
+        let err = err.recv_timeout(DEADLINE).expect("the stream ends with the process");
+        let said = if foreground { err } else { fs::read_to_string(&log).expect("the log was made") };
+        assert!(said.contains(&format!("unionfs-rs: {}: statistics", mnt.display())), "{said}");
+        let figure = |what: &str| {
+            let line = said.lines().find_map(|line| line.trim_start().strip_prefix(what)).unwrap_or_default();
+            line.trim().parse::<u64>().unwrap_or_else(|error| panic!("{what}: {error}: {said}"))
+        };
+        assert!(figure("lookup ") >= 1 && figure("write ") == 1, "{said}");
+        assert!(figure("requests ") >= figure("lookup ") + figure("write "), "{said}");
+        assert_eq!((figure("objects copied up "), figure("bytes copied up ")), (1, 10), "{said}");
+        assert!(figure("inodes known at the end ") >= 1 && figure("handles open at the end ") == 0, "{said}");
+        assert!(!said.contains("symlink"), "what did not come is not listed: {said}");
+    }
 }

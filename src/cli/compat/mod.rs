@@ -331,6 +331,7 @@ mod tests {
             assert_eq!(silent(text).union.redirect_dir, RedirectDir::Follow);
         }
         assert_eq!(silent("max_write=131072").mount.max_write.map(std::num::NonZeroU32::get), Some(131_072));
+        assert!(silent("stats,log_file=/l").stats && !silent("").stats);
         let settings = silent("debug");
         assert!(settings.foreground && settings.log_level == Some(log::LevelFilter::Debug));
         let slave = silent("xino=off,index=off,metacopy=on,userxattr,rslave");
