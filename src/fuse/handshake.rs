@@ -41,6 +41,7 @@ pub(super) struct Wishes {
     passthrough: bool,
     max_write: Option<NonZeroU32>,
     transport: Transport,
+    writeback: bool,
 }
 
 impl Wishes {
@@ -63,6 +64,8 @@ impl Wishes {
             passthrough,
             max_write: config.max_write,
             transport: config.transport,
+            // The kernel would keep size and times of one file in two nodes of it, once it has parted.
+            writeback: config.writeback && !passthrough,
         }
     }
 }
@@ -150,7 +153,8 @@ pub(super) fn shake(connection: &Arc<Connection>, wishes: &Wishes) -> Result<Agr
         if (offer.major, offer.minor) < (VERSION.0, MINOR_MIN) {
             answer_error(Errno::PROTO);
             let (major, minor) = (offer.major, offer.minor);
-            let spoken = format!("the kernel speaks version {major}.{minor} of the protocol, and 7.{MINOR_MIN} is needed");
+            let spoken =
+                format!("the kernel speaks version {major}.{minor} of the protocol, and 7.{MINOR_MIN} is needed");
             return Err(Failure { reason: spoken, remedy: Some("use Linux 3.15 or later") });
         }
         let extended = request.arguments.next::<InitInExtended>().map_or(0, |extended| extended.flags2);
@@ -213,6 +217,7 @@ fn agree(wishes: &Wishes, minor: u32, offered: InitFlags, ring: Option<Ring>) ->
         | InitFlags::INIT_EXT;
     wanted.set(InitFlags::POSIX_ACL, wishes.acls);
     wanted.set(InitFlags::PASSTHROUGH, wishes.passthrough);
+    wanted.set(InitFlags::WRITEBACK_CACHE, wishes.writeback);
     wanted.set(InitFlags::OVER_IO_URING, ring.is_some());
     // The truncation comes with the open, so that what is cut off is not copied up first.
     let handles = wishes.handles || !offered.contains(InitFlags::NO_OPEN_SUPPORT);
@@ -257,7 +262,15 @@ mod tests {
 
     fn wishes(handles: bool) -> Wishes {
         let max_write = NonZeroU32::new(1);
-        Wishes { handles, checks_callers: false, acls: true, passthrough: true, max_write, transport: Transport::Dev }
+        Wishes {
+            handles,
+            checks_callers: false,
+            acls: true,
+            passthrough: true,
+            max_write,
+            transport: Transport::Dev,
+            writeback: true,
+        }
     }
 
     #[test]

@@ -171,16 +171,12 @@ impl Server {
 
     /// Answers a CREATE that has made `entry`.
     pub(super) fn created(&self, entry: &Entry) -> Answer {
-        let out = self.entry(entry);
-        if !self.opens_files {
-            return Answer::Created(CreateOut { entry: out, open: opened(0, FOPEN_KEEP_CACHE) });
-        }
         let opened = self.union.open(entry.id, OpenFile::Write).and_then(|fh| {
             let way = self.way(entry.id, fh).inspect_err(|_| self.union.close(fh))?;
             Ok(open_out(fh, &way))
         });
         match opened {
-            Ok(open) => Answer::Created(CreateOut { entry: out, open }),
+            Ok(open) => Answer::Created(CreateOut { entry: self.entry(entry), open }),
             Err(error) => {
                 // The name stays, as after any create whose open fails. The kernel knows neither node nor handle of it, and
                 // keeps that there is none until it is told otherwise.

@@ -26,6 +26,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
@@ -67,6 +68,8 @@ pub struct Layer {
     pub idmap: Option<Arc<Owners>>,
     /// Whether attributes are asked of the file system each time, because it caches them for each name of a file.
     pub fresh: bool,
+    /// Whether upper may share data of its files (FICLONE), as far as is known.
+    pub clones: AtomicBool,
     root: OwnedFd,
     private: bool,
     /// Whether each opening is confined to the mount of the layer by openat2(2).
@@ -159,6 +162,7 @@ impl Layer {
             id,
             path: path.to_owned(),
             uuid,
+            clones: AtomicBool::new(true),
             handles,
             overrides,
             idmap: None,

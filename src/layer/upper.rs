@@ -274,9 +274,17 @@ impl Upper {
     /// Sets `mark` of a thing that is being made; where it only makes numbers constant, doing without is no failure.
     pub fn set_mark(&self, place: Place<'_>, mark: Mark, value: &[u8]) -> Result<()> {
         match self.try_mark(place, mark, value) {
-            // `user.` xattrs exist on regular files and directories alone.
-            Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSPC) if matches!(mark, Mark::Origin | Mark::Impure) => Ok(()),
+            Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSPC) if matches!(mark, Mark::Impure) => Ok(()),
             done => done.map_err(|e| self.layer.error("setxattr", place.name, e)),
+        }
+    }
+
+    /// Says of a thing that is being made what it is a copy of; returns whether it can hold that.
+    pub fn set_origin(&self, place: Place<'_>, origin: &[u8]) -> Result<bool> {
+        match self.try_mark(place, Mark::Origin, origin) {
+            // `user.` xattrs exist on regular files and directories alone.
+            Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSPC) => Ok(false),
+            done => done.map(|()| true).map_err(|e| self.layer.error("setxattr", place.name, e)),
         }
     }
 

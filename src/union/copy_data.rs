@@ -1,9 +1,12 @@
 //! Copies the data of a file: by reference where the file system can, else without filling its holes.
 
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::SeekFrom;
 use rustix::io::{Errno, Result};
+
+use crate::layer::attr::Attr;
 
 /// Bytes that one call copies at most, so that a signal or an error is noticed in time.
 const CHUNK: u64 = 64 << 20;
@@ -11,12 +14,40 @@ const CHUNK: u64 = 64 << 20;
 /// The buffer where the kernel cannot copy by itself.
 const BUFFER: usize = 1 << 20;
 
+/// What is known of a file before it is copied.
+#[derive(Debug, Clone, Copy)]
+pub struct Known<'a> {
+    /// Whether the file system may share its data with the copy's; false once it has said that it cannot.
+    pub clones: &'a AtomicBool,
+    /// Whether it has so few bytes, and so many blocks, that there is no hole worth keeping.
+    pub whole: bool,
+}
+
+impl<'a> Known<'a> {
+    /// Looks at the attributes of the file.
+    pub fn of(attr: &Attr, clones: &'a AtomicBool) -> Self {
+        /// Bytes up to which a hole is not looked for where there are blocks enough: some of them may be elsewhere.
+        const FEW: u64 = 1 << 17;
+        Self { clones, whole: attr.size <= FEW && attr.blocks * 512 >= attr.size }
+    }
+}
+
 /// Copies the first `len` bytes of `source` to `target`, which is empty, and gives `target` that length.
 ///
 /// Holes stay holes. Returns how many bytes were read and written: none where the data is shared. Errors: those of reading and writing, ENOSPC above all.
-pub fn copy(source: BorrowedFd<'_>, target: BorrowedFd<'_>, len: u64) -> Result<u64> {
-    if len > 0 && rustix::fs::ioctl_ficlone(target, source).is_ok() {
-        return rustix::fs::ftruncate(target, len).map(|()| 0);
+pub fn copy(source: BorrowedFd<'_>, target: BorrowedFd<'_>, len: u64, known: Known<'_>) -> Result<u64> {
+    // Relaxed: whoever does not know yet asks once more.
+    if len > 0 && known.clones.load(Ordering::Relaxed) {
+        match rustix::fs::ioctl_ficlone(target, source) {
+            Ok(()) => return rustix::fs::ftruncate(target, len).map(|()| 0),
+            Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::NOTTY) => known.clones.store(false, Ordering::Relaxed),
+            // This file cannot be shared; the next one may.
+            Err(_) => {}
+        }
+    }
+    if known.whole {
+        let copied = copy_range(source, target, 0, len)?;
+        return if copied == len { Ok(len) } else { rustix::fs::ftruncate(target, len).map(|()| copied) };
     }
     let (mut at, mut copied) = (0, 0);
     while at < len {
@@ -90,6 +121,22 @@ mod tests {
 
     use super::*;
 
+    static CLONES: AtomicBool = AtomicBool::new(true);
+    const UNKNOWN: Known<'static> = Known { clones: &CLONES, whole: false };
+
+    #[test]
+    fn a_small_file_is_copied_whole_and_one_that_shrank_keeps_its_length() {
+        let mut source = tempfile::tempfile().unwrap();
+        source.write_all(&[7; 5000]).unwrap();
+        let clones = AtomicBool::new(false);
+        for len in [5000, 6000] {
+            let target = tempfile::tempfile().unwrap();
+            let copied = copy(source.as_fd(), target.as_fd(), len, Known { clones: &clones, whole: true }).unwrap();
+            assert_eq!((copied, target.metadata().unwrap().len()), (5000, len));
+            assert!(contents(&target)[..5000] == contents(&source));
+        }
+    }
+
     fn sparse() -> File {
         let mut file = tempfile::tempfile().unwrap();
         file.seek(SeekFrom::Start(8 << 20)).unwrap();
@@ -107,7 +154,7 @@ mod tests {
     #[test]
     fn holes_stay_holes_and_the_rest_is_the_same() {
         let (source, target) = (sparse(), tempfile::tempfile().unwrap());
-        copy(source.as_fd(), target.as_fd(), 64 << 20).unwrap();
+        copy(source.as_fd(), target.as_fd(), 64 << 20, UNKNOWN).unwrap();
         assert!(contents(&source) == contents(&target));
         assert!(target.metadata().unwrap().blocks() <= source.metadata().unwrap().blocks() + 16);
     }
@@ -115,7 +162,7 @@ mod tests {
     #[test]
     fn a_prefix_is_copied_where_the_rest_is_not_wanted() {
         let (source, target) = (sparse(), tempfile::tempfile().unwrap());
-        copy(source.as_fd(), target.as_fd(), (8 << 20) + 100).unwrap();
+        copy(source.as_fd(), target.as_fd(), (8 << 20) + 100, UNKNOWN).unwrap();
         assert!(contents(&target) == contents(&source)[..(8 << 20) + 100]);
     }
 

@@ -7,21 +7,23 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::MutexGuard;
 use rustix::fs::{AtFlags, OFlags, XattrFlags};
 use rustix::io::Errno;
 
+use super::copy_data::Known;
 use super::file::Access;
 use super::inode::{DataPlace, Inode, Real};
-use super::search::{Hit, InUpper, Stack, Top};
+use super::search::InUpper;
 use super::xattr::is_impossible;
 use super::{Union, copy_data, dir_of};
 use crate::error::{Error, Result};
 use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::LayerDir;
-use crate::layer::overlay::{Mark, Marks, Namespace};
+use crate::layer::origin::Origin;
+use crate::layer::overlay::{Mark, Namespace};
 use crate::layer::permissions::Stat;
 use crate::layer::publish::Publish;
 use crate::layer::redirect::Redirect;
@@ -45,6 +47,15 @@ enum Made {
     Nameless(OwnedFd),
     /// A thing in the workdir.
     Temporary(OsString),
+}
+
+/// A copy that waits to be published.
+struct Copied {
+    made: Made,
+    /// What it says that it is a copy of.
+    origin: Option<Origin>,
+    /// Whether it has its data, so that it can be written through what it was made with.
+    whole: bool,
 }
 
 /// The lower object that is copied.
@@ -94,7 +105,7 @@ impl Union {
         }
         let source = Source { dir, name, attr };
         let upper = self.writable()?;
-        let made = match inode.kind {
+        let copied = match inode.kind {
             FileKind::Regular => self.make_regular(upper, inode, &source, data)?,
             FileKind::Directory => self.make_other(upper, &source, New::Directory)?,
             FileKind::Symlink => {
@@ -106,18 +117,39 @@ impl Union {
             }
             kind => self.make_other(upper, &source, New::Node(kind, source.attr.rdev))?,
         };
-        let published = self.publish_copy(upper, inode, &source, &made).inspect(|()| self.copied.object());
-        if let Made::Temporary(temporary) = &made {
+        let published = self.publish_copy(upper, inode, &source, &copied).inspect(|()| self.copied.object());
+        if let Made::Temporary(temporary) = &copied.made {
             // Gone already when it was moved; what was linked has its own name now.
             if published.is_err() || inode.kind != FileKind::Directory {
                 upper.work.discard(temporary);
             }
         }
-        published
+        published?;
+        if let Copied { made: Made::Nameless(fd), whole: true, .. } = copied {
+            // What comes next is written through it.
+            self.keep_copy(inode, fd);
+        }
+        Ok(())
+    }
+
+    /// Keeps the descriptor that the data of `inode` was written through, unless somebody has changed what it leads to.
+    fn keep_copy(&self, inode: &Arc<Inode>, fd: OwnedFd) {
+        let (place, version) = inode.place();
+        if place.real.is_upper() && !place.unlinked {
+            self.keep_file(inode, Access::Write, Arc::new(fd));
+            if !inode.is_at(version) {
+                self.close_files(inode.serial);
+            }
+        }
+    }
+
+    /// Returns whether data of `dir` may be shared with upper's, as far as is known.
+    fn clones_of(&self, dir: &LayerDir) -> &AtomicBool {
+        &self.lowers.layer(dir).clones
     }
 
     /// Makes a copy of a regular file, with its data as far as `data` says.
-    fn make_regular(&self, upper: &Upper, inode: &Arc<Inode>, source: &Source, data: Data) -> Result<Made> {
+    fn make_regular(&self, upper: &Upper, inode: &Arc<Inode>, source: &Source, data: Data) -> Result<Copied> {
         let layer = self.lowers.layer(&source.dir);
         let metadata_alone = data == Data::Metadata && self.metacopy && source.attr.size > 0;
         let len = match data {
@@ -126,9 +158,10 @@ impl Union {
             _ => source.attr.size,
         };
         let fd = if len > 0 { Some(self.open_data(inode, Access::Read)?) } else { None };
-        let fill = |target: BorrowedFd<'_>| -> Result<()> {
+        let fill = |target: BorrowedFd<'_>| -> Result<Option<Origin>> {
             if let Some(fd) = &fd {
-                let copied = copy_data::copy(fd.as_fd(), target, len);
+                let known = Known::of(&source.attr, self.clones_of(&source.dir));
+                let copied = copy_data::copy(fd.as_fd(), target, len, known);
                 self.copied.data(copied.map_err(|e| layer.error("copy", &source.name, e))?);
             }
             if metadata_alone {
@@ -137,44 +170,48 @@ impl Union {
                 // It has the name of what it is a copy of, so that needs no redirect, whatever that one has.
                 upper.set_mark(Place::file(target), Mark::Metacopy, b"")?;
             }
-            self.copy_metadata(upper, source, Place::file(target))?;
+            let origin = self.copy_metadata(upper, source, Place::file(target))?;
             if upper.durable && source.attr.size > 0 {
                 rustix::fs::fsync(target).map_err(|e| upper.layer.error("fsync", &source.name, e))?;
             }
-            Ok(())
+            Ok(origin)
         };
         if let Some(target) = upper.tmpfile()? {
-            fill(target.as_fd())?;
-            return Ok(Made::Nameless(target));
+            let origin = fill(target.as_fd())?;
+            let whole = data != Data::Metadata;
+            return Ok(Copied { made: Made::Nameless(target), origin, whole });
         }
         upper.work.with_temporary(|temporary| {
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
             let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
             let target = rustix::fs::openat(upper.work.fd(), temporary, flags, mode);
-            fill(target.map_err(|e| upper.layer.error("make in workdir", temporary, e))?.as_fd())?;
-            Ok(Made::Temporary(temporary.to_owned()))
+            let origin = fill(target.map_err(|e| upper.layer.error("make in workdir", temporary, e))?.as_fd())?;
+            Ok(Copied { made: Made::Temporary(temporary.to_owned()), origin, whole: false })
         })
     }
 
     /// Makes a copy of anything that has no data.
-    fn make_other(&self, upper: &Upper, source: &Source, new: New<'_>) -> Result<Made> {
+    fn make_other(&self, upper: &Upper, source: &Source, new: New<'_>) -> Result<Copied> {
         upper.work.with_temporary(|temporary| {
             upper.make(temporary, new)?;
-            self.copy_metadata(upper, source, Place::at(upper.work.fd(), temporary))?;
-            Ok(Made::Temporary(temporary.to_owned()))
+            let origin = self.copy_metadata(upper, source, Place::at(upper.work.fd(), temporary))?;
+            Ok(Copied { made: Made::Temporary(temporary.to_owned()), origin, whole: false })
         })
     }
 
-    /// Gives `target` the owner, xattrs, mode and times of the source, and the source as its origin.
-    fn copy_metadata(&self, upper: &Upper, source: &Source, target: Place<'_>) -> Result<()> {
+    /// Gives `target` the owner, xattrs, mode and times of the source, and the source as its origin, which is returned.
+    fn copy_metadata(&self, upper: &Upper, source: &Source, target: Place<'_>) -> Result<Option<Origin>> {
         let failed = |call: &'static str| move |e: Errno| upper.layer.error(call, &source.name, e);
         let attr = &source.attr;
         upper.give(target, attr.uid, attr.gid).map_err(failed("chown"))?;
         self.copy_xattrs(upper, source, target)?;
+        let mut known = None;
         if self.keeps_number(upper, source) {
-            let origin = self.origin_of(&source.dir, &source.name)?.and_then(|origin| origin.encode());
+            let origin = self.origin_of(&source.dir, &source.name)?;
+            let encoded = origin.as_ref().and_then(Origin::encode);
             // Empty where the lower has no handles: then the file is only known to have come from below.
-            upper.set_mark(target, Mark::Origin, &origin.unwrap_or_default())?;
+            let held = upper.set_origin(target, encoded.as_deref().unwrap_or_default())?;
+            known = origin.filter(|_| held && encoded.is_some());
         }
         if attr.nlink > 1 && self.keeps_links(&source.dir, attr.kind) {
             // Relative to the lower's count until the first name in upper is made.
@@ -184,7 +221,8 @@ impl Union {
         let Attr { uid, gid, kind, rdev, .. } = *attr;
         let stat = Stat { uid, gid, mode: self.movable_mode(upper, attr), kind, rdev };
         upper.settle(target, stat).map_err(failed("chmod"))?;
-        target.set_times(attr.atime, attr.mtime).map_err(failed("utimensat"))
+        target.set_times(attr.atime, attr.mtime).map_err(failed("utimensat"))?;
+        Ok(known)
     }
 
     /// Returns whether the copy will say by its origin what its number is. As in the kernel's overlayfs, one of several
@@ -227,7 +265,8 @@ impl Union {
     }
 
     /// Gives what was made its name, and switches the inode to it.
-    fn publish_copy(&self, upper: &Upper, inode: &Arc<Inode>, source: &Source, made: &Made) -> Result<()> {
+    fn publish_copy(&self, upper: &Upper, inode: &Arc<Inode>, source: &Source, copied: &Copied) -> Result<()> {
+        let made = &copied.made;
         let (place, _) = inode.place();
         let parent = place.parent.ok_or(Error::Refused(Errno::STALE))?;
         let names = dir_of(&parent)?.lock.write();
@@ -258,7 +297,7 @@ impl Union {
             }
             None => {
                 if inode.dir().is_none() {
-                    self.keep_known(&parent, &place.name, inode, attr);
+                    self.keep_known(inode, copied.origin.as_ref(), &attr);
                 }
                 self.switch(inode, Real::Upper, attr.ino);
             }
@@ -274,10 +313,9 @@ impl Union {
 
     /// Makes sure that `inode` is found by the object that it has in upper now, `attr`, as long as it is known: by its
     /// origin, or, where that leads elsewhere, by upper's own number.
-    fn keep_known(&self, parent: &Arc<Inode>, name: &OsStr, inode: &Arc<Inode>, attr: Attr) {
-        let own = self.numbers.number(attr.dev, attr.ino);
-        let hit = Hit { attr, top: Top::Upper, lower: Stack::new(), marks: Marks::default() };
-        let found = self.identify_upper(parent, name, &hit, own).map_or(own, |identity| identity.number());
+    fn keep_known(&self, inode: &Arc<Inode>, origin: Option<&Origin>, attr: &Attr) {
+        let found = origin.and_then(|origin| self.number_of_origin(origin));
+        let found = found.unwrap_or_else(|| self.numbers.number(attr.dev, attr.ino));
         if found != inode.ino.0 {
             self.table.alias(found, inode);
         }
@@ -415,7 +453,8 @@ impl Union {
         // Writing takes away what gives rights, and the caller has written nothing yet.
         let (root, capability) = (OsStr::new(""), OsStr::new("security.capability"));
         let capabilities = xattr::read(target.as_fd(), root, capability).map_err(failed("getxattr"))?;
-        self.copied.data(copy_data::copy(source.as_fd(), target.as_fd(), len).map_err(failed("copy"))?);
+        let known = Known::of(&attr, self.clones_of(&dir));
+        self.copied.data(copy_data::copy(source.as_fd(), target.as_fd(), len, known).map_err(failed("copy"))?);
         if let Some(value) = capabilities {
             xattr::set(target.as_fd(), root, capability, &value, XattrFlags::empty()).map_err(failed("setxattr"))?;
         }

@@ -76,8 +76,16 @@ impl Union {
         let parent = self.directory(parent)?;
         self.ensure_upper(&parent)?;
         let _names = dir_of(&parent)?.lock.write();
-        let vacancy = self.vacancy(&parent, &name)?;
-        let (attr, fd) = self.create_locked(&parent, &name, new, (mode & 0o7777, umask), caller, vacancy)?;
+        let make = |vacancy| self.create_locked(&parent, &name, new, (mode & 0o7777, umask), caller, vacancy);
+        let (attr, fd) = if dir_of(&parent)?.lower.is_empty() && !parent.is_unlinked() {
+            // Upper alone has the directory, and says itself whether the name is free.
+            match make(Vacancy::Free) {
+                Err(error) if error.errno() == Errno::EXIST => make(self.vacancy(&parent, &name)?)?,
+                made => made?,
+            }
+        } else {
+            make(self.vacancy(&parent, &name)?)?
+        };
         dir_of(&parent)?.changed();
         let hit = Hit { attr, top: Top::Upper, lower: Stack::new(), marks: Marks::default() };
         let inode = self.hold(&parent, &name, &hit)?;

@@ -179,10 +179,25 @@ impl Union {
         }
     }
 
-    /// Returns whether a change of `id` copies data up first, which takes as long as the file is large.
+    /// Returns whether a change of `id` copies data up first, and that takes long.
     pub fn would_copy(&self, id: NodeId) -> bool {
         let below = |inode: &Inode| !inode.is_upper() || self.metacopy && inode.data_place() != DataPlace::Here;
-        self.inode(id).is_ok_and(|inode| inode.kind == FileKind::Regular && below(&inode))
+        self.inode(id).is_ok_and(|inode| {
+            inode.kind == FileKind::Regular
+                && below(&inode)
+                && (self.syncs() || self.stat(&inode).is_ok_and(|attr| self.is_long_to_copy(attr.size)))
+        })
+    }
+
+    /// Returns whether copying a file of so many bytes up takes long: it does where the copy is synced, and else where it
+    /// is of more bytes than a read asks for at once.
+    pub(super) fn is_long_to_copy(&self, size: u64) -> bool {
+        const SHORT: u64 = 1 << 17;
+        self.syncs() || size > SHORT
+    }
+
+    fn syncs(&self) -> bool {
+        self.upper.as_ref().is_some_and(|upper| upper.durable)
     }
 
     /// Returns a descriptor for the data of `inode`; for writing, the caller has copied it up.

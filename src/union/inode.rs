@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
-use super::name_index::{NameIndex, PARTS_MIN};
+use super::name_index::NameIndex;
 use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::{DotWh, LayerDir, Serial};
 
@@ -95,8 +95,10 @@ pub struct Dir {
     /// Whether upper's part holds `.wh.` names.
     pub dotwh: DotWh,
     default_acl: AtomicU8,
-    /// Which lower parts have a name, once somebody listed them, or asked and there are many.
+    /// Which lower parts have a name, once somebody listed them, or asked often.
     names: OnceLock<Option<Box<NameIndex>>>,
+    /// How often a name was looked up before that was known.
+    asked: AtomicU32,
 }
 
 impl Dir {
@@ -111,17 +113,20 @@ impl Dir {
             dotwh: DotWh::default(),
             default_acl: AtomicU8::new(0),
             names: OnceLock::new(),
+            asked: AtomicU32::new(0),
         }
     }
 
-    /// Returns which lower parts have a name, where it is known or there are many; then `make` reads them.
+    /// Returns which lower parts have a name, where it is known or was asked for often; then `make` reads them.
     ///
-    /// `None` for few parts, and where they cannot be read: then each is asked.
+    /// `None` where it is not known, and where they cannot be read: then each is asked.
     pub fn names(&self, make: impl FnOnce() -> Option<NameIndex>) -> Option<&NameIndex> {
-        if self.lower.len() < PARTS_MIN {
-            return self.names.get()?.as_deref();
+        if let Some(known) = self.names.get() {
+            return known.as_deref();
         }
-        self.names.get_or_init(|| make().map(Box::new)).as_deref()
+        // Relaxed: a hint; whoever counts wrong reads the names a little earlier or later.
+        let often = self.lower.len() > 1 && self.asked.fetch_add(1, Ordering::Relaxed) >= NameIndex::WORTH;
+        if often { self.names.get_or_init(|| make().map(Box::new)).as_deref() } else { None }
     }
 
     /// Records which lower parts have a name, as `make` finds out of a listing, where it is not known.

@@ -42,13 +42,6 @@ pub(super) struct Identity {
     real: Real,
 }
 
-impl Identity {
-    /// Returns the number that stat(2) would show.
-    pub(super) fn number(&self) -> u64 {
-        self.number
-    }
-}
-
 /// Whether the caller will refer to an inode, and so forget it later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Count {
@@ -202,7 +195,7 @@ impl Union {
     }
 
     /// Works out the identity of a file in upper: its number is that of the lower file it was copied up from.
-    pub(super) fn identify_upper(&self, parent: &Arc<Inode>, name: &OsStr, hit: &Hit, own: u64) -> Result<Identity> {
+    fn identify_upper(&self, parent: &Arc<Inode>, name: &OsStr, hit: &Hit, own: u64) -> Result<Identity> {
         let mut identity =
             Identity { number: own, from_below: false, upper_ino: hit.attr.ino, nlink_delta: None, real: Real::Upper };
         let dir = dir_of(parent)?;
@@ -219,8 +212,8 @@ impl Union {
         }
         let value = self.namespace.get(fd.as_fd(), name, Mark::Origin).map_err(failed)?;
         let Some(origin) = value.as_deref().and_then(Origin::decode) else { return Ok(identity) };
-        if let (Some(dev), Some(ino)) = (self.numbers.device(&origin.uuid), origin.inode_number()) {
-            identity.number = self.numbers.number(dev, ino);
+        if let Some(number) = self.number_of_origin(&origin) {
+            identity.number = number;
             identity.from_below = true;
         }
         let entry = upper.work.index().zip(origin.index_name().filter(|_| marks.nlink));
@@ -232,6 +225,11 @@ impl Union {
             identity.real = Real::Index(entry.as_os_str().into());
         }
         Ok(identity)
+    }
+
+    /// Returns the number that a file has which says that it was copied from `origin`.
+    pub(super) fn number_of_origin(&self, origin: &Origin) -> Option<u64> {
+        Some(self.numbers.number(self.numbers.device(&origin.uuid)?, origin.inode_number()?))
     }
 
     /// Works out the identity of a lower hard link that was copied up under another name.

@@ -30,6 +30,7 @@ mod merge;
 mod name_index;
 mod numbers;
 mod owners;
+mod pace;
 mod parts;
 mod readdir;
 mod remove;
@@ -59,9 +60,9 @@ pub use file::Seek;
 pub use handle::{Fh, OpenFile};
 pub use inode::{Ino, NodeId};
 pub use lookup::Entry;
+pub use pace::Attempt;
 pub use parts::LowerPart;
 pub use readdir::{DirEntry, Flow, Looked};
-pub use remove::Unlinked;
 pub use rename::RenameFlags;
 pub use usage::{CopyUps, Usage};
 

@@ -2,15 +2,12 @@
 //! not costs none, however many layers there are.
 //!
 //! Lower directories never change, so an index holds for the life of the inode. It is made when the directory is listed,
-//! and where asking each part would be slow, when a name is first looked up.
+//! and where there are several parts, when names were looked up so often that asking each part has cost about as much.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use super::listing::hash;
-
-/// From how many lower parts on a directory gets an index when a name is looked up in it.
-pub const PARTS_MIN: usize = 4;
 
 /// The parts, counted from the topmost lower one, that have each name.
 ///
@@ -41,6 +38,10 @@ impl FromIterator<(u64, u16)> for NameIndex {
 }
 
 impl NameIndex {
+    /// From so many lookups on an index is worth its making: a part is opened and listed in the time of about so many
+    /// stats, and one of them is made in each part for each lookup.
+    pub const WORTH: u32 = 8;
+
     /// Returns the first part at or after `from` that has `name`, or a name that cannot be told from it here.
     pub fn next(&self, name: &OsStr, from: usize) -> Option<usize> {
         let sought = short(hash(name.as_bytes()));

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::copy_up::Data;
 use super::inode::{Inode, NodeId, Real};
+use super::pace::{ATTEMPTS, Attempt, Pace};
 use super::search::{Hit, Top};
 use super::{Union, dir_of};
 use crate::error::{Error, Result};
@@ -18,25 +19,6 @@ use crate::layer::publish::Publish;
 use crate::layer::upper::{New, Place, Upper};
 use crate::layer::whiteout::{Format, Standing};
 use crate::sys::{dents, xattr};
-
-/// What became of a quick attempt to remove a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unlinked {
-    /// It is removed.
-    Done,
-    /// Nothing is done: the other names of the file need a copy of its data first.
-    Copies,
-}
-
-/// How often an operation looks at its names anew because others changed them while it copied up.
-pub(super) const ATTEMPTS: usize = 100;
-
-/// Whether an operation may copy data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Pace {
-    Any,
-    Quick,
-}
 
 impl Union {
     /// Removes the name `name` of a file in `parent`.
@@ -47,11 +29,11 @@ impl Union {
     }
 
     /// Removes a name as [`Union::unlink`], unless data must be copied up for it first.
-    pub fn unlink_quickly(&self, parent: NodeId, name: Name<'_>) -> Result<Unlinked> {
+    pub fn unlink_quickly(&self, parent: NodeId, name: Name<'_>) -> Result<Attempt> {
         self.unlink_at_pace(parent, name, Pace::Quick)
     }
 
-    fn unlink_at_pace(&self, parent: NodeId, name: Name<'_>, pace: Pace) -> Result<Unlinked> {
+    fn unlink_at_pace(&self, parent: NodeId, name: Name<'_>, pace: Pace) -> Result<Attempt> {
         let parent = self.directory(parent)?;
         let mut kept = false;
         for _ in 0..ATTEMPTS {
@@ -61,7 +43,7 @@ impl Union {
                 return Err(Error::Refused(Errno::ISDIR));
             }
             if parent.is_upper() && (kept || !self.will_stay_linked(&hit)) {
-                return self.unlink_locked(&parent, name, &hit).map(|()| Unlinked::Done);
+                return self.unlink_locked(&parent, name, &hit).map(|()| Attempt::Done);
             }
             // What is copied up is copied without the lock; then all is looked at anew.
             drop(names);
@@ -69,8 +51,8 @@ impl Union {
             if self.will_stay_linked(&hit) {
                 // Its other names must go on leading to one file with the right count, which the index keeps.
                 let inode = self.hold(&parent, &name, &hit)?;
-                if pace == Pace::Quick && !inode.is_upper() {
-                    return Ok(Unlinked::Copies);
+                if pace == Pace::Quick && !inode.is_upper() && self.is_long_to_copy(hit.attr.size) {
+                    return Ok(Attempt::Long);
                 }
                 self.copy_up_name(&inode, &parent, &name, Data::Metadata)?;
                 kept = true;
@@ -90,11 +72,6 @@ impl Union {
         self.unname(parent, &inode, &name, pinned);
         drop(leaving);
         self.drop_unused_index(&inode)
-    }
-
-    /// Returns whether the directory `id` has lower parts, so that changing a name in it may take long.
-    pub fn has_lower_parts(&self, id: NodeId) -> bool {
-        self.inode(id).is_ok_and(|inode| inode.dir().is_some_and(|dir| !dir.lower.is_empty()))
     }
 
     /// Removes the empty directory `name` in `parent`. Errors: ENOENT, ENOTDIR, ENOTEMPTY, EROFS.

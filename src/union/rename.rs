@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use super::copy_up::Data;
 use super::create::remove_mark;
 use super::inode::{Inode, NodeId};
-use super::remove::ATTEMPTS;
+use super::pace::{ATTEMPTS, Attempt, Pace};
 use super::search::{Hit, InUpper, Top};
 use super::{Union, UpperDir, dir_of};
 use crate::config::RedirectDir;
@@ -69,6 +69,14 @@ impl<'a> Renaming<'a> {
             .into_iter()
             .filter_map(|(copied, end)| copied.then_some(end))
     }
+
+    /// Whether much must be copied up first, or a directory that is replaced be emptied of whiteouts.
+    fn is_long(&self, union: &Union) -> bool {
+        let mut copied = self.ends_to_copy(union).filter_map(|end| end.hit.as_ref());
+        let copies =
+            copied.any(|hit| hit.attr.kind == super::FileKind::Regular && union.is_long_to_copy(hit.attr.size));
+        copies || !self.exchanged && self.target.is_some_and(|(hit, _)| hit.attr.is_dir())
+    }
 }
 
 impl Union {
@@ -84,6 +92,28 @@ impl Union {
         new_name: Name<'_>,
         flags: RenameFlags,
     ) -> Result<()> {
+        self.rename_at_pace((parent, name), (new_parent, new_name), flags, Pace::Any).map(drop)
+    }
+
+    /// Renames as [`Union::rename`], unless that takes long.
+    pub fn rename_quickly(
+        &self,
+        parent: NodeId,
+        name: Name<'_>,
+        new_parent: NodeId,
+        new_name: Name<'_>,
+        flags: RenameFlags,
+    ) -> Result<Attempt> {
+        self.rename_at_pace((parent, name), (new_parent, new_name), flags, Pace::Quick)
+    }
+
+    fn rename_at_pace(
+        &self,
+        (parent, name): (NodeId, Name<'_>),
+        (new_parent, new_name): (NodeId, Name<'_>),
+        flags: RenameFlags,
+        pace: Pace,
+    ) -> Result<Attempt> {
         if flags.contains(RenameFlags::EXCHANGE) && flags != RenameFlags::EXCHANGE {
             return Err(Error::Refused(Errno::INVAL));
         }
@@ -100,7 +130,7 @@ impl Union {
             self.present(&from, name)?;
             // As rename(2) for two names of one file: nothing happens.
             let refused = flags.contains(RenameFlags::NOREPLACE);
-            return if refused { Err(Error::Refused(Errno::EXIST)) } else { Ok(()) };
+            return if refused { Err(Error::Refused(Errno::EXIST)) } else { Ok(Attempt::Done) };
         }
         for _ in 0..ATTEMPTS {
             let tree = (!Arc::ptr_eq(&from, &to)).then(|| self.tree.lock());
@@ -109,10 +139,13 @@ impl Union {
                 let old = self.rename_end(&from, name)?;
                 let new = self.rename_end(&to, new_name)?;
                 let Some(renaming) = self.check_rename(&old, &new, flags)? else {
-                    return Ok(());
+                    return Ok(Attempt::Done);
                 };
+                if pace == Pace::Quick && renaming.is_long(self) {
+                    return Ok(Attempt::Long);
+                }
                 if renaming.ends_to_copy(self).next().is_none() {
-                    return self.rename_locked(&renaming, flags);
+                    return self.rename_locked(&renaming, flags).map(|()| Attempt::Done);
                 }
                 // What is copied up is copied without the locks; then all is looked at anew.
                 drop((locks, tree));

@@ -3,6 +3,8 @@
 use std::ffi::OsStr;
 use std::sync::atomic::Ordering;
 
+use rustix::io::Errno;
+
 use super::{at_pace, copies};
 use crate::error::Result;
 use crate::fuse::answer::{Answer, Served};
@@ -14,7 +16,7 @@ use crate::fuse::request::{Malformed, Request};
 use crate::fuse::server::Server;
 use crate::fuse::statistics::Operation;
 use crate::sys::memory;
-use crate::union::{FileKind, Name, New, NodeId, RenameFlags, Union, Unlinked};
+use crate::union::{Attempt, FileKind, Name, New, NodeId, RenameFlags};
 
 /// After so many FORGETs, which come in floods, the memory is given back: some megabytes.
 const FORGOTTEN: u64 = 1 << 14;
@@ -23,7 +25,7 @@ pub(super) fn lookup(server: &Server, mut request: Request<'_>) -> std::result::
     let name = request.arguments.string()?;
     let found = with_name(name, |name| server.union.lookup(request.node, name));
     Ok(match found {
-        Err(error) if error.errno() == rustix::io::Errno::NOENT && !server.negative_timeout.is_zero() => {
+        Err(error) if error.errno() == Errno::NOENT && !server.negative_timeout.is_zero() => {
             Answer::Entry(absent(server.negative_timeout))
         }
         found => Answer::of(found, |entry| Answer::Entry(server.entry(&entry))),
@@ -88,6 +90,10 @@ fn make(server: &Server, request: &Request<'_>, name: &OsStr, new: New<'_>, mode
 }
 
 pub(super) fn create(server: &Server, mut request: Request<'_>) -> std::result::Result<Served, Malformed> {
+    if !server.opens_files {
+        // It makes the file by MKNOD from now on, and opens it without asking: then there is nothing to release either.
+        return Ok(Answer::Error(Errno::NOSYS).into());
+    }
     let made: CreateIn = request.arguments.fixed()?;
     let created = with_name(request.arguments.string()?, |name| {
         server.union.create(request.node, name, New::Regular, made.mode, made.umask, request.caller)
@@ -107,11 +113,11 @@ pub(super) fn link(server: &Server, mut request: Request<'_>) -> std::result::Re
 pub(super) fn unlink(server: &Server, mut request: Request<'_>) -> std::result::Result<Served, Malformed> {
     let (parent, name) = (request.node, request.arguments.string()?);
     Ok(match with_name(name, |name| server.union.unlink_quickly(parent, name)) {
-        Ok(Unlinked::Copies) => {
+        Ok(Attempt::Long) => {
             let name = name.to_owned();
             Served::later(move |server| Answer::done(with_name(&name, |name| server.union.unlink(parent, name))))
         }
-        unlinked => Answer::done(unlinked.map(|_| ())).into(),
+        unlinked => Answer::done(unlinked.map(drop)).into(),
     })
 }
 
@@ -142,13 +148,26 @@ fn move_name(
     flags: RenameFlags,
 ) -> std::result::Result<Served, Malformed> {
     let parent = request.node;
-    let (name, new_name) = (request.arguments.string()?.to_owned(), request.arguments.string()?.to_owned());
-    let merged = move |union: &Union| union.has_lower_parts(parent) || union.has_lower_parts(new_parent);
-    Ok(at_pace(server, merged, move |server| {
-        Answer::done(with_name(&name, |name| {
-            with_name(&new_name, |new_name| server.union.rename(parent, name, new_parent, new_name, flags))
-        }))
-    }))
+    let (name, new_name) = (request.arguments.string()?, request.arguments.string()?);
+    let renamed = with_names(name, new_name, |name, new_name| {
+        server.union.rename_quickly(parent, name, new_parent, new_name, flags)
+    });
+    Ok(match renamed {
+        Ok(Attempt::Long) => {
+            let (name, new_name) = (name.to_owned(), new_name.to_owned());
+            Served::later(move |server| {
+                Answer::done(with_names(&name, &new_name, |name, new_name| {
+                    server.union.rename(parent, name, new_parent, new_name, flags)
+                }))
+            })
+        }
+        renamed => Answer::done(renamed.map(drop)).into(),
+    })
+}
+
+/// Checks two names and calls with them.
+fn with_names<T>(name: &OsStr, other: &OsStr, call: impl FnOnce(Name<'_>, Name<'_>) -> Result<T>) -> Result<T> {
+    call(Name::new(name)?, Name::new(other)?)
 }
 
 /// Checks a name and calls with it.
