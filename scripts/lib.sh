@@ -185,6 +185,40 @@ unpack_root() {
     tar -x -f "$1" -C "$2" --numeric-owner --same-owner --same-permissions --xattrs --xattrs-include='*'
 }
 
+# download_packages ROOT DEBS PACKAGE...: downloads the packages, and what they need and ROOT lacks, into DEBS, once.
+# Chosen by the host's apt for the root's release: the sources and the list of installed packages are the root's,
+# so that the host may be of another release.
+download_packages() {
+    local root=$1 debs=$2 apt status=0
+    shift 2
+    ! compgen -G "$debs/*.deb" >/dev/null || return 0
+    say "downloading $* and what they depend on"
+    apt=$(mktemp -d)
+    mkdir -p "$apt/state/lists/partial" "$apt/cache/archives/partial"
+    cp "$root/var/lib/dpkg/status" "$apt/status"
+    local options=(
+        -o Dir::State="$apt/state" -o Dir::State::status="$apt/status" -o Dir::Cache="$apt/cache"
+        -o Dir::Etc::SourceList="$root/etc/apt/sources.list" -o Dir::Etc::SourceParts=/dev/null
+        -o Dir::Etc::Preferences=/dev/null -o Dir::Etc::PreferencesParts=/dev/null
+        -o APT::Architecture="$(cat "$root/var/lib/dpkg/arch" 2>/dev/null || dpkg --print-architecture)"
+        -o APT::Sandbox::User=root -o Debug::NoLocking=true
+    )
+    if {
+        apt-get "${options[@]}" update &&
+            apt-get "${options[@]}" install -y --no-install-recommends --download-only "$@"
+    } >"$apt/log" 2>&1 </dev/null; then
+        mkdir -p "$debs.part.$$"
+        mv "$apt"/cache/archives/*.deb "$debs.part.$$/"
+        # A run beside this one may have been first; its files are the same ones.
+        mv -T "$debs.part.$$" "$debs" 2>/dev/null || rm -rf "$debs.part.$$"
+    else
+        tail -n 20 "$apt/log" >&2
+        status=1
+    fi
+    rm -rf "$apt"
+    return $status
+}
+
 # tree_sum DIR: one checksum of a whole tree: names, contents, types, modes, owners, xattrs, ACLs, link
 # structure and times. The change times are summed too: nobody can set them back, so an equal sum
 # says that nothing was written in between, not even something that was undone.
