@@ -50,8 +50,9 @@ SIZES = {
     "tiny": Size(30, 10, 10, 200, 40, 40, 40, 4, 64, 128, 5, 2),
 }
 DEEP_DIRECTORIES = 40
-# What is unpacked and what the repository holds, where the root has it.
-SOURCES = ("usr/include", "usr/lib/gcc", "usr/lib/python3.11", "usr/share/perl")
+# What is unpacked, and what the repository holds: as far as the root has it.
+UNPACKED = ("usr/include", "usr/lib/gcc", "usr/lib/python3.11", "usr/share/perl")
+CLONED = ("usr/include", "usr/lib/python3.11")
 
 
 def write_file(path: Path, size: int) -> None:
@@ -138,16 +139,16 @@ def make_merged(out: Path) -> None:
     merged = out / "merged"
     merged.mkdir()
     for layer in ("l0", "l1"):
-        run("cp", "-a", "--remove-destination", out / layer / ".", merged)
+        # (A Path would swallow the dot.)
+        run("cp", "-a", "--remove-destination", f"{out / layer}/.", merged)
     # All of l2 but the large files: the one that is read is linked, the others are there to be changed.
-    # Its entries are copied one by one, since the whole would bring the large ones along.
     for path in (out / "l2").iterdir():
         if path.name != "srv":
-            run("cp", "-a", "--remove-destination", path, merged)
+            run("cp", "-a", "--remove-destination", "-T", path, merged / path.name)
     for path in (out / "l2/srv").iterdir():
         if path.name != "big":
             (merged / "srv").mkdir(exist_ok=True)
-            run("cp", "-a", path, merged / "srv")
+            run("cp", "-a", "-T", path, merged / "srv" / path.name)
     (merged / "srv/big").mkdir()
     os.link(out / "l2/srv/big/f1g", merged / "srv/big/f1g")
     for directory, _, names in os.walk(merged):
@@ -179,15 +180,16 @@ def make_million(million: Path, size: Size) -> None:
 
 
 def make_inputs(out: Path) -> None:
-    sources = [name for name in SOURCES if (out / "l0" / name).is_dir()]
-    run("tar", "-cf", out / "x.tar", "-C", out / "l0", *sources)
+    unpacked, cloned = ([name for name in names if (out / "l0" / name).is_dir()] for names in (UNPACKED, CLONED))
+    run("tar", "-cf", out / "x.tar", "-C", out / "l0", *unpacked)
     with tempfile.TemporaryDirectory(dir=out) as work:
-        run("cp", "-a", *(out / "l0" / name for name in sources if not name.endswith("gcc")), work)
+        run("cp", "-a", *(out / "l0" / name for name in cloned), work)
+        environment = os.environ | {"GIT_CONFIG_GLOBAL": "/dev/null"}
         git = ("git", "-C", work, "-c", "user.name=bench", "-c", "user.email=bench@localhost", "-c", "gc.auto=0")
-        run(*git, "init", "-q", "-b", "main")
-        run(*git, "add", "-f", ".")
-        run(*git, "commit", "-q", "-m", "a tree to clone")
-        run("git", "clone", "-q", "--bare", work, out / "repo.git", env=os.environ | {"GIT_CONFIG_GLOBAL": "/dev/null"})
+        run(*git, "init", "-q", "-b", "main", env=environment)
+        run(*git, "add", "-f", ".", env=environment)
+        run(*git, "commit", "-q", "-m", "a tree to clone", env=environment)
+        run("git", "clone", "-q", "--bare", work, out / "repo.git", env=environment)
 
 
 def own(path: Path, owner: int) -> None:

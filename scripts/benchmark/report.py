@@ -141,6 +141,20 @@ def spread(party: Party) -> str | None:
     return f"Between the slowest and the fastest repetition of a figure lie {100 * statistics.median(found):.0f} % of it (median over all figures)."
 
 
+def different_work(party: Party) -> list[str]:
+    """A candidate that has done less, or more, than another one: its time is of something else."""
+    lines = []
+    for candidate in party.candidates:
+        found = []
+        for workload in party.workloads:
+            mine, other = (party.cell(workload["name"], name).get("count") for name in (candidate["name"], BASE))
+            if mine and other and mine != other:
+                found.append(f"{workload['name']} {mine} for {other}")
+        if found:
+            lines.append(f"- {candidate['label']} saw another number of entries than the kernel: {', '.join(found)}")
+    return lines
+
+
 def section(party: Party, level: str) -> list[str]:
     count = party.found["repetitions"]
     how = f"median of {count} repetitions" if count > 1 else "one repetition"
@@ -151,9 +165,8 @@ def section(party: Party, level: str) -> list[str]:
             lines += means(party, base, label) + [""]
     if text := spread(party):
         lines += [text, ""]
-    for warning in party.found["warnings"]:
-        lines += [f"- {warning}"]
-    return lines + ([""] if party.found["warnings"] else [])
+    remarks = different_work(party) + [f"- {warning}" for warning in party.found["warnings"]]
+    return lines + remarks + ([""] if remarks else [])
 
 
 def describe(facts: dict[str, str]) -> str:

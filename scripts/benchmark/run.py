@@ -174,6 +174,7 @@ class Runner:
                 missing = next((before for before in workload.after if before in broken), None)
                 if missing:
                     raise Failed(f"{missing}, which comes before it, failed")
+                place.count = None
                 value = workload.run(place)
             except (Failed, OSError) as failure:
                 broken[workload.name] = str(failure)
@@ -182,7 +183,9 @@ class Runner:
                     self.results.fail(workload.name, name, str(failure).replace(str(place.mounted.scratch), "…"))
             else:
                 if workload.name in chosen:
-                    self.results.cell(workload.name, name)["values"].append(value)
+                    cell = self.results.cell(workload.name, name)
+                    cell["values"].append(value)
+                    cell["count"] = place.count
 
 
 def obstacle(group: Group, workload: Workload, mounted: Mounted, settings: Settings) -> str | None:

@@ -56,6 +56,8 @@ class Place:
     mounted: Mounted
     settings: Settings
     memo: dict[str, float] = field(default_factory=dict)
+    # Of what the last command said that it had done.
+    count: str | None = None
 
     def __post_init__(self) -> None:
         root = self.mounted.root
@@ -89,11 +91,12 @@ class Place:
             raise
         if process.returncode:
             said = (errors.strip() or output.strip()).splitlines()
-            raise Failed(said[-1] if said else f"{words[0]} ended with status {process.returncode}")
+            raise Failed("; ".join(said[-3:]) if said else f"{words[0]} ended with status {process.returncode}")
         return output
 
     def ops(self, mode: str, path: Path, *more: object) -> float:
-        return float(self.run(self.settings.programs / "ops", mode, path, *more).split()[0])
+        seconds, self.count = self.run(self.settings.programs / "ops", mode, path, *more).split()[:2]
+        return float(seconds)
 
     def clock(self, *words: object, **more: object) -> float:
         begin = time.monotonic()
@@ -145,6 +148,11 @@ def three_layers(settings: Settings) -> Stack:
 
 def three_volatile(settings: Settings) -> Stack:
     return Stack(settings.data, ("l2", "l1", "l0"), volatile=True)
+
+
+def debian_root(settings: Settings) -> Stack:
+    """Alone: the layers above it hide files without asking whether a program needs them."""
+    return Stack(settings.data, ("l0",))
 
 
 def lowest(count: int) -> Callable[[Settings], Stack]:
@@ -340,7 +348,8 @@ def apt_install(place: Place) -> float:
         return place.clock(*inside, "DEBIAN_FRONTEND=noninteractive", *apt, *packages)
     finally:
         for path in reversed(bound):
-            place.run("umount", "-R", "-l", path)
+            # Lazily, and so with what is mounted below it, which a user namespace cannot unmount alone.
+            place.run("umount", "-l", path)
 
 
 def without_packages(mounted: Mounted, settings: Settings) -> str | None:
@@ -350,7 +359,7 @@ def without_packages(mounted: Mounted, settings: Settings) -> str | None:
 APT = Group("apt", "Programs", (
     Workload("apt_install", "apt-get install of jq, rsync, vim and what they need, in a chroot", "cold", apt_install,
              obstacle=without_packages),
-), three_layers, ("var/lib/dpkg", "usr"), copies_up=True)  # fmt: skip
+), debian_root, ("var/lib/dpkg", "usr"), copies_up=True)  # fmt: skip
 
 
 def groups(settings: Settings) -> list[Group]:
