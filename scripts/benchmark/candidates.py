@@ -191,16 +191,24 @@ class Mounted:
     def __exit__(self, *_: object) -> None:
         self.end()
 
+    def unmount(self, *options: str) -> bool:
+        """Whether nothing is mounted there afterwards. Given up where it hangs: the daemon's end frees it."""
+        words = ["umount", *options, str(self.mountpoint)]
+        try:
+            subprocess.run(words, stderr=subprocess.DEVNULL, timeout=UNMOUNTED, check=False)
+        except subprocess.TimeoutExpired:
+            return False
+        return not is_mounted(self.mountpoint)
+
     def end(self) -> None:
         deadline = time.monotonic() + UNMOUNTED
-        while is_mounted(self.mountpoint):
-            if subprocess.run(["umount", self.mountpoint], stderr=subprocess.DEVNULL, timeout=120, check=False).returncode:
-                if time.monotonic() > deadline:
-                    self.complaints.append("it could not be unmounted, and was detached")
-                    self.abort()
-                    subprocess.run(["umount", "-l", self.mountpoint], stderr=subprocess.DEVNULL, timeout=30, check=False)
-                    break
-                time.sleep(0.1)
+        while is_mounted(self.mountpoint) and not self.unmount():
+            if time.monotonic() > deadline:
+                self.complaints.append("it could not be unmounted, and was detached")
+                self.abort()
+                self.unmount("--lazy")
+                break
+            time.sleep(0.1)
         if self.daemon is not None:
             try:
                 self.daemon.wait(ENDED)

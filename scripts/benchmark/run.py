@@ -106,8 +106,15 @@ class Runner:
     def __init__(self, arguments: argparse.Namespace, settings: Settings, results: Results) -> None:
         self.settings, self.results, self.scratch = settings, results, arguments.scratch
         self.only = [name for name in arguments.only.split(",") if name]
-        self.measured = [make_candidate(words, arguments.rootless, arguments.programs) for words in arguments.candidate]
+        self.measured = []
+        for words in arguments.candidate:
+            if arguments.rootless and words.endswith(":passthrough"):
+                results.warn("unionfs-rs with --io passthrough is not measured: it is for the machine's root")
+            else:
+                self.measured.append(make_candidate(words, arguments.rootless, arguments.programs))
         self.groups = [g for g in workloads.groups(settings) if any(is_chosen(self.only, g, w) for w in g.workloads)]
+        if not self.measured:
+            raise SystemExit("there is no candidate to measure")
         if not self.groups:
             raise SystemExit(f"no workload is called {arguments.only} (see --list)")
 

@@ -90,8 +90,8 @@ class Place:
             os.killpg(process.pid, signal.SIGKILL)
             raise
         if process.returncode:
-            said = (errors.strip() or output.strip()).splitlines()
-            raise Failed("; ".join(said[-3:]) if said else f"{words[0]} ended with status {process.returncode}")
+            said = [line for line in (errors.strip() or output.strip()).splitlines() if line]
+            raise Failed("; ".join(said[-2:])[:300] if said else f"{words[0]} ended with status {process.returncode}")
         return output
 
     def ops(self, mode: str, path: Path, *more: object) -> float:
