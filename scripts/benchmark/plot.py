@@ -4,7 +4,9 @@ logarithmic scale. Plain SVG, readable on a light and on a dark page."""
 import math
 from html import escape
 
-ROW, HEAD, LEFT, RIGHT, SCALE = 18, 70, 190, 30, 560
+ROW, HEAD, LEFT, RIGHT, SCALE = 18, 90, 190, 30, 600
+# What lies further out is drawn at the edge; the tables have the figure.
+LOWEST, HIGHEST = 0.02, 50.0
 # Of one lightness, so that they can be told apart on both grounds; the shape tells them apart without colour.
 MARKS = {
     "plain": ("#8a8a8a", "diamond"),
@@ -53,20 +55,20 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def draw(party, base: str) -> str:
-    """`party` is report.Party; workloads without a figure of `base` have no row."""
+    """`party` is report.Party; workloads without a time of `base` have no row."""
     others = [candidate for candidate in party.candidates if candidate["name"] != base]
     rows: list[tuple[str | None, str, list[tuple[dict, float]]]] = []
     for kind in party.kinds():
-        names = [w["name"] for w in party.workloads if w["kind"] == kind and party.median(w["name"], base)]
-        found = [(name, [(c, r) for c in others if (r := party.ratio(name, c["name"], base))]) for name in names]
+        timed = [w["name"] for w in party.workloads if w["kind"] == kind and w["unit"] == "s"]
+        found = [(name, [(c, r) for c in others if (r := party.ratio(name, c["name"], base))]) for name in timed]
         found = [(name, ratios) for name, ratios in found if ratios]
         rows += [(kind, "", [])] if found else []
         rows += [(None, name, ratios) for name, ratios in found]
     every = [ratio for _, _, ratios in rows for _, ratio in ratios] + [1.0]
-    low, high = min(every) / 1.2, max(every) * 1.2
+    low, high = max(min(every), LOWEST) / 1.2, min(max(every), HIGHEST) * 1.2
 
     def x(ratio: float) -> float:
-        return LEFT + SCALE * math.log(ratio / low) / math.log(high / low)
+        return LEFT + SCALE * math.log(min(max(ratio, low), high) / low) / math.log(high / low)
 
     width, height = LEFT + SCALE + RIGHT, HEAD + ROW * len(rows) + 30
     bottom = HEAD + ROW * len(rows)
@@ -76,12 +78,16 @@ def draw(party, base: str) -> str:
         f"<style>{STYLE}</style>",
         f'<rect class="ground" width="{width}" height="{height}"/>',
     ]
-    at = 10.0
+    at, line = 10.0, 16
     for candidate in others:
-        out.append(mark(candidate["name"], at + 5, 16, candidate["label"]))
-        out.append(f'<text x="{at + 14:.0f}" y="20">{escape(candidate["label"])}</text>')
-        at += 32 + 6.3 * len(candidate["label"])
-    out.append(f'<text class="note" x="10" y="42">time as a multiple of the kernel\'s overlayfs; further left is faster</text>')
+        needed = 32 + 6.3 * len(candidate["label"])
+        if at + needed > width:
+            at, line = 10.0, line + 20
+        out.append(mark(candidate["name"], at + 5, line, candidate["label"]))
+        out.append(f'<text x="{at + 14:.0f}" y="{line + 4}">{escape(candidate["label"])}</text>')
+        at += needed
+    note = "time as a multiple of the kernel's overlayfs; further left is faster"
+    out.append(f'<text class="note" x="10" y="{HEAD - 30}">{note}</text>')
     for step in ticks(low, high):
         name = "one" if step == 1 else "grid"
         out.append(f'<line class="{name}" x1="{x(step):.1f}" x2="{x(step):.1f}" y1="{HEAD - 6}" y2="{bottom}"/>')
