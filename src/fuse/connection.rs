@@ -4,7 +4,10 @@ use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::OFlags;
 use rustix::io::{Errno, Result};
+use smallvec::SmallVec;
 use zerocopy::IntoBytes;
 
 use super::protocol::{NOTIFY_INVAL_INODE, NotifyInvalInodeOut, OutHeader};
@@ -13,6 +16,17 @@ use crate::union::NodeId;
 
 /// Room for the header of an answer.
 pub(super) const HEADER: usize = size_of::<OutHeader>();
+
+/// What reading has brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Received {
+    /// A request of so many bytes.
+    Request(usize),
+    /// There is none at the moment.
+    Nothing,
+    /// The mount is gone.
+    End,
+}
 
 /// An open /dev/fuse that belongs to a mount.
 #[derive(Debug)]
@@ -30,16 +44,34 @@ impl Connection {
         self.device.as_fd()
     }
 
-    /// Waits for a request and returns its length; `None` when the mount is gone.
-    pub(super) fn receive(&self, buffer: &mut [u8]) -> Result<Option<usize>> {
+    /// Reads a request, waiting for it unless [`Connection::stop_waiting`] was called.
+    pub(super) fn receive(&self, buffer: &mut [u8]) -> Result<Received> {
         loop {
-            match rustix::io::read(&self.device, &mut *buffer) {
-                Ok(len) => return Ok(Some(len)),
-                Err(Errno::NODEV) => return Ok(None),
+            return match rustix::io::read(&self.device, &mut *buffer) {
+                Ok(len) => Ok(Received::Request(len)),
+                Err(Errno::NODEV) => Ok(Received::End),
+                Err(Errno::AGAIN) => Ok(Received::Nothing),
                 // NOENT: the program that asked was killed before the request was read.
-                Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => {}
-                Err(errno) => return Err(errno),
-            }
+                Err(Errno::INTR | Errno::NOENT) => continue,
+                Err(errno) => Err(errno),
+            };
+        }
+    }
+
+    /// Has [`Connection::receive`] return at once from now on; [`Connection::wait`] waits.
+    pub(super) fn stop_waiting(&self) -> Result<()> {
+        let flags = rustix::fs::fcntl_getfl(&self.device)?;
+        rustix::fs::fcntl_setfl(&self.device, flags | OFlags::NONBLOCK)
+    }
+
+    /// Waits for a request, for the end, or for somebody to wake `waker`; it may also return for nothing.
+    pub(super) fn wait(&self, waker: Option<BorrowedFd<'_>>) -> Result<()> {
+        let watched = [Some(self.device.as_fd()), waker];
+        let mut polled: SmallVec<[PollFd<'_>; 2]> =
+            watched.into_iter().flatten().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+        match poll(&mut polled, None) {
+            Ok(_) | Err(Errno::INTR | Errno::AGAIN | Errno::NOMEM) => Ok(()),
+            Err(errno) => Err(errno),
         }
     }
 

@@ -4,13 +4,11 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
-
 use super::answer::{Answer, Served};
-use super::connection::Connection;
+use super::connection::{Connection, Received};
 use super::halt::Halt;
 use super::handshake::Agreed;
+use super::linger::Linger;
 use super::protocol::{InHeader, WriteIn};
 use super::request::{Malformed, Request};
 use super::serve::{finish, serve};
@@ -21,36 +19,45 @@ use crate::sys::memory::Pages;
 /// What comes before the data of a WRITE, in bytes.
 const BEFORE_DATA: usize = size_of::<InHeader>() + size_of::<WriteIn>();
 
-/// Takes requests until the mount is gone.
-pub(super) fn work(server: &Arc<Server>, agreed: &Agreed) -> io::Result<()> {
+/// Takes requests until the mount is gone; with `linger` the next one is looked for a while before the thread sleeps, and
+/// the connection must not wait.
+pub(super) fn work(server: &Arc<Server>, agreed: &Agreed, linger: Option<&Linger>) -> io::Result<()> {
     let mut desk = Desk::new(agreed)?;
-    while desk.serve_one(server)? == Came::Request {}
-    Ok(())
+    loop {
+        match desk.receive(server)? {
+            Received::End => return Ok(()),
+            Received::Request(len) => desk.serve(server, len, linger)?,
+            Received::Nothing => {
+                let mut came = Ok(Received::Nothing);
+                let looked = linger.is_some_and(|linger| {
+                    linger.look_for(|| {
+                        came = desk.receive(server);
+                        !matches!(came, Ok(Received::Nothing))
+                    })
+                });
+                match came? {
+                    Received::End => return Ok(()),
+                    Received::Request(len) => desk.serve(server, len, linger)?,
+                    Received::Nothing if looked => {}
+                    Received::Nothing => server.connection.wait(None)?,
+                }
+            }
+        }
+    }
 }
 
 /// Takes requests until the mount is gone, or `halt` is raised, of which `waker` tells.
 pub(super) fn work_until(server: &Arc<Server>, agreed: &Agreed, halt: &Halt, waker: &Waker) -> io::Result<()> {
     let mut desk = Desk::new(agreed)?;
+    server.connection.stop_waiting()?;
     while !halt.is_raised() {
-        let (device, waker) = (server.connection.device(), waker.as_fd());
-        let mut polled = [device, waker].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-        match poll(&mut polled, None) {
-            Err(Errno::INTR | Errno::AGAIN | Errno::NOMEM) => continue,
-            result => result?,
-        };
-        let came = polled.first().is_some_and(|device| !device.revents().is_empty());
-        if came && desk.serve_one(server)? == Came::End {
-            break;
+        match desk.receive(server)? {
+            Received::End => break,
+            Received::Request(len) => desk.serve(server, len, None)?,
+            Received::Nothing => server.connection.wait(Some(waker.as_fd()))?,
         }
     }
     Ok(())
-}
-
-/// What reading from /dev/fuse has brought.
-#[derive(PartialEq, Eq)]
-enum Came {
-    Request,
-    End,
 }
 
 /// Where a thread reads requests and what it answers.
@@ -66,10 +73,20 @@ impl Desk {
         Ok(Self { message, buffer: Pages::new(agreed.read_max())? })
     }
 
-    /// Waits for a request and serves it.
-    fn serve_one(&mut self, server: &Arc<Server>) -> io::Result<Came> {
-        let message = self.message.get_mut(rustix::param::page_size() - BEFORE_DATA..).unwrap_or_default();
-        let Some(len) = server.connection.receive(message)? else { return Ok(Came::End) };
+    fn room(&mut self) -> &mut [u8] {
+        self.message.get_mut(rustix::param::page_size() - BEFORE_DATA..).unwrap_or_default()
+    }
+
+    fn receive(&mut self, server: &Server) -> io::Result<Received> {
+        Ok(server.connection.receive(self.room())?)
+    }
+
+    /// Serves the request of `len` bytes that was received.
+    fn serve(&mut self, server: &Arc<Server>, len: usize, linger: Option<&Linger>) -> io::Result<()> {
+        if let Some(linger) = linger {
+            linger.note_request();
+        }
+        let message = self.message.get(rustix::param::page_size() - BEFORE_DATA..).unwrap_or_default();
         let request = message.get(..len).ok_or(Malformed).and_then(Request::whole);
         let request = request.map_err(|Malformed| io::Error::other("the kernel sent what is not a request"))?;
         let unique = request.unique;
@@ -83,7 +100,7 @@ impl Desk {
                 server.pool.clone().run(move || send(&server.connection, unique, &finish(&server, work)));
             }
         }
-        Ok(Came::Request)
+        Ok(())
     }
 }
 

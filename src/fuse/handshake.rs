@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::connection::Connection;
+use super::connection::{Connection, Received};
 use super::protocol::{InitFlags, InitIn, InitInExtended, InitOut, MINOR_MIN, Opcode, VERSION};
 use super::request::{Malformed, Request};
 use super::ring::{self, Ring};
@@ -135,7 +135,12 @@ pub(super) fn shake(connection: &Arc<Connection>, wishes: &Wishes) -> Result<Agr
     let mut buffer = vec![0; TRANSFER as usize + BESIDES_DATA];
     loop {
         let received = connection.receive(&mut buffer).map_err(|errno| errno.to_string())?;
-        let message = received.and_then(|len| buffer.get(..len)).ok_or("the mount is gone")?;
+        let len = match received {
+            Received::Request(len) => len,
+            Received::Nothing => continue,
+            Received::End => return Err("the mount is gone".into()),
+        };
+        let message = buffer.get(..len).unwrap_or_default();
         let malformed = |Malformed| "what the kernel sends is not the protocol's beginning";
         let mut request = Request::whole(message).map_err(malformed)?;
         let answer_error = |errno: Errno| connection.answer(request.unique, -errno.raw_os_error(), &[]);

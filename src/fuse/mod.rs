@@ -9,6 +9,7 @@ mod dev;
 mod device;
 mod halt;
 mod handshake;
+mod linger;
 mod passthrough;
 mod pool;
 mod protocol;

@@ -25,6 +25,7 @@ use super::connection::{Connection, HEADER};
 use super::dev;
 use super::halt::Halt;
 use super::handshake::Agreed;
+use super::linger::{self, Linger};
 use super::protocol::{Opcode, OutHeader};
 use super::request::{Malformed, Request};
 use super::serve::{finish, serve};
@@ -55,6 +56,7 @@ struct Waiting {
 struct Begin {
     server: Arc<Server>,
     halt: Arc<Halt>,
+    linger: Arc<Linger>,
 }
 
 impl Ring {
@@ -90,9 +92,12 @@ impl Ring {
         let dev = Waker::new()?;
         let wakers = self.queues.iter().map(|queue| queue.waker.clone()).chain([dev.clone()]);
         let halt = Arc::new(Halt::new(wakers.collect()));
+        // On a few processors all of them stay awake together; on many each thread for itself.
+        let together = (self.queues.len() <= linger::FEW).then(|| Arc::new(Linger::new()));
         let threads = self.queues.into_iter().map(|queue| {
+            let linger = together.clone().unwrap_or_else(|| Arc::new(Linger::new()));
             // A thread that is gone is found out when it is waited for.
-            let _ = queue.begin.send(Begin { server: server.clone(), halt: halt.clone() });
+            let _ = queue.begin.send(Begin { server: server.clone(), halt: halt.clone(), linger });
             queue.thread
         });
         let threads: Vec<_> = threads.collect();
@@ -134,8 +139,8 @@ fn prepare(
         Some(errno) => io::Error::from_raw_os_error(errno),
         None => io::Error::other(error.to_string()),
     }));
-    let (Ok(queue), Ok(Begin { server, halt })) = (made, begun.recv()) else { return Ok(()) };
-    end_all_on_failure(&halt, || work(&server, queue, &halt))
+    let (Ok(queue), Ok(Begin { server, halt, linger })) = (made, begun.recv()) else { return Ok(()) };
+    end_all_on_failure(&halt, || work(&server, queue, &halt, &linger))
 }
 
 /// Has this thread run on `processor` alone, if it may run there.
@@ -159,16 +164,22 @@ struct Found {
 /// Serves a queue until the mount is gone, or all threads are to end.
 ///
 /// Errors: those of the ring, and the kernel's when it takes an entry of it no more.
-fn work(server: &Arc<Server>, mut queue: Queue, halt: &Halt) -> io::Result<()> {
+fn work(server: &Arc<Server>, mut queue: Queue, halt: &Halt, linger: &Linger) -> io::Result<()> {
     let found = Arc::new(Found { entries: Mutex::default(), waker: queue.waker() });
     let mut words = Vec::new();
     let mut left = DEPTH;
     queue.register()?;
     while left > 0 && !halt.is_raised() {
-        queue.wait()?;
+        queue.exchange()?;
+        if linger.look_for(|| queue.has_news()) {
+            queue.exchange()?
+        } else {
+            queue.wait()?
+        }
         while let Some(event) = queue.next_event() {
             match event {
                 Event::Request(entry) => {
+                    linger.note_request();
                     if let Some(entry) = serve_entry(server, entry, &mut words, &found) {
                         queue.commit(entry)?;
                     }

@@ -13,6 +13,7 @@ use rustix::io::{Errno, FdFlags};
 
 use super::connection::Connection;
 use super::handshake::{self, Agreed, Failure, Wishes};
+use super::linger::{self, Linger};
 use super::server::Server;
 use super::statistics::Statistics;
 use super::unmounter::Unmounter;
@@ -218,9 +219,15 @@ impl Mount {
 ///
 /// Where one of them cannot be started or go on, the mount is taken down, which ends the others.
 fn serve(server: &Arc<Server>, agreed: &Agreed, threads: NonZeroUsize, unmounter: &Unmounter) -> io::Result<()> {
+    // On many processors, whose threads are as many, somebody would be awake for nothing most of the time.
+    let linger = (threads.get() <= linger::FEW).then(Linger::new);
+    if linger.is_some() {
+        server.connection.stop_waiting()?;
+    }
     let work = || {
         let panicked = |_| Err(io::Error::other("a thread that takes requests panicked"));
-        let done = catch_unwind(AssertUnwindSafe(|| dev::work(server, agreed))).unwrap_or_else(panicked);
+        let done =
+            catch_unwind(AssertUnwindSafe(|| dev::work(server, agreed, linger.as_ref()))).unwrap_or_else(panicked);
         done.inspect_err(|error| {
             log::error!("requests cannot be served any longer: {error}");
             unmounter.unmount_or_log();

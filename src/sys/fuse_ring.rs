@@ -159,6 +159,7 @@ impl Queue {
             .setup_single_issuer()
             .setup_coop_taskrun()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .build(entries)?;
         let waker = Waker::new()?;
         ring.submitter().register_files(&[device.as_raw_fd(), waker.as_fd().as_raw_fd()])?;
@@ -229,13 +230,27 @@ impl Queue {
 
     /// Waits for something to happen.
     pub fn wait(&mut self) -> io::Result<()> {
+        self.enter(1)
+    }
+
+    /// Hands over what was committed, and takes what has happened, without waiting.
+    pub fn exchange(&mut self) -> io::Result<()> {
+        self.enter(0)
+    }
+
+    /// Returns whether something has happened, without a system call.
+    pub fn has_news(&mut self) -> bool {
+        self.ring.submission().taskrun() || !self.ring.completion().is_empty()
+    }
+
+    fn enter(&mut self, want: usize) -> io::Result<()> {
         if !self.listens {
             let read = opcode::Read::new(EVENT, self.woken.as_mut_ptr(), 8).build().user_data(WAKE);
             // SAFETY: `woken` stays at its place on the heap for as long as the ring is there.
             unsafe { self.push(read.into()) }?;
             self.listens = true;
         }
-        match self.ring.submit_and_wait(1) {
+        match self.ring.submit_and_wait(want) {
             Err(error) => match error.raw_os_error().map(Errno::from_raw_os_error) {
                 Some(Errno::INTR) => Ok(()),
                 // The kernel has no room at the moment; what was not submitted is kept for the next time.
