@@ -147,6 +147,29 @@ build_release() {
     [ -x "$bin" ] || die "cargo built no $bin"
 }
 
+# ---- FUSE over io_uring --------------------------------------------------------------------------
+
+ring_switch=/sys/module/fuse/parameters/enable_uring
+
+# ring_obstacle: says why no mount can have its requests by io_uring here; nothing where it can.
+ring_obstacle() {
+    if [ ! -e "$ring_switch" ]; then
+        echo "the kernel has no FUSE over io_uring (Linux 6.14, CONFIG_FUSE_IO_URING)"
+    elif [ "$(cat "$ring_switch")" != Y ] && [ "$(id -u)" != 0 ]; then
+        echo "FUSE over io_uring is off, and only root can turn it on (echo Y >$ring_switch)"
+    fi
+}
+
+# with_ring COMMAND...: turns FUSE over io_uring on for as long as the command runs.
+with_ring() {
+    local before status=0
+    before=$(cat "$ring_switch")
+    [ "$before" = Y ] || { say "turning FUSE over io_uring on for this ($ring_switch)" && echo Y >"$ring_switch"; }
+    "$@" || status=$?
+    [ "$before" = Y ] || echo "$before" >"$ring_switch"
+    return "$status"
+}
+
 # ---- a real root filesystem ----------------------------------------------------------------------
 
 debian_suite=bookworm

@@ -46,7 +46,7 @@ fn failing(layers: &Layers, transport: &str, inject: &str) -> Spec {
 fn layers() -> Layers {
     let layers = Layers::new(1, Placement::OneFs);
     for name in 0..200 {
-        layers.lower(0).file(&format!("d/f{name}"), "content");
+        layers.lower(0).file(format!("d/f{name}"), "content");
     }
     layers
 }
@@ -104,10 +104,10 @@ fn a_kernel_that_has_no_room_at_the_moment_is_asked_again() {
 fn read_on(mount: &Path) -> io::Error {
     loop {
         for name in 0..200 {
-            if let Err(error) = fs::metadata(mount.join(format!("d/none{name}"))) {
-                if error.kind() != io::ErrorKind::NotFound {
-                    return error;
-                }
+            if let Err(error) = fs::metadata(mount.join(format!("d/none{name}")))
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                return error;
             }
             if let Err(error) = fs::read(mount.join(format!("d/f{name}"))) {
                 return error;
