@@ -269,18 +269,6 @@ pub const GROUPS: &[Group] = &[
                 "Serve data through the page cache, or let the kernel take it from the layer (root, Linux 6.9) [default: cached]",
             ),
             spec(
-                "writeback",
-                "writeback",
-                Takes::Word(&[
-                    ("on", |s| s.mount.writeback = true),
-                    ("off", |s| s.mount.writeback = false),
-                    // As fuse-overlayfs has it.
-                    ("1", |s| s.mount.writeback = true),
-                    ("0", |s| s.mount.writeback = false),
-                ]),
-                "Whether writes are collected until the file is closed; those are lost if the daemon dies [default: off]",
-            ),
-            spec(
                 "transport",
                 "transport",
                 Takes::Word(&[

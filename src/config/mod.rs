@@ -212,10 +212,6 @@ pub struct MountConfig {
     pub mountpoint: PathBuf,
     /// How the kernel is given the data of files.
     pub io: IoMode,
-    /// Whether the kernel collects what is written and sends it when the file is closed, synced, or the page cache is full.
-    ///
-    /// Else each write(2) is in upper when it returns. What was not sent is lost when the server dies.
-    pub writeback: bool,
     /// The way of requests and answers.
     pub transport: Transport,
     /// Threads that take requests from /dev/fuse; by default one for each processor, two at least.
@@ -261,7 +257,6 @@ impl MountConfig {
         Self {
             mountpoint: mountpoint.into(),
             io: IoMode::Cached,
-            writeback: false,
             transport: Transport::Auto,
             threads: None,
             entry_timeout: KEEP,

@@ -41,7 +41,6 @@ pub(super) struct Wishes {
     passthrough: bool,
     max_write: Option<NonZeroU32>,
     transport: Transport,
-    writeback: bool,
 }
 
 impl Wishes {
@@ -64,8 +63,6 @@ impl Wishes {
             passthrough,
             max_write: config.max_write,
             transport: config.transport,
-            // The kernel would keep size and times of one file in two nodes of it, once it has parted.
-            writeback: config.writeback && !passthrough,
         }
     }
 }
@@ -222,7 +219,6 @@ fn agree(wishes: &Wishes, minor: u32, offered: InitFlags, ring: Option<Ring>) ->
         | InitFlags::INIT_EXT;
     wanted.set(InitFlags::POSIX_ACL, wishes.acls);
     wanted.set(InitFlags::PASSTHROUGH, wishes.passthrough);
-    wanted.set(InitFlags::WRITEBACK_CACHE, wishes.writeback);
     wanted.set(InitFlags::OVER_IO_URING, ring.is_some());
     // The truncation comes with the open, so that what is cut off is not copied up first.
     let handles = wishes.handles || !offered.contains(InitFlags::NO_OPEN_SUPPORT);
@@ -267,15 +263,7 @@ mod tests {
 
     fn wishes(handles: bool) -> Wishes {
         let max_write = NonZeroU32::new(1);
-        Wishes {
-            handles,
-            checks_callers: false,
-            acls: true,
-            passthrough: true,
-            max_write,
-            transport: Transport::Dev,
-            writeback: true,
-        }
+        Wishes { handles, checks_callers: false, acls: true, passthrough: true, max_write, transport: Transport::Dev }
     }
 
     #[test]

@@ -34,8 +34,6 @@ bitflags! {
         const READDIRPLUS_AUTO = 1 << 14;
         /// Direct I/O does not wait for one request after the other.
         const ASYNC_DIO = 1 << 15;
-        /// The kernel collects writes, and keeps size and times of regular files.
-        const WRITEBACK_CACHE = 1 << 16;
         /// ENOSYS to OPEN means that it need not be sent.
         const NO_OPEN_SUPPORT = 1 << 17;
         /// Lookups and listings of one directory come at the same time.

@@ -188,7 +188,8 @@ fn work(server: &Arc<Server>, mut queue: Queue, halt: &Halt, linger: &Linger) ->
                     let entries = std::mem::take(&mut *found.entries.lock());
                     entries.into_iter().try_for_each(|entry| queue.commit(entry))?;
                 }
-                Event::Ended(Errno::NOTCONN | Errno::CONNABORTED) => left -= 1,
+                // NOENT: its request was ended with the mount just before it was answered.
+                Event::Ended(Errno::NOTCONN | Errno::CONNABORTED | Errno::NOENT) => left -= 1,
                 Event::Ended(errno) => return Err(errno.into()),
             }
         }

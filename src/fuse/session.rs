@@ -172,16 +172,17 @@ impl Mount {
     pub(crate) fn run_counted(self) -> (Result<()>, Statistics) {
         let Self { server, mut agreed, threads, unmounter } = self;
         let served = match agreed.ring.take() {
-            // Its requests wait for ever where one of its threads is gone, unless the connection ends.
-            Some(ring) => ring.serve(&server, &agreed).inspect_err(|_| {
+            Some(ring) => ring.serve(&server, &agreed),
+            None => serve(&server, &agreed, threads, &unmounter),
+        };
+        match &served {
+            Ok(()) => unmounter.note_gone(),
+            // Nobody answers any more, and whoever waits would do so for ever, unless the connection ends.
+            Err(_) => {
                 server.pool.end();
                 server.connection.disconnect();
                 unmounter.unmount_or_log();
-            }),
-            None => serve(&server, &agreed, threads, &unmounter),
-        };
-        if served.is_ok() {
-            unmounter.note_gone();
+            }
         }
         let ended = server.end();
         let statistics = server.statistics();

@@ -68,6 +68,9 @@ pub struct Layer {
     pub idmap: Option<Arc<Owners>>,
     /// Whether attributes are asked of the file system each time, because it caches them for each name of a file.
     pub fresh: bool,
+    /// Whether its file system reads through the page cache, so that a read is cut short by the file's end, or else between
+    /// two pages.
+    pub paged: bool,
     /// Whether upper may share data of its files (FICLONE), as far as is known.
     pub clones: AtomicBool,
     root: OwnedFd,
@@ -118,6 +121,15 @@ impl Root {
     }
 }
 
+/// Finds out whether the file system of `root` is known to read through the page cache: the local ones do, and FUSE, 9p and
+/// network file systems may not.
+fn reads_by_pages(root: BorrowedFd<'_>) -> bool {
+    /// ext4, xfs, btrfs, tmpfs, ramfs, f2fs, erofs and squashfs: statfs(2), `include/uapi/linux/magic.h`.
+    const LOCAL: [rustix::fs::FsWord; 8] =
+        [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x8584_58f6, 0xf2f5_2010, 0xe0f5_e1e2, 0x7371_7368];
+    rustix::fs::fstatfs(root).is_ok_and(|s| LOCAL.contains(&s.f_type))
+}
+
 /// Finds out whether the handles of the file system of `root` can be relied on.
 ///
 /// Those of FUSE cannot: a server gives the numbers in them to other files when it is started anew. And of those whose
@@ -155,6 +167,7 @@ impl Layer {
         // overlayfs writes zeros for a file system without a uuid, and so do we.
         let uuid = fhandle::filesystem_uuid(readable.as_fd()).unwrap_or_default();
         let handles = has_handles(root.fd.as_fd(), uuid);
+        let paged = reads_by_pages(root.fd.as_fd());
         let confined = !root.private && can_confine(root.fd.as_fd(), path);
         let overrides = Store::of_root(root.fd.as_fd())
             .map_err(|e| Error::setup(path, format!("its xattrs cannot be read: {e}"), "check the file system"))?;
@@ -163,6 +176,7 @@ impl Layer {
             path: path.to_owned(),
             uuid,
             clones: AtomicBool::new(true),
+            paged,
             handles,
             overrides,
             idmap: None,

@@ -187,7 +187,12 @@ impl Queue {
         self.lend(0)?;
         // Never waits that long where the kernel is as its source says.
         let time = Timespec::new().sec(5);
-        self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&time))?;
+        let args = SubmitArgs::new().timespec(&time);
+        while let Err(error) = self.ring.submitter().submit_with_args(1, &args) {
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
         let refused = self.ring.completion().next().map_or(0, |completion| completion.result());
         if refused != -Errno::AGAIN.raw_os_error() {
             return Err(io::Error::from_raw_os_error(refused.saturating_neg()));

@@ -115,7 +115,9 @@ impl Union {
         })?;
         let Settled { upper_dev, redirect_dir, numbers, root } = settled;
         let index_used = upper.as_ref().is_some_and(index_is_used);
+        let paged = lowers.layers().iter().chain(upper.as_ref().map(|upper| &upper.layer)).all(|layer| layer.paged);
         Ok(Self {
+            paged,
             upper_dev,
             namespace,
             redirect_dir,

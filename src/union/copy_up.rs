@@ -453,7 +453,8 @@ impl Union {
         // Writing takes away what gives rights, and the caller has written nothing yet.
         let (root, capability) = (OsStr::new(""), OsStr::new("security.capability"));
         let capabilities = xattr::read(target.as_fd(), root, capability).map_err(failed("getxattr"))?;
-        let known = Known::of(&attr, self.clones_of(&dir));
+        // What it is copied to has the whole length already.
+        let known = Known { whole: false, ..Known::of(&attr, self.clones_of(&dir)) };
         self.copied.data(copy_data::copy(source.as_fd(), target.as_fd(), len, known).map_err(failed("copy"))?);
         if let Some(value) = capabilities {
             xattr::set(target.as_fd(), root, capability, &value, XattrFlags::empty()).map_err(failed("setxattr"))?;

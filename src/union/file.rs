@@ -47,7 +47,12 @@ impl Union {
     pub fn read(&self, id: NodeId, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let inode = self.inode(id)?;
         let file = self.data_file(&inode, Access::Read)?;
-        read_at(file.as_fd(), offset, buffer)
+        self.read_at(file.as_fd(), offset, buffer)
+    }
+
+    /// Reads from a file of one of the layers.
+    pub(super) fn read_at(&self, file: BorrowedFd<'_>, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        read_at(file, offset, buffer, self.paged)
     }
 
     /// Writes `data` to `id` at `offset`; returns how many bytes were written.
@@ -165,7 +170,9 @@ impl Union {
         let file = self.open_object(&inode, flags | OFlags::NONBLOCK)?;
         let answer = ioctl::file_attributes(file.as_fd(), request, input).map_err(Error::Refused)?;
         if sets {
-            // Whether a file is immutable xfs, btrfs and tmpfs ask at open(2) alone.
+            // Whether a file is immutable xfs, btrfs and tmpfs ask at open(2) alone; whoever opens it at the moment opens it
+            // again.
+            self.drop_place(Some(inode.relocate(|_| {})));
             self.close_files(inode.serial);
         }
         Ok(answer)
@@ -352,11 +359,10 @@ impl Union {
     }
 }
 
-/// The least that a page cache keeps of a file, in bytes.
-const PAGE: u64 = 4096;
-
 /// Fills `buffer` from `file` at `offset`, short only at the end of the file: to who asked, a short answer means that.
-pub(super) fn read_at(file: BorrowedFd<'_>, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+fn read_at(file: BorrowedFd<'_>, offset: u64, buffer: &mut [u8], paged: bool) -> Result<usize> {
+    /// The least that a page cache keeps of a file, in bytes.
+    const PAGE: u64 = 4096;
     let mut read = 0;
     while read < buffer.len() {
         let rest = buffer.get_mut(read..).unwrap_or_default();
@@ -365,7 +371,7 @@ pub(super) fn read_at(file: BorrowedFd<'_>, offset: u64, buffer: &mut [u8]) -> R
             Ok(n) => {
                 read += n;
                 // The file's end, without asking again: what stops a read before that, stops it between two pages.
-                if !(offset + read as u64).is_multiple_of(PAGE) {
+                if paged && !(offset + read as u64).is_multiple_of(PAGE) {
                     break;
                 }
             }

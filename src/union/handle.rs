@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::copy_up::Data;
-use super::file::{Access, read_at};
+use super::file::Access;
 use super::inode::{DataPlace, Inode, NodeId};
 use super::{Caller, FileKind, Union};
 use crate::error::{Error, Result};
@@ -190,7 +190,7 @@ impl Union {
     /// Reads through a handle, as [`Union::read`].
     pub fn read_handle(&self, fh: Fh, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let file = self.handle_file(fh)?;
-        read_at(file.as_fd(), offset, buffer)
+        self.read_at(file.as_fd(), offset, buffer)
     }
 
     /// Writes through a handle, as [`Union::write`]. Errors: EBADF for one that was opened for reading.

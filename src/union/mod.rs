@@ -158,6 +158,8 @@ pub struct Union {
     /// Whether xattrs are seen and set.
     xattrs: bool,
     static_nlink: bool,
+    /// Whether all layers are read by pages.
+    paged: bool,
     view: OwnerView,
     server: Caller,
     /// Whether files can be given to others: CAP_CHOWN.

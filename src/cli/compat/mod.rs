@@ -372,8 +372,9 @@ mod tests {
         let said = |text: &str| told(text).1;
         assert_eq!(said("bananas,bananas"), ["-o bananas: unknown option, which is ignored"]);
         assert_eq!(said("plugins=/x,plugins=/x"), ["-o plugins: ignored: layers are read from directories alone"]);
+        assert_eq!(said("writeback=1"), ["-o writeback: ignored: each write is sent to the layer at once"]);
         assert_eq!(said("splice_read,auto_unmount").len(), 2);
-        for text in ["writeback=1", "fast_ino=1", "big_writes,nonempty,kernel_cache", "defaults,_netdev,x-y=z,,"] {
+        for text in ["writeback=0", "fast_ino=1", "big_writes,nonempty,kernel_cache", "defaults,_netdev,x-y=z,,"] {
             assert_eq!(said(text), [""; 0], "{text}");
         }
     }
