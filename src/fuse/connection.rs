@@ -49,7 +49,8 @@ impl Connection {
         loop {
             return match rustix::io::read(&self.device, &mut *buffer) {
                 Ok(len) => Ok(Received::Request(len)),
-                Err(Errno::NODEV) => Ok(Received::End),
+                // CONNABORTED: it went while the request was read.
+                Err(Errno::NODEV | Errno::CONNABORTED) => Ok(Received::End),
                 Err(Errno::AGAIN) => Ok(Received::Nothing),
                 // NOENT: the program that asked was killed before the request was read.
                 Err(Errno::INTR | Errno::NOENT) => continue,
