@@ -24,24 +24,15 @@ const BEFORE_DATA: usize = size_of::<InHeader>() + size_of::<WriteIn>();
 pub(super) fn work(server: &Arc<Server>, agreed: &Agreed, linger: Option<&Linger>) -> io::Result<()> {
     let mut desk = Desk::new(agreed)?;
     loop {
-        match desk.receive(server)? {
+        let mut came = desk.receive(server)?;
+        if let Some(linger) = linger.filter(|_| came == Received::Nothing) {
+            let mut look = || Some(desk.receive(server)).filter(|came| !matches!(came, Ok(Received::Nothing)));
+            came = linger.look_for(&mut look).unwrap_or(Ok(Received::Nothing))?;
+        }
+        match came {
             Received::End => return Ok(()),
             Received::Request(len) => desk.serve(server, len, linger)?,
-            Received::Nothing => {
-                let mut came = Ok(Received::Nothing);
-                let looked = linger.is_some_and(|linger| {
-                    linger.look_for(|| {
-                        came = desk.receive(server);
-                        !matches!(came, Ok(Received::Nothing))
-                    })
-                });
-                match came? {
-                    Received::End => return Ok(()),
-                    Received::Request(len) => desk.serve(server, len, linger)?,
-                    Received::Nothing if looked => {}
-                    Received::Nothing => server.connection.wait(None)?,
-                }
-            }
+            Received::Nothing => server.connection.wait(None)?,
         }
     }
 }

@@ -31,16 +31,16 @@ impl Linger {
         self.last.store(self.now(), Ordering::Relaxed); // Relaxed: a hint about time.
     }
 
-    /// Looks for `news` for a while, giving way to whoever else would run here; returns whether there are any.
-    pub(super) fn look_for(&self, mut news: impl FnMut() -> bool) -> bool {
+    /// Looks for `news` for a while, giving way to whoever else would run here.
+    pub(super) fn look_for<T>(&self, mut news: impl FnMut() -> Option<T>) -> Option<T> {
         // Relaxed: as above.
         while self.now().saturating_sub(self.last.load(Ordering::Relaxed)) < LINGER.as_nanos() as u64 {
-            if news() {
-                return true;
+            if let Some(found) = news() {
+                return Some(found);
             }
             std::thread::yield_now();
         }
-        false
+        None
     }
 
     fn now(&self) -> u64 {

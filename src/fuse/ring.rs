@@ -171,10 +171,9 @@ fn work(server: &Arc<Server>, mut queue: Queue, halt: &Halt, linger: &Linger) ->
     queue.register()?;
     while left > 0 && !halt.is_raised() {
         queue.exchange()?;
-        if linger.look_for(|| queue.has_news()) {
-            queue.exchange()?
-        } else {
-            queue.wait()?
+        match linger.look_for(|| queue.has_news().then_some(())) {
+            Some(()) => queue.exchange()?,
+            None => queue.wait()?,
         }
         while let Some(event) = queue.next_event() {
             match event {

@@ -191,7 +191,10 @@ impl Mount {
             log::error!("{error}");
         }
         let reason = format!("serving ended: {error}");
-        let error = unmounter.error(reason, "mount again; a limit on threads may be too low (ulimit -u)");
+        let error = unmounter.error(
+            reason,
+            "mount again, by --transport dev if it was the ring; a limit on threads may be too low (ulimit -u)",
+        );
         (Err(error), statistics)
     }
 

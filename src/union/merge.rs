@@ -121,6 +121,7 @@ fn bytes<'a>(names: &'a [u8], line: &Line) -> &'a [u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layer::dir::Below;
 
     #[test]
     fn the_topmost_part_counts_and_a_mark_hides_only_what_is_below() {
@@ -151,11 +152,9 @@ mod tests {
         ];
         assert_eq!(found, expected);
         let index = merge.index();
-        let parts = |name: &str| index.next(OsStr::new(name), 0);
-        assert_eq!(
-            [parts("upper"), parts("gone"), parts("both"), parts("lower")],
-            [Some(1), Some(1), Some(0), Some(1)]
-        );
-        assert_eq!((parts("nowhere"), index.next(OsStr::new("both"), 1)), (None, Some(1)));
+        let next = |name: &str, from| index.next(OsStr::new(name), from);
+        assert_eq!(["upper", "gone", "lower"].map(|name| next(name, 0)), [Some((1, Below::Nothing)); 3]);
+        assert_eq!((next("both", 0), next("both", 1)), (Some((0, Below::Something)), Some((1, Below::Nothing))));
+        assert_eq!(next("nowhere", 0), None);
     }
 }

@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use super::listing::hash;
+use crate::layer::dir::Below;
 
 /// The parts, counted from the topmost lower one, that have each name.
 ///
@@ -42,12 +43,15 @@ impl NameIndex {
     /// stats, and one of them is made in each part for each lookup.
     pub const WORTH: u32 = 8;
 
-    /// Returns the first part at or after `from` that has `name`, or a name that cannot be told from it here.
-    pub fn next(&self, name: &OsStr, from: usize) -> Option<usize> {
+    /// Returns the first part at or after `from` that has `name`, or a name that cannot be told from it here, and whether
+    /// another one below it has.
+    pub fn next(&self, name: &OsStr, from: usize) -> Option<(usize, Below)> {
         let sought = short(hash(name.as_bytes()));
         let first = self.hashes.partition_point(|&hash| hash < sought);
         let same = self.hashes.get(first..)?.iter().take_while(|&&hash| hash == sought).count();
-        let mut parts = (first..first + same).map(|at| self.parts.get(at).map_or(0, |&part| usize::from(part)));
-        parts.find(|&part| part >= from)
+        let parts = (first..first + same).map(|at| self.parts.get(at).map_or(0, |&part| usize::from(part)));
+        let mut parts = parts.filter(|&part| part >= from);
+        let next = parts.next()?;
+        Some((next, if parts.any(|part| part > next) { Below::Something } else { Below::Nothing }))
     }
 }

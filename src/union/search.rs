@@ -104,8 +104,11 @@ impl<'a> Descent<'a> {
     /// Returns the next part that has `name`, and what it says; `None` when there is none, or when it is hidden.
     fn next(&mut self, name: &OsStr) -> Result<Option<(Arc<LayerDir>, Found)>> {
         loop {
+            let mut below = if self.next + 1 < self.parent.lower.len() { Below::Something } else { Below::Nothing };
             if let Some(index) = self.index {
-                let part = index.next(name, self.next).unwrap_or(self.parent.lower.len());
+                let nowhere = (self.parent.lower.len(), Below::Nothing);
+                let (part, more) = index.next(name, self.next).unwrap_or(nowhere);
+                below = more;
                 // What is passed over may hold a mark for the name, where it holds any marks at all.
                 for dir in self.parent.lower.get(self.next..part).unwrap_or_default() {
                     self.pass(dir, name);
@@ -114,11 +117,6 @@ impl<'a> Descent<'a> {
             }
             let Some(dir) = self.parent.lower.get(self.next) else { return Ok(None) };
             self.next += 1;
-            let more = match self.index {
-                Some(index) => index.next(name, self.next).is_some(),
-                None => self.next < self.parent.lower.len(),
-            };
-            let below = if more { Below::Something } else { Below::Nothing };
             match self.union.lowers.examine(dir, name, below)? {
                 Found::Absent => self.pass(dir, name),
                 found => return Ok(if self.is_hidden()? { None } else { Some((dir.clone(), found)) }),
