@@ -24,6 +24,7 @@ mod traps {
     pub mod programs;
     pub mod removal;
     pub mod renames;
+    mod reopened;
     pub mod unprivileged;
     mod vanishing;
     pub mod xattrs;

@@ -96,8 +96,8 @@ def ours(program: str, transport: str, io: str) -> Candidate:
         layers = ["--lower", stack.names, "--upper", str(upper), "--work", str(work)]
         return [program, "mount", "--foreground", *words, *layers, str(mountpoint)]
 
-    special = "" if io == "cached" else f", {io}"
-    suffix = "" if io == "cached" else f"-{io}"
+    special = "" if io == "auto" else f", {io}"
+    suffix = "" if io == "auto" else f"-{io}"
     return Candidate(f"{transport}{suffix}", f"unionfs-rs ({transport}{special})", command, ours=True)
 
 

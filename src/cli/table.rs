@@ -263,10 +263,11 @@ pub const GROUPS: &[Group] = &[
                 "io",
                 "io",
                 Takes::Word(&[
+                    ("auto", |s| s.mount.io = IoMode::Auto),
                     ("cached", |s| s.mount.io = IoMode::Cached),
                     ("passthrough", |s| s.mount.io = IoMode::Passthrough),
                 ]),
-                "Serve data through the page cache, or let the kernel take it from the layer (root, Linux 6.9) [default: cached]",
+                "Serve data through the page cache, or let the kernel take it from the layer (root, Linux 6.9) [default: auto]",
             ),
             spec(
                 "transport",

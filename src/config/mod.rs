@@ -166,6 +166,8 @@ pub enum WhiteoutFormat {
 /// How the kernel is given the data of files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IoMode {
+    /// `Passthrough` where the kernel offers it and all layers are on local file systems, else `Cached`.
+    Auto,
     /// Through the page cache of the mount; files are opened without asking the server.
     Cached,
     /// Straight from the layer's file, where the kernel offers it (root, initial namespace).
@@ -256,7 +258,7 @@ impl MountConfig {
         let root = rustix::process::geteuid().is_root();
         Self {
             mountpoint: mountpoint.into(),
-            io: IoMode::Cached,
+            io: IoMode::Auto,
             transport: Transport::Auto,
             threads: None,
             entry_timeout: KEEP,

@@ -31,14 +31,15 @@ const BACKGROUND: u16 = 64;
 
 /// What a mount would have of the kernel.
 pub(super) struct Wishes {
-    /// Whether each open is a handle: for a server that may not open every file again by itself or must ask who opens, and
-    /// for passthrough.
+    /// Whether each open is a handle: for a server that may not open every file again by itself or must ask who opens.
     pub(super) handles: bool,
     /// Whether it is checked here who asks.
     pub(super) checks_callers: bool,
     /// Whether the kernel is to ask for ACLs: it does so to check them.
     acls: bool,
     passthrough: bool,
+    /// Whether somebody asked for passthrough, and is told where there is none.
+    insists: bool,
     max_write: Option<NonZeroU32>,
     transport: Transport,
 }
@@ -46,21 +47,26 @@ pub(super) struct Wishes {
 impl Wishes {
     /// Returns what the mount of `union` as `config` says would have.
     pub(super) fn of(union: &Union, config: &MountConfig) -> Self {
-        let wanted = config.io == IoMode::Passthrough;
         let able = caps::effective(rustix::thread::CapabilitySet::SYS_ADMIN) && caps::in_initial_user_namespace();
-        if wanted && !able {
+        if config.io == IoMode::Passthrough && !able {
             log::warn!("passthrough needs root in the initial user namespace; files are served by the page cache");
         }
-        let passthrough = wanted && able;
+        let passthrough = able
+            && match config.io {
+                IoMode::Auto => union.is_paged(),
+                IoMode::Cached => false,
+                IoMode::Passthrough => true,
+            };
         // Without CAP_DAC_OVERRIDE a file whose mode forbids its owner to open it can be used through the handle that
         // was opened before alone.
         let all_powerful = caps::effective(rustix::thread::CapabilitySet::DAC_OVERRIDE);
         let checks_callers = config.access == Access::Root;
         Self {
-            handles: passthrough || !all_powerful || checks_callers,
+            handles: !all_powerful || checks_callers,
             checks_callers,
             acls: config.default_permissions && union.has_acls(),
             passthrough,
+            insists: config.io == IoMode::Passthrough,
             max_write: config.max_write,
             transport: config.transport,
         }
@@ -75,6 +81,8 @@ pub(super) struct Agreed {
     offered: InitFlags,
     /// What it was asked to do.
     taken: InitFlags,
+    /// Whether the kernel asks to open files.
+    pub(super) handles: bool,
     max_write: u32,
     /// The largest read.
     transfer: u32,
@@ -83,12 +91,7 @@ pub(super) struct Agreed {
 }
 
 impl Agreed {
-    /// ENOSYS means that the kernel need not ask, where it knows that it may mean that.
-    pub(super) fn opens_files_without_asking(&self) -> bool {
-        self.offered.contains(InitFlags::NO_OPEN_SUPPORT)
-    }
-
-    /// The same for directories.
+    /// ENOSYS to OPENDIR means that the kernel need not ask, where it knows that it may mean that.
     pub(super) fn opens_directories_without_asking(&self) -> bool {
         self.offered.contains(InitFlags::NO_OPENDIR_SUPPORT)
     }
@@ -220,19 +223,21 @@ fn agree(wishes: &Wishes, minor: u32, offered: InitFlags, ring: Option<Ring>) ->
     wanted.set(InitFlags::POSIX_ACL, wishes.acls);
     wanted.set(InitFlags::PASSTHROUGH, wishes.passthrough);
     wanted.set(InitFlags::OVER_IO_URING, ring.is_some());
+    let handles = wishes.handles
+        || (wanted & offered).contains(InitFlags::PASSTHROUGH)
+        || !offered.contains(InitFlags::NO_OPEN_SUPPORT);
     // The truncation comes with the open, so that what is cut off is not copied up first.
-    let handles = wishes.handles || !offered.contains(InitFlags::NO_OPEN_SUPPORT);
     wanted.set(InitFlags::ATOMIC_O_TRUNC, handles);
     let lacking = wanted - offered;
     if !lacking.is_empty() {
         log::info!("this kernel lacks {lacking:?}");
     }
-    if lacking.contains(InitFlags::PASSTHROUGH) {
+    if wishes.insists && lacking.contains(InitFlags::PASSTHROUGH) {
         log::warn!("this kernel has no FUSE passthrough (Linux 6.9); files are served by the page cache");
     }
     let transfer = if ring.is_some() { ring::TRANSFER } else { TRANSFER };
     let max_write = wishes.max_write.map_or(transfer, |bytes| bytes.get().clamp(WRITE_MIN, transfer));
-    Agreed { minor, offered, taken: wanted & offered, max_write, transfer, ring }
+    Agreed { minor, offered, taken: wanted & offered, handles, max_write, transfer, ring }
 }
 
 fn answer(agreed: &Agreed, offer: &InitIn) -> InitOut {
@@ -261,18 +266,19 @@ fn answer(agreed: &Agreed, offer: &InitIn) -> InitOut {
 mod tests {
     use super::*;
 
-    fn wishes(handles: bool) -> Wishes {
+    fn wishes(handles: bool, passthrough: bool) -> Wishes {
         let max_write = NonZeroU32::new(1);
-        Wishes { handles, checks_callers: false, acls: true, passthrough: true, max_write, transport: Transport::Dev }
+        let (checks_callers, insists) = (false, false);
+        Wishes { handles, checks_callers, acls: true, passthrough, insists, max_write, transport: Transport::Dev }
     }
 
     #[test]
     fn what_a_kernel_lacks_is_not_asked_for() {
         let old = InitFlags::ASYNC_READ | InitFlags::BIG_WRITES | InitFlags::DONT_MASK | InitFlags::ATOMIC_O_TRUNC;
-        let agreed = agree(&wishes(false), MINOR_MIN, old, None);
+        let agreed = agree(&wishes(false, true), MINOR_MIN, old, None);
         // Such a kernel opens no file without asking, so that each open is a handle.
         assert_eq!(agreed.taken, old);
-        assert!(!agreed.opens_files_without_asking() && !agreed.opens_directories_without_asking());
+        assert!(agreed.handles && !agreed.opens_directories_without_asking());
         assert!(!agreed.checks_flags() && !agreed.passes_through());
         assert_eq!(agreed.max_write, WRITE_MIN);
         assert_eq!(agreed.request_max(), XATTR_MAX as usize + BESIDES_DATA);
@@ -281,8 +287,12 @@ mod tests {
     #[test]
     fn truncation_comes_with_the_open_where_there_is_one() {
         let all = InitFlags::all();
-        assert!(!agree(&wishes(false), VERSION.1, all, None).taken.contains(InitFlags::ATOMIC_O_TRUNC));
-        let agreed = agree(&wishes(true), VERSION.1, all, None);
+        let agreed = agree(&wishes(false, false), VERSION.1, all, None);
+        assert!(!agreed.handles && !agreed.taken.contains(InitFlags::ATOMIC_O_TRUNC));
+        let agreed = agree(&wishes(true, false), VERSION.1, all, None);
+        assert!(agreed.handles && agreed.taken.contains(InitFlags::ATOMIC_O_TRUNC));
+        let agreed = agree(&wishes(false, true), VERSION.1, all, None);
+        assert!(agreed.handles);
         assert!(agreed.taken.contains(InitFlags::ATOMIC_O_TRUNC | InitFlags::PASSTHROUGH | InitFlags::POSIX_ACL));
         assert!(!agreed.taken.intersects(InitFlags::OVER_IO_URING | InitFlags::NO_OPEN_SUPPORT));
         let offer = InitIn { major: 7, minor: VERSION.1, max_readahead: 1 << 17, flags: 0 };

@@ -7,15 +7,22 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::connection::Connection;
 use crate::union::NodeId;
 
+/// Backing files that stay registered though nobody has them open: no descriptors of the process, and less of the kernel's
+/// memory than it has for the node of the mount itself, with which they go.
+const IDLE: NonZeroUsize = NonZeroUsize::new(16384).expect("is not zero");
+
 /// A backing file that the kernel knows.
+#[derive(Clone, Copy)]
 struct Backing {
     id: u32,
     /// Whether it is upper's.
@@ -29,11 +36,17 @@ struct Open {
     handles: usize,
 }
 
-/// The open nodes.
+/// What is open, and what was.
+struct Nodes {
+    open: HashMap<u64, Open>,
+    idle: LruCache<u64, Backing>,
+}
+
+/// The backing files of nodes.
 pub(super) struct Passthrough {
     connection: Arc<Connection>,
-    /// A leaf but for the ioctl that registers a file, which waits for nothing.
-    open: Mutex<HashMap<u64, Open>>,
+    /// A leaf but for the ioctls that register files and undo that, which wait for nothing.
+    nodes: Mutex<Nodes>,
 }
 
 /// How a handle is served.
@@ -49,7 +62,8 @@ pub(super) enum Way {
 impl Passthrough {
     /// Makes backing files known through `connection`.
     pub(super) fn new(connection: Arc<Connection>) -> Self {
-        Self { connection, open: Mutex::default() }
+        let nodes = Nodes { open: HashMap::new(), idle: LruCache::new(IDLE) };
+        Self { connection, nodes: Mutex::new(nodes) }
     }
 
     /// Settles how a handle of `id`, which has `file` open, is served.
@@ -57,10 +71,18 @@ impl Passthrough {
     /// `upper` says whether the file is upper's, `privileged` whether it has the set-user-id or set-group-id bit, or
     /// capabilities, that the kernel would not clear when it writes by itself.
     pub(super) fn open(&self, id: NodeId, upper: bool, privileged: bool, file: BorrowedFd<'_>) -> Way {
-        let mut open = self.open.lock();
+        let mut nodes = self.nodes.lock();
+        let Nodes { open, idle } = &mut *nodes;
         let node = open.entry(id.0).or_insert_with(|| {
-            let backing = if privileged { None } else { self.register(id, file) };
-            Open { backing: backing.map(|id| Backing { id, upper }), handles: 0 }
+            let kept = idle.pop(&id.0).filter(|kept| {
+                let fits = kept.upper == upper && !privileged;
+                if !fits {
+                    self.connection.close_backing(kept.id);
+                }
+                fits
+            });
+            let register = || if privileged { None } else { self.register(id, upper, file) };
+            Open { backing: kept.or_else(register), handles: 0 }
         });
         match node.backing {
             Some(Backing { upper: false, .. }) if upper => Way::Part,
@@ -76,28 +98,59 @@ impl Passthrough {
         }
     }
 
-    fn register(&self, id: NodeId, file: BorrowedFd<'_>) -> Option<u32> {
+    /// Opens `id` once more for reading from the lower file that serves it, or did; returns the backing file.
+    pub(super) fn open_lower_again(&self, id: NodeId) -> Option<u32> {
+        let mut nodes = self.nodes.lock();
+        let Nodes { open, idle } = &mut *nodes;
+        let node = match open.entry(id.0) {
+            Entry::Occupied(node) => node.into_mut(),
+            Entry::Vacant(vacant) => {
+                let kept = idle.peek(&id.0).copied().filter(|kept| !kept.upper)?;
+                idle.pop(&id.0);
+                vacant.insert(Open { backing: Some(kept), handles: 0 })
+            }
+        };
+        let backing = node.backing.filter(|backing| !backing.upper)?;
+        node.handles += 1;
+        Some(backing.id)
+    }
+
+    fn register(&self, id: NodeId, upper: bool, file: BorrowedFd<'_>) -> Option<Backing> {
         let backing = self.connection.open_backing(file);
-        backing.inspect_err(|errno| log::debug!("no passthrough for node {}: {errno}", id.0)).ok()
+        let id = backing.inspect_err(|errno| log::debug!("no passthrough for node {}: {errno}", id.0)).ok()?;
+        Some(Backing { id, upper })
     }
 
     /// Returns whether readers of a lower file have the node open.
     pub(super) fn has_lower_readers(&self, id: NodeId) -> bool {
-        let open = self.open.lock();
-        open.get(&id.0).is_some_and(|open| open.backing.as_ref().is_some_and(|backing| !backing.upper))
+        let nodes = self.nodes.lock();
+        nodes.open.get(&id.0).is_some_and(|open| open.backing.is_some_and(|backing| !backing.upper))
     }
 
     /// Ends the use of a node by one handle.
     pub(super) fn close(&self, id: NodeId) {
-        let mut open = self.open.lock();
-        let Entry::Occupied(mut entry) = open.entry(id.0) else { return };
+        let mut nodes = self.nodes.lock();
+        let Entry::Occupied(mut entry) = nodes.open.entry(id.0) else { return };
         entry.get_mut().handles -= 1;
-        if entry.get().handles == 0 {
-            let last = entry.remove();
-            drop(open);
-            if let Some(backing) = last.backing {
-                self.connection.close_backing(backing.id);
-            }
+        if entry.get().handles > 0 {
+            return;
+        }
+        let Some(backing) = entry.remove().backing else { return };
+        let evicted = nodes.idle.push(id.0, backing);
+        drop(nodes);
+        if let Some((_, backing)) = evicted {
+            self.connection.close_backing(backing.id);
+        }
+    }
+
+    /// Gives up the backing file that is kept for a node which nobody has open: the number may come to be another file's, and
+    /// a file that was removed takes no space any more.
+    ///
+    /// To be called before the node is forgotten.
+    pub(super) fn forget(&self, id: NodeId) {
+        let kept = self.nodes.lock().idle.pop(&id.0);
+        if let Some(backing) = kept {
+            self.connection.close_backing(backing.id);
         }
     }
 }

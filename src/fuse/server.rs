@@ -36,6 +36,8 @@ pub(super) struct Server {
     only: Option<u32>,
     /// Whether each open is a handle; else data is found by node.
     pub(super) opens_files: bool,
+    /// Whether every file can be opened again by its node, whoever has it open.
+    by_node: bool,
     /// Whether the kernel asks to open directories.
     pub(super) opens_directories: bool,
     /// Whether the kernel itself checks who may set the flags of a file.
@@ -64,7 +66,8 @@ impl Server {
             attr_timeout: kept(config.attr_timeout),
             negative_timeout: kept(config.negative_timeout),
             only: wishes.checks_callers.then(|| rustix::process::geteuid().as_raw()),
-            opens_files: wishes.handles || !agreed.opens_files_without_asking(),
+            opens_files: agreed.handles,
+            by_node: !wishes.handles,
             opens_directories: wishes.checks_callers || !agreed.opens_directories_without_asking(),
             checks_flags: agreed.checks_flags(),
             passthrough: agreed.passes_through().then(|| Passthrough::new(connection.clone())),
@@ -135,6 +138,14 @@ impl Server {
         {
             return self.part(id);
         }
+        if let Some(passthrough) = &self.passthrough
+            && self.by_node
+            && how == OpenFile::Read
+            && !self.union.has_upper_data(id)
+            && let Some(backing) = passthrough.open_lower_again(id)
+        {
+            return Answer::Opened(open_out(None, &Way::Backed(backing)));
+        }
         let fh = match self.union.open(id, how) {
             Ok(fh) => fh,
             Err(error) => return Answer::Error(errno(&error)),
@@ -144,7 +155,7 @@ impl Server {
                 self.union.close(fh);
                 self.part(id)
             }
-            Ok(way) => Answer::Opened(open_out(fh, &way)),
+            Ok(way) => Answer::Opened(open_out(Some(fh), &way)),
             Err(error) => {
                 self.union.close(fh);
                 Answer::Error(errno(&error))
@@ -173,7 +184,7 @@ impl Server {
     pub(super) fn created(&self, entry: &Entry) -> Answer {
         let opened = self.union.open(entry.id, OpenFile::Write).and_then(|fh| {
             let way = self.way(entry.id, fh).inspect_err(|_| self.union.close(fh))?;
-            Ok(open_out(fh, &way))
+            Ok(open_out(Some(fh), &way))
         });
         match opened {
             Ok(open) => Answer::Created(CreateOut { entry: self.entry(entry), open }),
@@ -186,20 +197,33 @@ impl Server {
         }
     }
 
-    /// Ends a handle of `id`.
-    pub(super) fn close(&self, id: NodeId, fh: Fh) {
+    /// Takes `count` from the lookups of `id`.
+    pub(super) fn forget(&self, id: NodeId, count: u64) {
+        if let Some(passthrough) = &self.passthrough {
+            passthrough.forget(id);
+        }
+        self.union.forget(id, count);
+    }
+
+    /// Ends a use of `id`, and the handle that it had if it had one.
+    pub(super) fn close(&self, id: NodeId, fh: Option<Fh>) {
         if let Some(passthrough) = &self.passthrough {
             passthrough.close(id);
         }
-        self.union.close(fh);
+        if let Some(fh) = fh {
+            self.union.close(fh);
+        }
     }
 }
 
 /// Returns an open file that is served in this way.
-fn open_out(fh: Fh, way: &Way) -> OpenOut {
+fn open_out(fh: Option<Fh>, way: &Way) -> OpenOut {
+    let fh = fh.map_or(0, |fh| fh.0);
     match *way {
-        Way::Backed(backing_id) => OpenOut { fh: fh.0, open_flags: FOPEN_PASSTHROUGH, backing_id },
+        // Without FOPEN_KEEP_CACHE, so that the kernel drops what it has of a file that was served before: what is written to
+        // the backing file does not come there.
+        Way::Backed(backing_id) => OpenOut { fh, open_flags: FOPEN_PASSTHROUGH, backing_id },
         // A new file, which alone comes here so, has no readers of a lower one to part from.
-        Way::Served | Way::Part => opened(fh.0, FOPEN_KEEP_CACHE),
+        Way::Served | Way::Part => opened(fh, FOPEN_KEEP_CACHE),
     }
 }

@@ -194,6 +194,11 @@ impl Union {
         self.upper.is_none()
     }
 
+    /// Returns whether all layers are on local file systems, which read through the page cache.
+    pub fn is_paged(&self) -> bool {
+        self.paged
+    }
+
     /// Returns a layer that holds `path` and could not be cloned privately, so that a mount there would be entered.
     ///
     /// Errors: [`Error::Setup`] where `path` is no directory that can be opened.

@@ -29,6 +29,8 @@ pub fn is_of_dead_server(errno: Errno) -> bool {
 /// The I/O mode of a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Io {
+    /// As the program chooses.
+    Auto,
     /// Data goes through the daemon and the kernel's page cache.
     Cached,
     /// The kernel reads and writes the real file.
@@ -137,6 +139,7 @@ impl Spec {
         }
         words.push("--io".into());
         words.push(match self.io {
+            Io::Auto => "auto".into(),
             Io::Cached => "cached".into(),
             Io::Passthrough => "passthrough".into(),
         });

@@ -71,9 +71,9 @@ const fn void(name: &'static str, granted: &'static str, instead: &'static str) 
 pub const VOIDS: &[Void] = &[
     void("plugins", "", "layers are read from directories alone"),
     void("writeback", "0", "each write is sent to the layer at once"),
-    void("splice_read", "", "data is copied; --io passthrough of unionfs-rs mount spares that"),
-    void("splice_write", "", "data is copied; --io passthrough of unionfs-rs mount spares that"),
-    void("splice_move", "", "data is copied; --io passthrough of unionfs-rs mount spares that"),
+    void("splice_read", "", "data is copied unless --io passes it through"),
+    void("splice_write", "", "data is copied unless --io passes it through"),
+    void("splice_move", "", "data is copied unless --io passes it through"),
     void("auto_unmount", "", "should the server be killed, unmount it by fusermount3 -u"),
     void("sync", "0", "data is on the disk after fsync(2)"),
     void("dirsync", "", "directories are on the disk after fsync(2)"),

@@ -72,9 +72,7 @@ fn write_data(server: &Server, node: NodeId, at: &WriteIn, data: &[u8], unprivil
 
 pub(super) fn release(server: &Server, mut request: Request<'_>) -> Result<Served, Malformed> {
     let released: ReleaseIn = request.arguments.fixed()?;
-    if let Some(fh) = handle(released.fh) {
-        server.close(request.node, fh);
-    }
+    server.close(request.node, handle(released.fh));
     Ok(Answer::Done.into())
 }
 

@@ -51,7 +51,7 @@ pub(super) fn batch_forget(server: &Server, mut request: Request<'_>) -> std::re
 /// Forgets, and returns `served`, or that memory is to be given back.
 fn forget_one(server: &Server, node: NodeId, count: u64, served: Served) -> Served {
     server.requests.add(Operation::Forget);
-    server.union.forget(node, count);
+    server.forget(node, count);
     // Relaxed: a count alone.
     if server.forgotten.fetch_add(1, Ordering::Relaxed) % FORGOTTEN < FORGOTTEN - 1 {
         return served;

@@ -1,0 +1,135 @@
+//! Files that are opened again: what the daemon or the kernel keeps of one after it was closed is never in the way.
+
+use std::fs::{self, File, Permissions};
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use super::union::{Union, trap};
+use crate::support::{
+    Io, Layers, Mode, Mounted, Placement, Watchdog, eventually, record_skip, require_root, test_name,
+};
+
+/// Opens and reads a file more often than once, as a file is that something is kept of.
+fn read_often(path: &Path) -> Vec<u8> {
+    let read = || fs::read(path).unwrap_or_else(|error| panic!("read {path:?}: {error}"));
+    let first = read();
+    assert_eq!(read(), first, "{path:?}");
+    first
+}
+
+#[test]
+fn what_was_written_without_privileges_is_read_with_them_and_after_them() {
+    trap(1, |layers| {
+        layers.lower(0).file_mode("lower", "first", 0o4755);
+    })
+    .run(|union| {
+        union.merged().file_mode("upper", "first", 0o4755);
+        for name in ["lower", "upper"] {
+            let path = union.at(name);
+            let mode = |mode| fs::set_permissions(&path, Permissions::from_mode(mode)).expect("chmod");
+            // With such a bit a file is read through the page cache of the mount, and without one perhaps not.
+            for (round, content) in ["first", "secnd", "third"].iter().enumerate() {
+                assert_eq!(read_often(&path), content.as_bytes(), "{name}, round {round}");
+                mode(0o755);
+                assert_eq!(read_often(&path), content.as_bytes(), "{name}, round {round}");
+                let next = ["secnd", "third", "forth"][round];
+                let mut file = File::options().write(true).open(&path).expect("the file can be written");
+                file.write_all(next.as_bytes()).expect("write");
+                drop(file);
+                mode(0o4755);
+            }
+            assert_eq!(read_often(&path), b"forth", "{name}");
+        }
+    });
+}
+
+#[test]
+fn a_lower_file_that_was_read_is_read_anew_once_it_changed() {
+    trap(1, |layers| {
+        for name in ["written", "moded", "replaced", "swapped"] {
+            layers.lower(0).file(name, "lower");
+        }
+    })
+    .run(|union| {
+        for name in ["written", "moded", "replaced", "swapped"] {
+            assert_eq!(read_often(&union.at(name)), b"lower");
+        }
+        union.merged().file("new", "upper");
+        assert_eq!(read_often(&union.at("new")), b"upper");
+        fs::write(union.at("written"), "upper").expect("a lower file can be written");
+        fs::set_permissions(union.at("moded"), Permissions::from_mode(0o600)).expect("chmod");
+        assert_eq!(read_often(&union.at("moded")), b"lower");
+        fs::write(union.at("moded"), "upper").expect("a copied up file can be written");
+        fs::rename(union.at("new"), union.at("replaced")).expect("rename");
+        fs::remove_file(union.at("swapped")).expect("unlink");
+        fs::write(union.at("swapped"), "upper").expect("and made anew");
+        for name in ["written", "moded", "replaced", "swapped"] {
+            assert_eq!(read_often(&union.at(name)), b"upper", "{name}");
+        }
+    });
+}
+
+#[test]
+fn the_number_of_a_removed_file_brings_nothing_of_it_back() {
+    trap(1, |_| {}).run(|union| {
+        // Most file systems give the number to the next file that is made.
+        for round in 0..200 {
+            let (path, content) = (union.at(format!("f{}", round % 3)), format!("round {round}"));
+            fs::write(&path, &content).expect("a file can be made");
+            assert_eq!(read_often(&path), content.as_bytes());
+            fs::remove_file(&path).expect("and removed");
+        }
+    });
+}
+
+#[test]
+fn a_removed_file_that_was_read_gives_its_space_back() {
+    if !require_root("a small tmpfs") {
+        return;
+    }
+    trap(1, |_| {}).on_a_disk_of("8m").run(|union| {
+        let free = |union: &Union| rustix::fs::statvfs(union.mount.path()).expect("statvfs").f_bfree;
+        let before = free(union);
+        let remove = |name: &str| fs::remove_file(union.at(name)).expect("unlink");
+        let replace = |name: &str| {
+            fs::write(union.at("small"), "small").expect("there is space");
+            fs::rename(union.at("small"), union.at(name)).expect("rename");
+            remove(name);
+        };
+        for give_back in [&remove as &dyn Fn(&str), &replace] {
+            fs::write(union.at("large"), vec![b'x'; 4 << 20]).expect("there is space");
+            assert_eq!(read_often(&union.at("large")).len(), 4 << 20);
+            assert!(free(union) < before);
+            let mut open = File::open(union.at("large")).expect("open");
+            give_back("large");
+            assert_eq!(open.read(&mut [0; 4]).expect("a removed file can be read while it is open"), 4);
+            drop(open);
+            eventually("the space is free again", || free(union) == before);
+        }
+    });
+}
+
+#[test]
+fn files_are_passed_through_by_default_where_that_is_possible_and_by_nobody_elses_file_system() {
+    let placement = Placement::OneFs;
+    if let Some(reason) = (Mode { io: Io::Passthrough, placement }).obstacle() {
+        record_skip(&test_name(), &reason);
+        return;
+    }
+    let _watchdog = Watchdog::start();
+    let layers = Layers::new(1, placement);
+    layers.lower(0).file("f", "content");
+    let debug = ["--log-level", "debug"];
+    let passes = |log: &str| log.lines().any(|line| line.contains("features in use") && line.contains("PASSTHROUGH"));
+    let union = layers.spec(Io::Auto).args(debug).mount_ours();
+    assert_eq!(fs::read(union.path().join("f")).expect("read"), b"content");
+    assert!(passes(&union.log()), "{}", union.log());
+    // A union on it: its layers are on FUSE, whose files the kernel does not take.
+    let above = Layers::new(0, placement);
+    let mut spec = above.spec(Io::Auto).args(debug);
+    spec.lowers = vec![union.path().to_owned()];
+    let above = spec.mount_ours();
+    assert_eq!(fs::read(above.path().join("f")).expect("read"), b"content");
+    assert!(above.log().contains("features in use") && !passes(&above.log()), "{}", above.log());
+}
