@@ -1,6 +1,7 @@
 //! What the requests of one mount share, and the answers that several of them give.
 
 use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -138,13 +139,12 @@ impl Server {
         {
             return self.part(id);
         }
-        if let Some(passthrough) = &self.passthrough
-            && self.by_node
-            && how == OpenFile::Read
-            && !self.union.has_upper_data(id)
-            && let Some(backing) = passthrough.open_lower_again(id)
-        {
-            return Answer::Opened(open_out(None, &Way::Backed(backing)));
+        if let Some(passthrough) = self.passthrough.as_ref().filter(|_| self.by_node && how == OpenFile::Read) {
+            match self.open_lower(passthrough, id) {
+                Ok(Some(way)) => return Answer::Opened(open_out(None, &way)),
+                Ok(None) => {}
+                Err(error) => return Answer::Error(errno(&error)),
+            }
         }
         let fh = match self.union.open(id, how) {
             Ok(fh) => fh,
@@ -163,6 +163,19 @@ impl Server {
         }
     }
 
+    /// Opens `id` for reading without a handle, which would have nothing to do: what the kernel does not read by itself is
+    /// found by node. `None` where upper has the file, or its data.
+    fn open_lower(&self, passthrough: &Passthrough, id: NodeId) -> Result<Option<Way>> {
+        if self.union.has_upper_data(id) {
+            return Ok(None);
+        }
+        if let Some(backing) = passthrough.open_lower_again(id) {
+            return Ok(Some(Way::Backed(backing)));
+        }
+        // Whoever wants to write to it has another node, so that privileges play no part.
+        Ok(self.union.open_lower(id)?.map(|file| passthrough.open(id, false, false, file.as_fd())))
+    }
+
     /// Parts a file from the readers of `id`, whose kernel asks for its attributes anew from then on, and has the name
     /// looked up again.
     fn part(&self, id: NodeId) -> Answer {
@@ -175,7 +188,7 @@ impl Server {
     fn way(&self, id: NodeId, fh: Fh) -> Result<Way> {
         let Some(passthrough) = &self.passthrough else { return Ok(Way::Served) };
         self.union.with_handle(fh, |fd, upper| {
-            let privileged = self.union.has_privileges(id, fd)?;
+            let privileged = upper && self.union.has_privileges(id, fd)?;
             Ok(passthrough.open(id, upper, privileged, fd))
         })?
     }

@@ -209,9 +209,7 @@ impl Union {
 
     /// Returns a descriptor for the data of `inode`; for writing, the caller has copied it up.
     pub(super) fn data_file(&self, inode: &Arc<Inode>, access: Access) -> Result<Arc<OwnedFd>> {
-        if inode.kind != FileKind::Regular {
-            return Err(Error::Refused(if inode.dir().is_some() { Errno::ISDIR } else { Errno::INVAL }));
-        }
+        check_regular(inode)?;
         if let Some(fd) = self.files.get(&(inode.serial, Access::Write)) {
             return Ok(fd);
         }
@@ -251,6 +249,21 @@ impl Union {
     pub(super) fn close_files(&self, serial: Serial) {
         self.files.remove(&(serial, Access::Read));
         self.files.remove(&(serial, Access::Write));
+    }
+
+    /// Opens the data of the regular file `id` for reading where a lower layer has it; `None` where upper does.
+    ///
+    /// Errors: EISDIR for a directory, EINVAL for anything else that is no regular file.
+    pub fn open_lower(&self, id: NodeId) -> Result<Option<OwnedFd>> {
+        let inode = self.inode(id)?;
+        check_regular(&inode)?;
+        let (_, version) = inode.place();
+        if inode.is_upper() && self.data_below(&inode)?.is_none() {
+            return Ok(None);
+        }
+        let file = self.open_for_reading(&inode)?;
+        // It may have been copied up meanwhile.
+        Ok(inode.is_at(version).then_some(file))
     }
 
     /// Opens the file that holds the data of `inode`; for writing, the caller has copied it up.
@@ -356,6 +369,15 @@ impl Union {
             Err(error) => log::warn!("{error}"),
         }
         Ok(())
+    }
+}
+
+/// Errors: EISDIR for a directory, EINVAL for anything else that holds no data.
+fn check_regular(inode: &Inode) -> Result<()> {
+    match inode.kind {
+        FileKind::Regular => Ok(()),
+        FileKind::Directory => Err(Error::Refused(Errno::ISDIR)),
+        _ => Err(Error::Refused(Errno::INVAL)),
     }
 }
 

@@ -162,7 +162,11 @@ fn stats_report_at_the_end_what_was_done() {
         let spec = layers.spec(Io::Cached).args(["--log-level", "error", "--stats"]);
         let mut command = if foreground { spec.command() } else { Command::new(binary()) };
         if !foreground {
-            command.arg("mount").args(["-o", "stats,io=cached", "--log-level", "error", "--log-file"]).arg(&log).arg("--lower");
+            command
+                .arg("mount")
+                .args(["-o", "stats,io=cached", "--log-level", "error", "--log-file"])
+                .arg(&log)
+                .arg("--lower");
             command.arg(&layers.lowers()[0]).arg("--upper").arg(layers.path("upper")).arg(&mnt);
         }
         let mut child = command.stderr(Stdio::piped()).spawn().expect("the binary runs");
