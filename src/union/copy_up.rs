@@ -17,6 +17,7 @@ use super::copy_data::Known;
 use super::file::Access;
 use super::inode::{DataPlace, Inode, Real};
 use super::search::InUpper;
+use super::short_name::ShortName;
 use super::xattr::is_impossible;
 use super::{Union, copy_data, dir_of};
 use crate::error::{Error, Result};
@@ -62,7 +63,7 @@ struct Copied {
 struct Source {
     dir: Arc<LayerDir>,
     /// Empty for a directory, which is `dir` itself.
-    name: Arc<OsStr>,
+    name: ShortName,
     attr: Attr,
 }
 
@@ -98,7 +99,7 @@ impl Union {
         let (place, _) = inode.place();
         // The lock may have been waited for while another request did it all.
         let Real::Lower(dir) = place.real else { return Ok(()) };
-        let name: Arc<OsStr> = if inode.dir().is_some() { OsStr::new("").into() } else { place.name.clone() };
+        let name: ShortName = if inode.dir().is_some() { OsStr::new("").into() } else { place.name.clone() };
         let attr = self.lowers.stat(&dir, &name)?;
         if attr.immutable {
             return Err(Error::Refused(Errno::PERM));
@@ -293,7 +294,7 @@ impl Union {
                 // Both counts grow and shrink together from now on.
                 let _changing = inode.moving();
                 inode.set_nlink_delta((source.attr.nlink as i32).saturating_sub(attr.nlink as i32));
-                self.switch(inode, Real::Index(entry.as_os_str().into()), attr.ino);
+                self.switch(inode, Real::Index(Arc::new(entry.as_os_str().to_owned())), attr.ino);
             }
             None => {
                 if inode.dir().is_none() {

@@ -1,6 +1,6 @@
 //! An inode of the union: what the kernel knows by number, and where it really is.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::name_index::NameIndex;
+use super::short_name::ShortName;
 use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::{DotWh, LayerDir, Serial};
 
@@ -34,7 +35,7 @@ pub enum Real {
     /// In a lower layer: a directory itself, or the directory that a file is in under the inode's name.
     Lower(Arc<LayerDir>),
     /// In the index of hard links, under this name.
-    Index(Arc<OsStr>),
+    Index(Arc<OsString>),
     /// In upper, without a name that is known: this O_PATH descriptor is all there is.
     Detached(Arc<OwnedFd>),
 }
@@ -52,7 +53,7 @@ pub struct Place {
     /// The directory that the name is in; none for the root.
     pub parent: Option<Arc<Inode>>,
     /// The name; empty for the root.
-    pub name: Arc<OsStr>,
+    pub name: ShortName,
     /// Where the object is.
     pub real: Real,
     /// Whether the name is gone.
@@ -99,6 +100,8 @@ pub struct Dir {
     names: OnceLock<Option<Box<NameIndex>>>,
     /// How often a name was looked up before that was known.
     asked: AtomicU32,
+    /// Inodes in the table that have this one as their parent.
+    children: AtomicU32,
 }
 
 impl Dir {
@@ -114,6 +117,7 @@ impl Dir {
             default_acl: AtomicU8::new(0),
             names: OnceLock::new(),
             asked: AtomicU32::new(0),
+            children: AtomicU32::new(0),
         }
     }
 
@@ -171,28 +175,35 @@ pub struct Inode {
     pub serial: Serial,
     /// Whether it is a lower object, or was copied up from one, whose number it then has.
     pub from_below: bool,
-    id: AtomicU64,
+    /// How often a caller has looked the inode up by its first number. Guarded by the table.
+    lookups: AtomicU64,
     /// Rank 4. Guards the switch of name and object. No syscall while held.
     place: Mutex<Place>,
     version: AtomicU32,
     /// Operations that are changing the name on the disk at the moment.
     moving: AtomicU32,
-    /// When a name was last added or removed, in seconds of a clock that only goes forward; 0 for never.
-    links_changed: AtomicU32,
     /// Rank 2. Held while the inode is copied up, data included; nothing unrelated waits for it.
     copy_up: Mutex<()>,
     upper_ino: AtomicU64,
-    indexed: AtomicBool,
-    nlink_delta: AtomicI32,
     data: AtomicU8,
     has_descriptor: AtomicBool,
     /// Whether the file could only be opened to append when it was last opened for writing.
     appends: AtomicBool,
-    /// Inodes in the table that have this one as their parent.
-    children: AtomicU32,
-    /// Rank 5 (leaf). Another name of a hard link, to go by when the first one is removed. No syscall while held.
-    other: Mutex<Option<Box<OtherName>>>,
     dir: Option<Box<Dir>>,
+    rare: OnceLock<Box<Rare>>,
+}
+
+/// What few inodes have.
+#[derive(Debug, Default)]
+struct Rare {
+    /// The number that callers know the inode by; 0 for the first one.
+    id: AtomicU64,
+    /// When a name was last added or removed, in seconds of a clock that only goes forward; 0 for never.
+    links_changed: AtomicU32,
+    indexed: AtomicBool,
+    nlink_delta: AtomicI32,
+    /// Rank 5 (leaf). Another name of a hard link, to go by when the first one is removed. No syscall while held.
+    other: Mutex<Option<OtherName>>,
 }
 
 /// A name that was seen to lead to an inode; it may be gone by now.
@@ -219,37 +230,57 @@ pub struct Parts {
 impl Inode {
     /// Makes an inode that is known by `id`.
     pub fn new(id: NodeId, parts: Parts) -> Arc<Self> {
-        Arc::new(Self {
+        let inode = Self {
             ino: parts.ino,
             kind: parts.kind,
             serial: Serial::next(),
             from_below: parts.from_below,
-            id: AtomicU64::new(id.0),
+            lookups: AtomicU64::new(0),
             place: Mutex::new(parts.place),
             version: AtomicU32::new(0),
             moving: AtomicU32::new(0),
-            links_changed: AtomicU32::new(0),
             copy_up: Mutex::new(()),
             upper_ino: AtomicU64::new(parts.upper_ino),
-            indexed: AtomicBool::new(parts.nlink_delta.is_some()),
-            nlink_delta: AtomicI32::new(parts.nlink_delta.unwrap_or(0)),
             data: AtomicU8::new(0),
             has_descriptor: AtomicBool::new(false),
             appends: AtomicBool::new(false),
-            children: AtomicU32::new(0),
-            other: Mutex::new(None),
             dir: parts.dir.map(Box::new),
-        })
+            rare: OnceLock::new(),
+        };
+        if id.0 != parts.ino.0 {
+            inode.set_id(id);
+        }
+        if let Some(delta) = parts.nlink_delta {
+            inode.set_nlink_delta(delta);
+        }
+        Arc::new(inode)
+    }
+
+    fn rare(&self) -> &Rare {
+        self.rare.get_or_init(Box::default)
+    }
+
+    /// Returns how often a caller has looked the inode up by its first number.
+    pub fn lookups(&self) -> u64 {
+        self.lookups.load(Ordering::Relaxed) // Relaxed: under the table's lock, as all that set it.
+    }
+
+    /// Sets that count.
+    pub fn set_lookups(&self, lookups: u64) {
+        self.lookups.store(lookups, Ordering::Relaxed); // Relaxed: as in `lookups`.
     }
 
     /// Returns the number that callers know the inode by.
     pub fn id(&self) -> NodeId {
-        NodeId(self.id.load(Ordering::Acquire))
+        match self.rare.get().map_or(0, |rare| rare.id.load(Ordering::Acquire)) {
+            0 => NodeId(self.ino.0),
+            id => NodeId(id),
+        }
     }
 
     /// Gives the inode another number for callers to know it by.
     pub fn set_id(&self, id: NodeId) {
-        self.id.store(id.0, Ordering::Release);
+        self.rare().id.store(id.0, Ordering::Release);
     }
 
     /// Returns name and object, and the version to compare after a call that used them.
@@ -272,7 +303,7 @@ impl Inode {
 
     /// Records that a name is about to be added or removed on the disk.
     pub fn note_links_change(&self) {
-        self.links_changed.store(now().max(1), Ordering::Release);
+        self.rare().links_changed.store(now().max(1), Ordering::Release);
     }
 
     /// Returns whether a caller may use a name of the file, found with `nlink` links, without looking it up again.
@@ -284,7 +315,7 @@ impl Inode {
     pub fn has_settled_links(&self, nlink: u32) -> bool {
         /// Seconds that a removal takes to be answered, and more.
         const ANSWERED: u32 = 3;
-        match self.links_changed.load(Ordering::Acquire) {
+        match self.rare.get().map_or(0, |rare| rare.links_changed.load(Ordering::Acquire)) {
             0 => true,
             changed => nlink < 2 && now().wrapping_sub(changed) > ANSWERED || self.dir.is_some(),
         }
@@ -355,21 +386,21 @@ impl Inode {
     /// Remembers a name that leads to the inode, unless it is the one it goes by.
     pub fn note_name(&self, parent: &Arc<Inode>, name: &OsStr) {
         if !self.is_named(parent, name) {
-            let noted = Box::new((Arc::downgrade(parent), Box::from(name)));
-            let old = self.other.lock().replace(noted);
+            let noted = (Arc::downgrade(parent), Box::from(name));
+            let old = self.rare().other.lock().replace(noted);
             drop(old);
         }
     }
 
     /// Takes the other name that was remembered, with its directory if that is still there.
     pub fn take_other_name(&self) -> Option<(Arc<Inode>, Box<OsStr>)> {
-        let noted = self.other.lock().take()?;
+        let noted = self.rare.get()?.other.lock().take()?;
         noted.0.upgrade().map(|parent| (parent, noted.1))
     }
 
     /// Returns whether an inode in the table has this one as its parent.
     pub fn has_children(&self) -> bool {
-        self.children.load(Ordering::Acquire) > 0
+        self.dir().is_some_and(|dir| dir.children.load(Ordering::Acquire) > 0)
     }
 
     /// Returns whether the object is in upper.
@@ -415,13 +446,15 @@ impl Inode {
 
     /// Returns how far the link count is from that of upper's inode; `None` for a file that is not indexed.
     pub fn nlink_delta(&self) -> Option<i32> {
-        self.indexed.load(Ordering::Acquire).then(|| self.nlink_delta.load(Ordering::Acquire))
+        let rare = self.rare.get().filter(|rare| rare.indexed.load(Ordering::Acquire))?;
+        Some(rare.nlink_delta.load(Ordering::Acquire))
     }
 
     /// Records that the file is indexed, and its distance.
     pub fn set_nlink_delta(&self, delta: i32) {
-        self.nlink_delta.store(delta, Ordering::Release);
-        self.indexed.store(true, Ordering::Release);
+        let rare = self.rare();
+        rare.nlink_delta.store(delta, Ordering::Release);
+        rare.indexed.store(true, Ordering::Release);
     }
 
     /// Returns where the data is.
@@ -498,7 +531,7 @@ fn now() -> u32 {
 
 /// Counts a child that `parent` gained or lost.
 fn count(parent: &Option<Arc<Inode>>, change: i32) {
-    if let Some(parent) = parent {
+    if let Some(parent) = parent.as_ref().and_then(|parent| parent.dir()) {
         // Wraps around for -1, as it is meant to.
         parent.children.fetch_add(change as u32, Ordering::AcqRel);
     }

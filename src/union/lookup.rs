@@ -222,7 +222,7 @@ impl Union {
             && upper.layer.stat(index, &entry).is_ok_and(|indexed| indexed.ino == hit.attr.ino)
         {
             identity.nlink_delta = self.read_nlink(fd.as_fd(), name, &hit.attr, &marks)?;
-            identity.real = Real::Index(entry.as_os_str().into());
+            identity.real = Real::Index(Arc::new(entry.as_os_str().to_owned()));
         }
         Ok(identity)
     }
@@ -256,7 +256,7 @@ impl Union {
             };
             let marks = Marks { nlink: true, ..Marks::default() };
             let nlink_delta = Some(self.read_nlink(index, &entry, &attr, &marks)?.unwrap_or(0));
-            let real = Real::Index(entry.as_os_str().into());
+            let real = Real::Index(Arc::new(entry.as_os_str().to_owned()));
             return Ok(Some(Identity { number: own, from_below: true, upper_ino: attr.ino, nlink_delta, real }));
         }
         Ok(None)

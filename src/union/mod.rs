@@ -36,6 +36,7 @@ mod readdir;
 mod remove;
 mod rename;
 mod search;
+mod short_name;
 mod table;
 mod usage;
 mod xattr;

@@ -3,21 +3,84 @@
 //! An inode is here while the caller holds lookups on it, and as long as anything else that is here has it
 //! as its parent: there is one object for one file at any time, and a parent's name is known while a child's is.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use dashmap::DashMap;
-use dashmap::mapref::entry::Entry;
+use hashbrown::HashTable;
+use parking_lot::RwLock;
 
 use super::inode::{Inode, NodeId};
 
+/// How many parts the numbers are in, so that few wait for each other.
+const SHARDS: usize = 32;
+
+/// A number that is not the first one of its inode.
 struct Node {
     inode: Arc<Inode>,
     lookups: u64,
 }
 
-/// Inodes by number. The map's shards are rank 5 (leaf): no syscall and no other lock but an inode's place while held.
+/// The inodes of a part of the numbers.
+#[derive(Default)]
+struct Shard {
+    /// Inodes by their first number, which they know themselves, as they do its lookups.
+    first: HashTable<Arc<Inode>>,
+    /// Inodes by any other: the root, and files that have parted or have an alias.
+    others: HashMap<u64, Node>,
+}
+
+impl Shard {
+    fn get(&self, number: u64) -> Option<&Arc<Inode>> {
+        let first = self.first.find(hash(number), |inode| inode.ino.0 == number);
+        first.or_else(|| self.others.get(&number).map(|node| &node.inode))
+    }
+
+    fn lookups(&self, number: u64) -> u64 {
+        match self.first.find(hash(number), |inode| inode.ino.0 == number) {
+            Some(inode) => inode.lookups(),
+            None => self.others.get(&number).map_or(0, |node| node.lookups),
+        }
+    }
+
+    fn set_lookups(&mut self, number: u64, lookups: u64) {
+        if let Some(inode) = self.first.find(hash(number), |inode| inode.ino.0 == number) {
+            inode.set_lookups(lookups);
+        } else if let Some(node) = self.others.get_mut(&number) {
+            node.lookups = lookups;
+        }
+    }
+
+    /// Gives `number`, which nobody has, to `inode`.
+    fn insert(&mut self, number: u64, inode: Arc<Inode>, lookups: u64) {
+        if inode.ino.0 == number {
+            inode.set_lookups(lookups);
+            self.first.insert_unique(hash(number), inode, |inode| hash(inode.ino.0));
+        } else {
+            self.others.insert(number, Node { inode, lookups });
+        }
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Arc<Inode>> {
+        match self.first.find_entry(hash(number), |inode| inode.ino.0 == number) {
+            Ok(entry) => Some(entry.remove().0),
+            Err(_) => self.others.remove(&number).map(|node| node.inode),
+        }
+    }
+
+    fn remove_if(&mut self, number: u64, is_it: impl Fn(&Arc<Inode>) -> bool) -> Option<Arc<Inode>> {
+        if self.get(number).is_some_and(is_it) { self.remove(number) } else { None }
+    }
+}
+
+/// Spreads numbers, many of which follow each other, over all bits.
+fn hash(number: u64) -> u64 {
+    let mixed = (number ^ number >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed ^ mixed >> 29
+}
+
+/// Inodes by number. The shards are rank 5 (leaf): no syscall and no other lock but an inode's place while held.
 pub struct Table {
-    nodes: DashMap<u64, Node>,
+    shards: Box<[RwLock<Shard>]>,
 }
 
 /// What became of an attempt to give a number to an inode.
@@ -31,26 +94,39 @@ pub enum Interned {
 impl Table {
     /// Makes a table that holds the root for good.
     pub fn new(root: Arc<Inode>) -> Self {
-        let nodes = DashMap::new();
+        let table = Self { shards: (0..SHARDS).map(|_| RwLock::default()).collect() };
         root.enter();
-        nodes.insert(NodeId::ROOT.0, Node { inode: root, lookups: 1 });
-        Self { nodes }
+        table.shard(NodeId::ROOT.0).write().insert(NodeId::ROOT.0, root, 1);
+        table
+    }
+
+    fn shard(&self, number: u64) -> &RwLock<Shard> {
+        // Other bits than a shard's own table goes by.
+        &self.shards[(hash(number) >> 32) as usize % SHARDS]
     }
 
     /// Gives up the space of inodes that are not known any more.
     pub fn shrink(&self) {
-        self.nodes.shrink_to_fit();
+        for shard in &self.shards {
+            let mut shard = shard.write();
+            shard.first.shrink_to_fit(|inode| hash(inode.ino.0));
+            shard.others.shrink_to_fit();
+        }
     }
 
     /// Returns the inode known by `id`.
     pub fn get(&self, id: NodeId) -> Option<Arc<Inode>> {
-        self.nodes.get(&id.0).map(|node| node.inode.clone())
+        self.shard(id.0).read().get(id.0).cloned()
     }
 
     /// Returns how many inodes are known.
     #[allow(clippy::len_without_is_empty)] // The root is always there.
     pub fn len(&self) -> usize {
-        self.nodes.len()
+        let count = |shard: &RwLock<Shard>| {
+            let shard = shard.read();
+            shard.first.len() + shard.others.len()
+        };
+        self.shards.iter().map(count).sum()
     }
 
     /// Gives `number` to the inode that `make` makes, unless the file is known, and adds `lookups` to its count.
@@ -63,67 +139,75 @@ impl Table {
         same: impl Fn(&Inode) -> bool,
         make: impl FnOnce() -> Arc<Inode>,
     ) -> Interned {
-        let renamed = match self.nodes.entry(number) {
-            Entry::Occupied(mut entry) => {
-                let node = entry.get_mut();
-                if !same(&node.inode) {
-                    return Interned::Taken;
-                }
-                let id = node.inode.id().0;
-                if id == number {
-                    node.lookups += lookups;
-                    return Interned::Here(node.inode.clone(), NodeId(id));
-                }
-                id
-            }
-            Entry::Vacant(entry) => {
+        let renamed = {
+            let mut shard = self.shard(number).write();
+            let Some(known) = shard.get(number) else {
                 let inode = make();
                 inode.enter();
-                entry.insert(Node { inode: inode.clone(), lookups });
+                shard.insert(number, inode.clone(), lookups);
                 return Interned::Here(inode, NodeId(number));
+            };
+            if !same(known) {
+                return Interned::Taken;
             }
+            let (inode, id) = (known.clone(), known.id().0);
+            if id == number {
+                let lookups = shard.lookups(id) + lookups;
+                shard.set_lookups(id, lookups);
+                return Interned::Here(inode, NodeId(id));
+            }
+            id
         };
         // The file goes by another number since it parted from its readers.
-        match self.nodes.get_mut(&renamed) {
-            Some(mut node) if same(&node.inode) => {
-                node.lookups += lookups;
-                Interned::Here(node.inode.clone(), NodeId(renamed))
+        let mut shard = self.shard(renamed).write();
+        match shard.get(renamed).filter(|inode| same(inode)).cloned() {
+            Some(inode) => {
+                let lookups = shard.lookups(renamed) + lookups;
+                shard.set_lookups(renamed, lookups);
+                Interned::Here(inode, NodeId(renamed))
             }
-            _ => Interned::Taken,
+            None => Interned::Taken,
         }
     }
 
     /// Makes `inode` go by `id` from now on; whoever knows it by its present number goes on doing so.
     pub fn part(&self, inode: &Arc<Inode>, id: NodeId) {
-        if let Entry::Vacant(entry) = self.nodes.entry(id.0) {
-            entry.insert(Node { inode: inode.clone(), lookups: 0 });
+        let mut shard = self.shard(id.0).write();
+        if shard.get(id.0).is_none() {
+            shard.insert(id.0, inode.clone(), 0);
             inode.set_id(id);
         }
     }
 
     /// Returns whether readers hold lookups on the first number of a file that goes by `id` since it parted.
     fn has_old_readers(&self, id: u64, number: u64) -> bool {
-        id != number && self.nodes.get(&number).is_some_and(|first| first.inode.id().0 == id && first.lookups > 0)
+        if id == number {
+            return false;
+        }
+        let shard = self.shard(number).read();
+        shard.get(number).is_some_and(|first| first.id().0 == id) && shard.lookups(number) > 0
     }
 
     /// Lets `inode` be found by `number` besides its own, until [`Table::forget_alias`].
     pub fn alias(&self, number: u64, inode: &Arc<Inode>) {
-        if let Entry::Vacant(entry) = self.nodes.entry(number) {
-            entry.insert(Node { inode: inode.clone(), lookups: 0 });
+        let mut shard = self.shard(number).write();
+        if shard.get(number).is_none() {
+            shard.insert(number, inode.clone(), 0);
         }
     }
 
     /// Ends an alias of `inode`.
     pub fn forget_alias(&self, number: u64, inode: &Inode) {
-        self.nodes.remove_if(&number, |_, node| std::ptr::eq(&*node.inode, inode));
+        let removed = self.shard(number).write().remove_if(number, |known| std::ptr::eq(&**known, inode));
+        drop(removed);
     }
 
     /// Adds a lookup to the count of an inode that is known; returns the id that it is counted on.
     pub fn count(&self, inode: &Inode) -> NodeId {
         let id = inode.id();
-        if let Some(mut node) = self.nodes.get_mut(&id.0) {
-            node.lookups += 1;
-        }
+        let mut shard = self.shard(id.0).write();
+        let lookups = shard.lookups(id.0) + 1;
+        shard.set_lookups(id.0, lookups);
         id
     }
 
@@ -134,31 +218,38 @@ impl Table {
             if id == NodeId::ROOT.0 {
                 return;
             }
-            let Some((current, number)) = self.nodes.get(&id).map(|node| (node.inode.id().0, node.inode.ino.0)) else {
-                return;
-            };
+            let Some(inode) = self.get(NodeId(id)) else { return };
+            let (current, number) = (inode.id().0, inode.ino.0);
             let old_readers = self.has_old_readers(id, number);
-            let Entry::Occupied(mut entry) = self.nodes.entry(id) else { return };
-            let node = entry.get_mut();
-            node.lookups = node.lookups.saturating_sub(lookups);
-            if node.lookups > 0 {
+            let mut shard = self.shard(id).write();
+            // Others may have forgotten it meanwhile, and another may have the number.
+            if shard.get(id).is_none_or(|known| !Arc::ptr_eq(known, &inode)) {
+                return;
+            }
+            let left = shard.lookups(id).saturating_sub(lookups);
+            shard.set_lookups(id, left);
+            if left > 0 {
                 return;
             }
             if current != id {
                 // Readers of a file that parted are gone. Its first number stays with it, others go.
                 if id != number {
-                    let parted = entry.remove();
+                    let parted = shard.remove(id);
+                    drop(shard);
                     drop(parted);
                 }
                 next = Some((current, 0));
                 continue;
             }
-            if old_readers || node.inode.has_children() {
+            if old_readers || inode.has_children() {
                 return;
             }
-            let inode = entry.remove().inode;
+            let removed = shard.remove(id);
+            drop(shard);
+            drop(removed);
             if id != number {
-                self.nodes.remove_if(&number, |_, first| Arc::ptr_eq(&first.inode, &inode));
+                let first = self.shard(number).write().remove_if(number, |first| Arc::ptr_eq(first, &inode));
+                drop(first);
             }
             gone(&inode);
             // The parent stayed for this child; it goes too if nothing else needs it.
