@@ -6,12 +6,14 @@
 // What is done to each entry of a tree (walks): stat, list, read, open, neg, xattr, append, chmod, rename, unlink.
 // pstat and pread are stat and read by N processes, each with its share of the directories directly below PATH.
 // create makes N files; seqread, mmapread, seqwrite (N MiB), randread and randwrite (N times 4 KiB) work on one file.
+// rm removes a file, and waits until its space is free: some servers give it back after they have answered.
 // stall PATH DIR appends to PATH, which copies it up, and meanwhile looks up names of DIR that nobody has asked for:
 // adds the median, the 99th percentile and the longest of the lookups, in seconds.
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -19,6 +21,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
@@ -362,6 +365,32 @@ static void stall(const char *path, const char *dir)
 
 // ---- which of them -----------------------------------------------------------------------------------------------
 
+static struct statvfs file_system(const char *path)
+{
+    struct statvfs seen;
+    if (statvfs(path, &seen))
+        die("statvfs", path);
+    return seen;
+}
+
+static void rm(const char *path)
+{
+    enum { TRIES = 50000, PAUSE_US = 100 };
+    char directory[PATH_MAX];
+    struct stat file;
+    if (lstat(path, &file))
+        die("lstat", path);
+    const char *slash = strrchr(path, '/');
+    snprintf(directory, sizeof directory, "%.*s", slash ? (int)(slash - path) : 1, slash ? path : ".");
+    struct statvfs before = file_system(directory);
+    // Others may take some of it meanwhile.
+    fsblkcnt_t wanted = (fsblkcnt_t)file.st_size / before.f_frsize / 10 * 9;
+    if (unlink(path))
+        die("unlink", path);
+    for (int i = 0; i < TRIES && file_system(directory).f_bfree < before.f_bfree + wanted; i++)
+        usleep(PAUSE_US);
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 3) {
@@ -411,10 +440,9 @@ int main(int argc, char **argv)
         at_random(fd, n, mode[4] == 'w');
     else if (!strcmp(mode, "oneappend"))
         append_one(path);
-    else if (!strcmp(mode, "rm")) {
-        if (unlink(path))
-            die("unlink", path);
-    } else {
+    else if (!strcmp(mode, "rm"))
+        rm(path);
+    else {
         fprintf(stderr, "unknown mode %s\n", mode);
         return 2;
     }

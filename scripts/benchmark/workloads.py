@@ -260,7 +260,7 @@ NEW = Group("new", "Writing", (
              lambda p: p.ops("seqwrite", p.make_new() / "w", p.settings.sizes.write)),
     Workload("randwrite4k_100k", "100,000 writes of 4 KiB at random", "warm",
              lambda p: p.ops("randwrite", p.new / "w", p.settings.sizes.random), after=("seqwrite1g",)),
-    Workload("rm1g", "a file of 1 GiB removed", "warm", lambda p: p.ops("rm", p.new / "w"), after=("seqwrite1g",)),
+    Workload("rm1g", "a file of 1 GiB removed, until its space is free", "warm", lambda p: p.ops("rm", p.new / "w"), after=("seqwrite1g",)),
 ), three_layers)  # fmt: skip
 
 
