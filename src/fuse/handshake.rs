@@ -23,6 +23,10 @@ const WRITE_MIN: u32 = 1 << 12;
 /// The longest value of an xattr, in bytes: xattr(7).
 const XATTR_MAX: u32 = 1 << 16;
 
+/// The version of a kernel (Linux 6.12) that tells a file's size when it has written at the end of it by passthrough: those
+/// before may copy nothing from a file that was just written.
+const PASSTHROUGH_WHOLE: u32 = 41;
+
 /// What a request has besides data: its header and fixed part, in bytes at most, and then some.
 const BESIDES_DATA: usize = 1 << 12;
 
@@ -53,7 +57,7 @@ impl Wishes {
         }
         let passthrough = able
             && match config.io {
-                IoMode::Auto => union.is_paged(),
+                IoMode::Auto => union.is_passable(),
                 IoMode::Cached => false,
                 IoMode::Passthrough => true,
             };
@@ -221,7 +225,7 @@ fn agree(wishes: &Wishes, minor: u32, offered: InitFlags, ring: Option<Ring>) ->
         | InitFlags::ASYNC_DIO
         | InitFlags::INIT_EXT;
     wanted.set(InitFlags::POSIX_ACL, wishes.acls);
-    wanted.set(InitFlags::PASSTHROUGH, wishes.passthrough);
+    wanted.set(InitFlags::PASSTHROUGH, wishes.passthrough && (wishes.insists || minor >= PASSTHROUGH_WHOLE));
     wanted.set(InitFlags::OVER_IO_URING, ring.is_some());
     let handles = wishes.handles
         || (wanted & offered).contains(InitFlags::PASSTHROUGH)

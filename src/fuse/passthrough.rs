@@ -17,8 +17,8 @@ use parking_lot::Mutex;
 use super::connection::Connection;
 use crate::union::NodeId;
 
-/// Backing files that stay registered though nobody has them open: no descriptors of the process, and less of the kernel's
-/// memory than it has for the node of the mount itself, with which they go.
+/// Backing files that stay registered though nobody has them open: no descriptors of the process, and of the kernel's memory
+/// some hundred bytes each besides the layer's inode. They go with the node of the mount.
 const IDLE: NonZeroUsize = NonZeroUsize::new(16384).expect("is not zero");
 
 /// A backing file that the kernel knows.
@@ -34,18 +34,47 @@ struct Open {
     /// The file that serves them, if not the server does.
     backing: Option<Backing>,
     handles: usize,
+    /// How many of them may write through a mapping.
+    maps: usize,
 }
 
 /// What is open, and what was.
 struct Nodes {
     open: HashMap<u64, Open>,
     idle: LruCache<u64, Backing>,
+    /// The threads that were told to look up the name of a node again.
+    turned_away: LruCache<(u64, u32), ()>,
+}
+
+/// Whether a handle may write through a shared mapping, of which nobody is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Maps {
+    Never,
+    Perhaps,
+}
+
+impl Maps {
+    /// Looks at the flags of open(2).
+    pub(super) fn of(flags: u32) -> Self {
+        if flags as i32 & libc::O_ACCMODE == libc::O_RDWR { Self::Perhaps } else { Self::Never }
+    }
+}
+
+/// A handle that is to be served.
+pub(super) struct Handle<'a> {
+    pub(super) file: BorrowedFd<'a>,
+    /// Whether the file is upper's.
+    pub(super) upper: bool,
+    /// Whether the file has the set-user-id or set-group-id bit, or capabilities, that the kernel would not clear when it
+    /// writes by itself.
+    pub(super) privileged: bool,
+    pub(super) maps: Maps,
 }
 
 /// The backing files of nodes.
 pub(super) struct Passthrough {
     connection: Arc<Connection>,
-    /// A leaf but for the ioctls that register files and undo that, which wait for nothing.
+    /// A leaf but for the ioctls that register files and undo that, which wait for no request.
     nodes: Mutex<Nodes>,
 }
 
@@ -62,52 +91,54 @@ pub(super) enum Way {
 impl Passthrough {
     /// Makes backing files known through `connection`.
     pub(super) fn new(connection: Arc<Connection>) -> Self {
-        let nodes = Nodes { open: HashMap::new(), idle: LruCache::new(IDLE) };
+        const TURNED_AWAY: NonZeroUsize = NonZeroUsize::new(64).expect("is not zero");
+        let nodes = Nodes { open: HashMap::new(), idle: LruCache::new(IDLE), turned_away: LruCache::new(TURNED_AWAY) };
         Self { connection, nodes: Mutex::new(nodes) }
     }
 
-    /// Settles how a handle of `id`, which has `file` open, is served.
-    ///
-    /// `upper` says whether the file is upper's, `privileged` whether it has the set-user-id or set-group-id bit, or
-    /// capabilities, that the kernel would not clear when it writes by itself.
-    pub(super) fn open(&self, id: NodeId, upper: bool, privileged: bool, file: BorrowedFd<'_>) -> Way {
+    /// Settles how a handle of `id` is served.
+    pub(super) fn open(&self, id: NodeId, handle: &Handle<'_>) -> Way {
         let mut nodes = self.nodes.lock();
-        let Nodes { open, idle } = &mut *nodes;
+        let Nodes { open, idle, .. } = &mut *nodes;
         let node = open.entry(id.0).or_insert_with(|| {
             let kept = idle.pop(&id.0).filter(|kept| {
-                let fits = kept.upper == upper && !privileged;
+                let fits = kept.upper == handle.upper && !handle.privileged;
                 if !fits {
                     self.connection.close_backing(kept.id);
                 }
                 fits
             });
-            let register = || if privileged { None } else { self.register(id, upper, file) };
-            Open { backing: kept.or_else(register), handles: 0 }
+            let register = || if handle.privileged { None } else { self.register(id, handle) };
+            Open { backing: kept.or_else(register), handles: 0, maps: 0 }
         });
-        match node.backing {
-            Some(Backing { upper: false, .. }) if upper => Way::Part,
+        let way = match node.backing {
+            Some(Backing { upper: false, .. }) if handle.upper => return Way::Part,
             // A handle of the lower file, opened just before the copy-up, takes upper's file as the others do.
-            Some(Backing { id, .. }) => {
-                node.handles += 1;
-                Way::Backed(id)
-            }
-            None => {
-                node.handles += 1;
-                Way::Served
+            Some(Backing { id, .. }) => Way::Backed(id),
+            None => Way::Served,
+        };
+        node.handles += 1;
+        if handle.maps == Maps::Perhaps && node.backing.is_some() {
+            node.maps += 1;
+            if node.maps == 1 {
+                drop(nodes);
+                // From now on they are asked for each time.
+                self.connection.forget_attributes(id);
             }
         }
+        way
     }
 
     /// Opens `id` once more for reading from the lower file that serves it, or did; returns the backing file.
     pub(super) fn open_lower_again(&self, id: NodeId) -> Option<u32> {
         let mut nodes = self.nodes.lock();
-        let Nodes { open, idle } = &mut *nodes;
+        let Nodes { open, idle, .. } = &mut *nodes;
         let node = match open.entry(id.0) {
             Entry::Occupied(node) => node.into_mut(),
             Entry::Vacant(vacant) => {
                 let kept = idle.peek(&id.0).copied().filter(|kept| !kept.upper)?;
                 idle.pop(&id.0);
-                vacant.insert(Open { backing: Some(kept), handles: 0 })
+                vacant.insert(Open { backing: Some(kept), handles: 0, maps: 0 })
             }
         };
         let backing = node.backing.filter(|backing| !backing.upper)?;
@@ -115,10 +146,10 @@ impl Passthrough {
         Some(backing.id)
     }
 
-    fn register(&self, id: NodeId, upper: bool, file: BorrowedFd<'_>) -> Option<Backing> {
-        let backing = self.connection.open_backing(file);
+    fn register(&self, id: NodeId, handle: &Handle<'_>) -> Option<Backing> {
+        let backing = self.connection.open_backing(handle.file);
         let id = backing.inspect_err(|errno| log::debug!("no passthrough for node {}: {errno}", id.0)).ok()?;
-        Some(Backing { id, upper })
+        Some(Backing { id, upper: handle.upper })
     }
 
     /// Returns whether readers of a lower file have the node open.
@@ -127,12 +158,31 @@ impl Passthrough {
         nodes.open.get(&id.0).is_some_and(|open| open.backing.is_some_and(|backing| !backing.upper))
     }
 
+    /// Returns whether somebody may write to the node through a mapping, so that its attributes change unseen.
+    pub(super) fn may_change_unseen(&self, id: NodeId) -> bool {
+        self.nodes.lock().open.get(&id.0).is_some_and(|open| open.maps > 0)
+    }
+
+    /// Records that the thread `pid` was told to look up the name of `id` again.
+    pub(super) fn turn_away(&self, id: NodeId, pid: u32) {
+        self.nodes.lock().turned_away.put((id.0, pid), ());
+    }
+
+    /// Returns whether that was recorded, once: it has come by a descriptor then, for which there is no name to look up.
+    pub(super) fn has_come_back(&self, id: NodeId, pid: u32) -> bool {
+        self.nodes.lock().turned_away.pop(&(id.0, pid)).is_some()
+    }
+
     /// Ends the use of a node by one handle.
-    pub(super) fn close(&self, id: NodeId) {
+    pub(super) fn close(&self, id: NodeId, maps: Maps) {
         let mut nodes = self.nodes.lock();
         let Entry::Occupied(mut entry) = nodes.open.entry(id.0) else { return };
-        entry.get_mut().handles -= 1;
-        if entry.get().handles > 0 {
+        let open = entry.get_mut();
+        open.handles -= 1;
+        if maps == Maps::Perhaps && open.backing.is_some() {
+            open.maps -= 1;
+        }
+        if open.handles > 0 {
             return;
         }
         let Some(backing) = entry.remove().backing else { return };
@@ -152,5 +202,16 @@ impl Passthrough {
         if let Some(backing) = kept {
             self.connection.close_backing(backing.id);
         }
+    }
+
+    /// Gives up all that is kept.
+    pub(super) fn end(&self) {
+        while let Some((_, backing)) = self.idle() {
+            self.connection.close_backing(backing.id);
+        }
+    }
+
+    fn idle(&self) -> Option<(u64, Backing)> {
+        self.nodes.lock().idle.pop_lru()
     }
 }

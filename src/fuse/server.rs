@@ -12,13 +12,22 @@ use super::answer::Answer;
 use super::connection::Connection;
 use super::convert::{attr_out, entry_out, errno, opened};
 use super::handshake::{Agreed, Wishes};
-use super::passthrough::{Passthrough, Way};
+use super::passthrough::{Handle, Maps, Passthrough, Way};
 use super::pool::Pool;
 use super::protocol::{CreateOut, EntryOut, FOPEN_KEEP_CACHE, FOPEN_PASSTHROUGH, Opcode, OpenOut};
 use super::statistics::{Counts, Statistics};
 use crate::config::MountConfig;
 use crate::error::Result;
 use crate::union::{self, Caller, Entry, Fh, NodeId, OpenFile, Union};
+
+/// What is asked for by who opens a file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    pub(super) how: OpenFile,
+    pub(super) maps: Maps,
+    /// The thread that asks.
+    pub(super) pid: u32,
+}
 
 /// What the requests of one mount share.
 pub(super) struct Server {
@@ -79,6 +88,9 @@ impl Server {
     /// Finishes long work and ends the use of the layers.
     pub(super) fn end(&self) -> Result<()> {
         self.pool.end();
+        if let Some(passthrough) = &self.passthrough {
+            passthrough.end();
+        }
         self.union.end()
     }
 
@@ -114,57 +126,74 @@ impl Server {
     /// Returns an entry with the times for which the kernel may keep it.
     pub(super) fn entry(&self, entry: &Entry) -> EntryOut {
         let entry_valid = if entry.settled { self.entry_timeout } else { Duration::ZERO };
-        entry_out(entry.id, &entry.attr, entry_valid, self.attr_valid(entry.id.0 != entry.attr.ino))
+        let parted = entry.id.0 != entry.attr.ino;
+        entry_out(entry.id, &entry.attr, entry_valid, self.attr_valid(entry.id, parted))
     }
 
     /// Returns attributes with the time for which the kernel may keep them.
     pub(super) fn attr(&self, result: Result<union::Attr>) -> Answer {
         Answer::of(result, |attr| {
-            let parted = self.passthrough.is_some() && self.union.has_parted(NodeId(attr.ino));
-            Answer::Attr(attr_out(&attr, self.attr_valid(parted)))
+            let id = NodeId(attr.ino);
+            let parted = self.passthrough.is_some() && self.union.has_parted(id);
+            Answer::Attr(attr_out(&attr, self.attr_valid(id, parted)))
         })
     }
 
     /// How long the kernel keeps attributes: not at all those of a file that has parted, since what changes through one node
-    /// of it is not told to the other.
-    fn attr_valid(&self, parted: bool) -> Duration {
-        if parted { Duration::ZERO } else { self.attr_timeout }
+    /// of it is not told to the other, and of one that may be written to through a mapping, which nobody is told of.
+    fn attr_valid(&self, id: NodeId, parted: bool) -> Duration {
+        let unseen = || self.passthrough.as_ref().is_some_and(|passthrough| passthrough.may_change_unseen(id));
+        if parted || unseen() { Duration::ZERO } else { self.attr_timeout }
     }
 
-    /// Opens a file for a handle.
-    pub(super) fn open(&self, id: NodeId, how: OpenFile) -> Answer {
-        if let Some(passthrough) = &self.passthrough
-            && passthrough.has_lower_readers(id)
-            && (how.changes() || self.union.has_upper_data(id))
-        {
-            return self.part(id);
-        }
-        if let Some(passthrough) = self.passthrough.as_ref().filter(|_| self.by_node && how == OpenFile::Read) {
-            match self.open_lower(passthrough, id) {
-                Ok(Some(way)) => return Answer::Opened(open_out(None, &way)),
-                Ok(None) => {}
-                Err(error) => return Answer::Error(errno(&error)),
-            }
-        }
-        let fh = match self.union.open(id, how) {
-            Ok(fh) => fh,
-            Err(error) => return Answer::Error(errno(&error)),
+    /// Opens a file.
+    pub(super) fn open(&self, id: NodeId, asked: Asked) -> Answer {
+        let Some(passthrough) = &self.passthrough else {
+            let opened = self.union.open(id, asked.how);
+            return Answer::of(opened, |fh| Answer::Opened(open_out(Some(fh), &Way::Served)));
         };
-        match self.way(id, fh) {
-            Ok(Way::Part) => {
-                self.union.close(fh);
-                self.part(id)
+        match self.open_through(passthrough, id, asked) {
+            Ok(Some(open)) => Answer::Opened(open),
+            Ok(None) => {
+                // The kernel asks for the attributes anew from then on, and looks the name up again.
+                self.union.part(id);
+                self.connection.forget_attributes(id);
+                passthrough.turn_away(id, asked.pid);
+                Answer::Error(Errno::STALE)
             }
-            Ok(way) => Answer::Opened(open_out(Some(fh), &way)),
-            Err(error) => {
-                self.union.close(fh);
-                Answer::Error(errno(&error))
-            }
+            Err(error) => Answer::Error(errno(&error)),
         }
     }
 
-    /// Opens `id` for reading without a handle, which would have nothing to do: what the kernel does not read by itself is
-    /// found by node. `None` where upper has the file, or its data.
+    /// Opens a file that the kernel may read and write itself; `None` where the node has readers of a lower file, and who
+    /// opens it needs another one.
+    fn open_through(&self, passthrough: &Passthrough, id: NodeId, asked: Asked) -> Result<Option<OpenOut>> {
+        let how = asked.how;
+        if passthrough.has_lower_readers(id) {
+            match how {
+                // What is cut off is not copied up first.
+                OpenFile::Truncate(_) | OpenFile::Empty(_) => return Ok(None),
+                // It is copied up before it parts, so that the other node never has readers of the lower file.
+                OpenFile::Write | OpenFile::Append => {}
+                OpenFile::Read | OpenFile::Execute if self.union.has_upper_data(id) => {
+                    let again = self.by_node && passthrough.has_come_back(id, asked.pid);
+                    let backing = if again { passthrough.open_lower_again(id) } else { None };
+                    return Ok(backing.map(|backing| open_out(None, &Way::Backed(backing))));
+                }
+                OpenFile::Read | OpenFile::Execute => {}
+            }
+        }
+        if self.by_node
+            && how == OpenFile::Read
+            && let Some(way) = self.open_lower(passthrough, id)?
+        {
+            return Ok(Some(open_out(None, &way)));
+        }
+        let fh = self.union.open(id, how)?;
+        self.hand_out(id, fh, asked)
+    }
+
+    /// Opens `id` for reading where a lower layer has its data; `None` where upper does.
     fn open_lower(&self, passthrough: &Passthrough, id: NodeId) -> Result<Option<Way>> {
         if self.union.has_upper_data(id) {
             return Ok(None);
@@ -172,40 +201,45 @@ impl Server {
         if let Some(backing) = passthrough.open_lower_again(id) {
             return Ok(Some(Way::Backed(backing)));
         }
+        let Some(file) = self.union.open_lower(id)? else { return Ok(None) };
         // Whoever wants to write to it has another node, so that privileges play no part.
-        Ok(self.union.open_lower(id)?.map(|file| passthrough.open(id, false, false, file.as_fd())))
+        let handle = Handle { file: file.as_fd(), upper: false, privileged: false, maps: Maps::Never };
+        Ok(Some(passthrough.open(id, &handle)))
     }
 
-    /// Parts a file from the readers of `id`, whose kernel asks for its attributes anew from then on, and has the name
-    /// looked up again.
-    fn part(&self, id: NodeId) -> Answer {
-        self.union.part(id);
-        self.connection.forget_attributes(id);
-        Answer::Error(Errno::STALE)
+    /// Settles how the handle `fh` of `id` is served, and closes it where it would have nothing to do: what the kernel does
+    /// not read and write by itself is found by node. `None` where it cannot be served.
+    fn hand_out(&self, id: NodeId, fh: Fh, asked: Asked) -> Result<Option<OpenOut>> {
+        let way = self.way(id, fh, asked.maps);
+        // Programs that run are known by the handles that were opened for running them.
+        let keeps = !self.by_node || asked.how == OpenFile::Execute;
+        if !keeps || !matches!(way, Ok(Way::Backed(_) | Way::Served)) {
+            self.union.close(fh);
+        }
+        Ok(match way? {
+            Way::Part => None,
+            way => Some(open_out(keeps.then_some(fh), &way)),
+        })
     }
 
-    /// Settles how the handle `fh` of `id` is served.
-    fn way(&self, id: NodeId, fh: Fh) -> Result<Way> {
+    fn way(&self, id: NodeId, fh: Fh, maps: Maps) -> Result<Way> {
         let Some(passthrough) = &self.passthrough else { return Ok(Way::Served) };
-        self.union.with_handle(fh, |fd, upper| {
-            let privileged = upper && self.union.has_privileges(id, fd)?;
-            Ok(passthrough.open(id, upper, privileged, fd))
+        self.union.with_handle(fh, |file, upper| {
+            let privileged = upper && self.union.has_privileges(id, file)?;
+            Ok(passthrough.open(id, &Handle { file, upper, privileged, maps }))
         })?
     }
 
     /// Answers a CREATE that has made `entry`.
-    pub(super) fn created(&self, entry: &Entry) -> Answer {
-        let opened = self.union.open(entry.id, OpenFile::Write).and_then(|fh| {
-            let way = self.way(entry.id, fh).inspect_err(|_| self.union.close(fh))?;
-            Ok(open_out(Some(fh), &way))
-        });
+    pub(super) fn created(&self, entry: &Entry, asked: Asked) -> Answer {
+        let opened = self.union.open(entry.id, asked.how).and_then(|fh| self.hand_out(entry.id, fh, asked));
         match opened {
-            Ok(open) => Answer::Created(CreateOut { entry: self.entry(entry), open }),
-            Err(error) => {
-                // The name stays, as after any create whose open fails. The kernel knows neither node nor handle of it, and
-                // keeps that there is none until it is told otherwise.
+            Ok(Some(open)) => Answer::Created(CreateOut { entry: self.entry(entry), open }),
+            // The name stays, as after any create whose open fails. The kernel knows neither node nor handle of it, and
+            // keeps that there is none until it is told otherwise.
+            failed => {
                 self.union.forget(entry.id, 1);
-                Answer::Error(errno(&error))
+                Answer::Error(failed.err().map_or(Errno::STALE, |error| errno(&error)))
             }
         }
     }
@@ -219,9 +253,9 @@ impl Server {
     }
 
     /// Ends a use of `id`, and the handle that it had if it had one.
-    pub(super) fn close(&self, id: NodeId, fh: Option<Fh>) {
+    pub(super) fn close(&self, id: NodeId, fh: Option<Fh>, maps: Maps) {
         if let Some(passthrough) = &self.passthrough {
-            passthrough.close(id);
+            passthrough.close(id, maps);
         }
         if let Some(fh) = fh {
             self.union.close(fh);
@@ -236,7 +270,6 @@ fn open_out(fh: Option<Fh>, way: &Way) -> OpenOut {
         // Without FOPEN_KEEP_CACHE, so that the kernel drops what it has of a file that was served before: what is written to
         // the backing file does not come there.
         Way::Backed(backing_id) => OpenOut { fh, open_flags: FOPEN_PASSTHROUGH, backing_id },
-        // A new file, which alone comes here so, has no readers of a lower one to part from.
         Way::Served | Way::Part => opened(fh, FOPEN_KEEP_CACHE),
     }
 }

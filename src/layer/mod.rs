@@ -71,6 +71,10 @@ pub struct Layer {
     /// Whether its file system reads through the page cache, so that a read is cut short by the file's end, or else between
     /// two pages.
     pub paged: bool,
+    /// Whether reading it, by whoever, changes no access time.
+    pub quiet: bool,
+    /// Whether its files can be opened with O_DIRECT.
+    pub direct: bool,
     /// Whether upper may share data of its files (FICLONE), as far as is known.
     pub clones: AtomicBool,
     root: OwnedFd,
@@ -94,6 +98,8 @@ pub struct Root {
     pub fd: OwnedFd,
     /// Whether it belongs to a clone of the mount that nothing is mounted in.
     pub private: bool,
+    /// Whether reading below it, by whoever, changes no access time.
+    pub quiet: bool,
 }
 
 impl Root {
@@ -109,14 +115,15 @@ impl Root {
         );
         match clone {
             Ok(fd) => {
-                if let Some(Err(errno)) = limit.map(|limit| crate::sys::mount::limit(fd.as_fd(), limit)) {
+                let limited = limit.map(|limit| crate::sys::mount::limit(fd.as_fd(), limit));
+                if let Some(Err(errno)) = limited {
                     log::info!("{}: its private mount cannot be limited: {errno}", directory.name().display());
                 }
-                Self { fd, private: true }
+                Self { fd, private: true, quiet: matches!(limited, Some(Ok(()))) }
             }
             // EPERM without CAP_SYS_ADMIN over the mount namespace, EINVAL where another namespace has locked
             // mounts below, ENOSYS before Linux 5.2: then resolution stops at mounts instead.
-            Err(_) => Self { fd: directory.into_fd(), private: false },
+            Err(_) => Self { fd: directory.into_fd(), private: false, quiet: false },
         }
     }
 }
@@ -128,6 +135,13 @@ fn reads_by_pages(root: BorrowedFd<'_>) -> bool {
     const LOCAL: [rustix::fs::FsWord; 8] =
         [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x8584_58f6, 0xf2f5_2010, 0xe0f5_e1e2, 0x7371_7368];
     rustix::fs::fstatfs(root).is_ok_and(|s| LOCAL.contains(&s.f_type))
+}
+
+/// Finds out whether the file system of `root` is known to open files with O_DIRECT: squashfs and others answer EINVAL.
+fn takes_direct(root: BorrowedFd<'_>) -> bool {
+    /// ext4, xfs, btrfs, tmpfs (since Linux 6.6) and f2fs.
+    const DIRECT: [rustix::fs::FsWord; 5] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0xf2f5_2010];
+    rustix::fs::fstatfs(root).is_ok_and(|s| DIRECT.contains(&s.f_type))
 }
 
 /// Finds out whether the handles of the file system of `root` can be relied on.
@@ -177,6 +191,8 @@ impl Layer {
             uuid,
             clones: AtomicBool::new(true),
             paged,
+            quiet: root.quiet,
+            direct: takes_direct(root.fd.as_fd()),
             handles,
             overrides,
             idmap: None,

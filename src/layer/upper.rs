@@ -360,12 +360,12 @@ fn check_separate(upper: &Directory, work: &Directory) -> Result<()> {
 /// Where that is not allowed, or they are not below one directory of one mount, they are used as they are.
 fn clone_together(upper: Directory, work: Directory, atime: bool) -> (Root, OwnedFd) {
     match clone_of_both(&upper, &work, atime) {
-        Some((fd, work)) => (Root { fd, private: true }, work),
-        None => (Root { fd: upper.into_fd(), private: false }, work.into_fd()),
+        Some((root, work)) => (root, work),
+        None => (Root { fd: upper.into_fd(), private: false, quiet: false }, work.into_fd()),
     }
 }
 
-fn clone_of_both(upper: &Directory, work: &Directory, atime: bool) -> Option<(OwnedFd, OwnedFd)> {
+fn clone_of_both(upper: &Directory, work: &Directory, atime: bool) -> Option<(Root, OwnedFd)> {
     let (upper_path, work_path) = (upper.path()?, work.path()?);
     let pairs = upper_path.components().zip(work_path.components());
     let common: PathBuf = pairs.take_while(|(a, b)| a == b).map(|(a, _)| a).collect();
@@ -378,7 +378,7 @@ fn clone_of_both(upper: &Directory, work: &Directory, atime: bool) -> Option<(Ow
         // A mount between the common directory and the path is not in the clone: something else is there.
         (Identity::of(fd.as_fd()).ok()? == Identity::of(original.fd()).ok()?).then_some(fd)
     };
-    Some((below(&upper_path, upper)?, below(&work_path, work)?))
+    Some((Root { fd: below(&upper_path, upper)?, ..root }, below(&work_path, work)?))
 }
 
 fn check_writable(layer: &Layer, path: &Path) -> Result<()> {

@@ -131,7 +131,8 @@ impl Union {
         if let OpenFile::Truncate(caller) | OpenFile::Empty(caller) = how {
             self.set_size(&inode, &*file, 0, caller)?;
         }
-        let upper = upper && inode.data_place() == DataPlace::Here;
+        // Whoever writes has had it copied up, whatever is known of the place of its data.
+        let upper = access == Access::Write || upper && inode.data_place() == DataPlace::Here;
         let runs = (how == OpenFile::Execute).then_some(id);
         Ok(self.handles.add(Handle { inode, access, runs, file: Mutex::new(Opened { fd: file, upper, version }) }))
     }

@@ -161,6 +161,8 @@ pub struct Union {
     static_nlink: bool,
     /// Whether all layers are read by pages.
     paged: bool,
+    /// Whether it makes no difference who opens the files of the layers.
+    passable: bool,
     view: OwnerView,
     server: Caller,
     /// Whether files can be given to others: CAP_CHOWN.
@@ -195,9 +197,10 @@ impl Union {
         self.upper.is_none()
     }
 
-    /// Returns whether all layers are on local file systems, which read through the page cache.
-    pub fn is_paged(&self) -> bool {
-        self.paged
+    /// Returns whether it makes no difference to anybody when another opens the files of the layers in the server's place:
+    /// their file systems take every flag of open(2), and none of them notes who reads where it should not.
+    pub fn is_passable(&self) -> bool {
+        self.passable
     }
 
     /// Returns a layer that holds `path` and could not be cloned privately, so that a mount there would be entered.

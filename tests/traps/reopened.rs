@@ -2,8 +2,10 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use super::union::{Union, trap};
 use crate::support::{
@@ -106,6 +108,91 @@ fn a_removed_file_that_was_read_gives_its_space_back() {
             assert_eq!(open.read(&mut [0; 4]).expect("a removed file can be read while it is open"), 4);
             drop(open);
             eventually("the space is free again", || free(union) == before);
+        }
+    });
+}
+
+#[test]
+fn writers_and_readers_that_meet_at_a_lower_file_are_all_served() {
+    const FILES: usize = 8;
+    trap(1, |layers| {
+        for file in 0..FILES {
+            layers.lower(0).file(format!("f{file}"), vec![b'l'; 4 << 20]);
+        }
+    })
+    .run(|union| {
+        for file in 0..FILES {
+            let path = union.at(format!("f{file}"));
+            let early = File::open(&path).expect("a lower file can be read");
+            std::thread::scope(|scope| {
+                for writer in 0..4 {
+                    let path = &path;
+                    scope.spawn(move || {
+                        // While the first of them copies up, the others come.
+                        for _ in 0..20 {
+                            if writer == 0 {
+                                let opened = File::options().append(true).open(path);
+                                opened.and_then(|mut file| file.write_all(b"w")).expect("it can be written");
+                            } else {
+                                File::open(path).and_then(|mut file| file.read(&mut [0; 4])).expect("and read");
+                            }
+                        }
+                    });
+                }
+            });
+            drop(early);
+            assert_eq!(read_often(&path).len(), (4 << 20) + 20);
+        }
+    });
+}
+
+#[test]
+fn a_descriptor_of_a_lower_file_can_be_read_and_run_anew_after_the_file_was_copied_up() {
+    trap(1, |layers| {
+        layers.lower(0).file("f", "content");
+        fs::copy("/bin/true", layers.lower(0).path("true")).expect("every system has /bin/true");
+    })
+    .run(|union| {
+        let (file, program) = (union.at("f"), union.at("true"));
+        let early = [&file, &program].map(|path| File::open(path).expect("a lower file can be read"));
+        for path in [&file, &program] {
+            let mode = fs::metadata(path).expect("stat").permissions().mode() ^ 0o1;
+            fs::set_permissions(path, Permissions::from_mode(mode)).expect("chmod copies it up");
+        }
+        let again = early.each_ref().map(|file| format!("/proc/self/fd/{}", file.as_raw_fd()));
+        assert_eq!(fs::read(&again[0]).expect("it can be opened by its descriptor"), b"content");
+        let ran = Command::new(&again[1]).status().expect("a program can be run by its descriptor");
+        assert!(ran.success());
+        assert_eq!(read_often(&file), b"content");
+    });
+}
+
+#[test]
+fn what_is_written_through_a_mapping_is_seen_in_the_times() {
+    trap(1, |layers| {
+        layers.lower(0).file("lower", vec![b'l'; 4096]);
+    })
+    .run(|union| {
+        union.merged().file("upper", vec![b'u'; 4096]);
+        for name in ["lower", "upper"] {
+            let path = union.at(name);
+            let time = || fs::metadata(&path).and_then(|meta| meta.modified()).expect("stat");
+            // Known to the kernel from before.
+            time();
+            let mut process = Command::new("xfs_io").arg(&path).stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
+            let process = process.as_mut().expect("xfs_io (package xfsprogs) is installed");
+            let mut asked = process.stdin.take().expect("it is piped");
+            writeln!(asked, "mmap -rw 0 4096").expect("xfs_io listens");
+            eventually("it is mapped", || {
+                let maps = fs::read_to_string(format!("/proc/{}/maps", process.id())).unwrap_or_default();
+                maps.lines().any(|line| line.contains("rw-s") && line.ends_with(&format!("/{name}")))
+            });
+            let before = time();
+            writeln!(asked, "mwrite -S 0x58 0 4\nmsync -s 0 4096").expect("xfs_io listens");
+            eventually("the time is that of the write", || time() > before);
+            drop(asked);
+            assert!(process.wait().expect("an own child can be waited for").success());
+            assert_eq!(&read_often(&path)[..4], b"XXXX");
         }
     });
 }

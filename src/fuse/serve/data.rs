@@ -4,22 +4,24 @@ use rustix::io::Errno;
 
 use super::{at_pace, copies, handle};
 use crate::fuse::answer::{Answer, Served};
+use crate::fuse::passthrough::Maps;
 use crate::fuse::protocol::{
     CopyFileRangeIn, FSYNC_FDATASYNC, FallocateIn, FsyncIn, LseekIn, LseekOut, OpenIn, ReadIn, ReleaseIn,
     WRITE_KILL_SUIDGID, WriteIn, WriteOut,
 };
 use crate::fuse::request::{Malformed, Request};
-use crate::fuse::server::Server;
+use crate::fuse::server::{Asked, Server};
 use crate::union::{Caller, NodeId, OpenFile, Seek, Union};
 
 pub(super) fn open(server: &Server, mut request: Request<'_>) -> Result<Served, Malformed> {
     if !server.opens_files {
         return Ok(Answer::Error(Errno::NOSYS).into());
     }
-    let asked: OpenIn = request.arguments.fixed()?;
-    let (node, how) = (request.node, open_how(asked.flags, request.caller));
+    let OpenIn { flags, .. } = request.arguments.fixed()?;
+    let (node, how) = (request.node, open_how(flags, request.caller));
+    let asked = Asked { how, maps: Maps::of(flags), pid: request.caller.pid };
     let copies = move |union: &Union| how.changes() && union.would_copy(node);
-    Ok(at_pace(server, copies, move |server| server.open(node, how)))
+    Ok(at_pace(server, copies, move |server| server.open(node, asked)))
 }
 
 /// What an open asks for.
@@ -72,7 +74,7 @@ fn write_data(server: &Server, node: NodeId, at: &WriteIn, data: &[u8], unprivil
 
 pub(super) fn release(server: &Server, mut request: Request<'_>) -> Result<Served, Malformed> {
     let released: ReleaseIn = request.arguments.fixed()?;
-    server.close(request.node, handle(released.fh));
+    server.close(request.node, handle(released.fh), Maps::of(released.flags));
     Ok(Answer::Done.into())
 }
 

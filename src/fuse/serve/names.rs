@@ -9,14 +9,15 @@ use super::{at_pace, copies};
 use crate::error::Result;
 use crate::fuse::answer::{Answer, Served};
 use crate::fuse::convert::{absent, decode_device};
+use crate::fuse::passthrough::Maps;
 use crate::fuse::protocol::{
     BatchForgetIn, CreateIn, ForgetIn, ForgetOne, LinkIn, MkdirIn, MknodIn, Rename2In, RenameIn,
 };
 use crate::fuse::request::{Malformed, Request};
-use crate::fuse::server::Server;
+use crate::fuse::server::{Asked, Server};
 use crate::fuse::statistics::Operation;
 use crate::sys::memory;
-use crate::union::{Attempt, FileKind, Name, New, NodeId, RenameFlags};
+use crate::union::{Attempt, FileKind, Name, New, NodeId, OpenFile, RenameFlags};
 
 /// After so many FORGETs, which come in floods, the memory is given back: some megabytes.
 const FORGOTTEN: u64 = 1 << 14;
@@ -98,7 +99,8 @@ pub(super) fn create(server: &Server, mut request: Request<'_>) -> std::result::
     let created = with_name(request.arguments.string()?, |name| {
         server.union.create(request.node, name, New::Regular, made.mode, made.umask, request.caller)
     });
-    Ok(Answer::of(created, |entry| server.created(&entry)).into())
+    let asked = Asked { how: OpenFile::Write, maps: Maps::of(made.flags), pid: request.caller.pid };
+    Ok(Answer::of(created, |entry| server.created(&entry, asked)).into())
 }
 
 pub(super) fn link(server: &Server, mut request: Request<'_>) -> std::result::Result<Served, Malformed> {
