@@ -14,7 +14,7 @@ pub struct Usage {
     pub directories: usize,
     /// Files kept open without a handle.
     pub files: usize,
-    /// Open handles.
+    /// Open handles; files that are found by number have none.
     pub handles: usize,
 }
 
