@@ -34,16 +34,14 @@ struct Open {
     /// The file that serves them, if not the server does.
     backing: Option<Backing>,
     handles: usize,
-    /// How many of them may write through a mapping.
-    maps: usize,
 }
 
 /// What is open, and what was.
 struct Nodes {
     open: HashMap<u64, Open>,
     idle: LruCache<u64, Backing>,
-    /// The threads that were told to look up the name of a node again.
-    turned_away: LruCache<(u64, u32), ()>,
+    /// The threads that were told to look up the name of a node again, with the node.
+    turned_away: LruCache<u32, u64>,
 }
 
 /// Whether a handle may write through a shared mapping, of which nobody is told.
@@ -65,10 +63,8 @@ pub(super) struct Handle<'a> {
     pub(super) file: BorrowedFd<'a>,
     /// Whether the file is upper's.
     pub(super) upper: bool,
-    /// Whether the file has the set-user-id or set-group-id bit, or capabilities, that the kernel would not clear when it
-    /// writes by itself.
-    pub(super) privileged: bool,
-    pub(super) maps: Maps,
+    /// Whether the server must serve it, if none of its node is open that the kernel serves.
+    pub(super) apart: bool,
 }
 
 /// The backing files of nodes.
@@ -102,14 +98,14 @@ impl Passthrough {
         let Nodes { open, idle, .. } = &mut *nodes;
         let node = open.entry(id.0).or_insert_with(|| {
             let kept = idle.pop(&id.0).filter(|kept| {
-                let fits = kept.upper == handle.upper && !handle.privileged;
+                let fits = kept.upper == handle.upper && !handle.apart;
                 if !fits {
                     self.connection.close_backing(kept.id);
                 }
                 fits
             });
-            let register = || if handle.privileged { None } else { self.register(id, handle) };
-            Open { backing: kept.or_else(register), handles: 0, maps: 0 }
+            let register = || if handle.apart { None } else { self.register(id, handle) };
+            Open { backing: kept.or_else(register), handles: 0 }
         });
         let way = match node.backing {
             Some(Backing { upper: false, .. }) if handle.upper => return Way::Part,
@@ -118,14 +114,6 @@ impl Passthrough {
             None => Way::Served,
         };
         node.handles += 1;
-        if handle.maps == Maps::Perhaps && node.backing.is_some() {
-            node.maps += 1;
-            if node.maps == 1 {
-                drop(nodes);
-                // From now on they are asked for each time.
-                self.connection.forget_attributes(id);
-            }
-        }
         way
     }
 
@@ -138,7 +126,7 @@ impl Passthrough {
             Entry::Vacant(vacant) => {
                 let kept = idle.peek(&id.0).copied().filter(|kept| !kept.upper)?;
                 idle.pop(&id.0);
-                vacant.insert(Open { backing: Some(kept), handles: 0, maps: 0 })
+                vacant.insert(Open { backing: Some(kept), handles: 0 })
             }
         };
         let backing = node.backing.filter(|backing| !backing.upper)?;
@@ -158,30 +146,26 @@ impl Passthrough {
         nodes.open.get(&id.0).is_some_and(|open| open.backing.is_some_and(|backing| !backing.upper))
     }
 
-    /// Returns whether somebody may write to the node through a mapping, so that its attributes change unseen.
-    pub(super) fn may_change_unseen(&self, id: NodeId) -> bool {
-        self.nodes.lock().open.get(&id.0).is_some_and(|open| open.maps > 0)
-    }
-
-    /// Records that the thread `pid` was told to look up the name of `id` again.
+    /// Records that the thread `pid`, which would read, was told to look up the name of `id` again.
     pub(super) fn turn_away(&self, id: NodeId, pid: u32) {
-        self.nodes.lock().turned_away.put((id.0, pid), ());
+        // Threads that this process cannot see all have the number 0.
+        if pid != 0 {
+            self.nodes.lock().turned_away.put(pid, id.0);
+        }
     }
 
-    /// Returns whether that was recorded, once: it has come by a descriptor then, for which there is no name to look up.
+    /// Takes the record of the thread `pid`, and returns whether it was of `id`: then it has come by a descriptor, for which
+    /// there is no name to look up.
     pub(super) fn has_come_back(&self, id: NodeId, pid: u32) -> bool {
-        self.nodes.lock().turned_away.pop(&(id.0, pid)).is_some()
+        self.nodes.lock().turned_away.pop(&pid) == Some(id.0)
     }
 
     /// Ends the use of a node by one handle.
-    pub(super) fn close(&self, id: NodeId, maps: Maps) {
+    pub(super) fn close(&self, id: NodeId) {
         let mut nodes = self.nodes.lock();
         let Entry::Occupied(mut entry) = nodes.open.entry(id.0) else { return };
         let open = entry.get_mut();
         open.handles -= 1;
-        if maps == Maps::Perhaps && open.backing.is_some() {
-            open.maps -= 1;
-        }
         if open.handles > 0 {
             return;
         }

@@ -140,17 +140,18 @@ impl Server {
     }
 
     /// How long the kernel keeps attributes: not at all those of a file that has parted, since what changes through one node
-    /// of it is not told to the other, and of one that may be written to through a mapping, which nobody is told of.
+    /// of it is not told to the other, and of one that may be written to through a mapping, which nobody is told of, nor when
+    /// it ends.
     fn attr_valid(&self, id: NodeId, parted: bool) -> Duration {
-        let unseen = || self.passthrough.as_ref().is_some_and(|passthrough| passthrough.may_change_unseen(id));
+        let unseen = || self.passthrough.is_some() && self.union.may_change_unseen(id);
         if parted || unseen() { Duration::ZERO } else { self.attr_timeout }
     }
 
     /// Opens a file.
     pub(super) fn open(&self, id: NodeId, asked: Asked) -> Answer {
         let Some(passthrough) = &self.passthrough else {
-            let opened = self.union.open(id, asked.how);
-            return Answer::of(opened, |fh| Answer::Opened(open_out(Some(fh), &Way::Served)));
+            let done = self.union.open(id, asked.how);
+            return Answer::of(done, |fh| Answer::Opened(opened(fh.0, FOPEN_KEEP_CACHE)));
         };
         match self.open_through(passthrough, id, asked) {
             Ok(Some(open)) => Answer::Opened(open),
@@ -158,7 +159,9 @@ impl Server {
                 // The kernel asks for the attributes anew from then on, and looks the name up again.
                 self.union.part(id);
                 self.connection.forget_attributes(id);
-                passthrough.turn_away(id, asked.pid);
+                if !asked.how.changes() {
+                    passthrough.turn_away(id, asked.pid);
+                }
                 Answer::Error(Errno::STALE)
             }
             Err(error) => Answer::Error(errno(&error)),
@@ -169,6 +172,7 @@ impl Server {
     /// opens it needs another one.
     fn open_through(&self, passthrough: &Passthrough, id: NodeId, asked: Asked) -> Result<Option<OpenOut>> {
         let how = asked.how;
+        let has_come_back = passthrough.has_come_back(id, asked.pid);
         if passthrough.has_lower_readers(id) {
             match how {
                 // What is cut off is not copied up first.
@@ -176,9 +180,9 @@ impl Server {
                 // It is copied up before it parts, so that the other node never has readers of the lower file.
                 OpenFile::Write | OpenFile::Append => {}
                 OpenFile::Read | OpenFile::Execute if self.union.has_upper_data(id) => {
-                    let again = self.by_node && passthrough.has_come_back(id, asked.pid);
+                    let again = self.by_node && has_come_back;
                     let backing = if again { passthrough.open_lower_again(id) } else { None };
-                    return Ok(backing.map(|backing| open_out(None, &Way::Backed(backing))));
+                    return Ok(backing.map(|backing| self.open_out(id, None, &Way::Backed(backing))));
                 }
                 OpenFile::Read | OpenFile::Execute => {}
             }
@@ -187,7 +191,7 @@ impl Server {
             && how == OpenFile::Read
             && let Some(way) = self.open_lower(passthrough, id)?
         {
-            return Ok(Some(open_out(None, &way)));
+            return Ok(Some(self.open_out(id, None, &way)));
         }
         let fh = self.union.open(id, how)?;
         self.hand_out(id, fh, asked)
@@ -202,31 +206,48 @@ impl Server {
             return Ok(Some(Way::Backed(backing)));
         }
         let Some(file) = self.union.open_lower(id)? else { return Ok(None) };
-        // Whoever wants to write to it has another node, so that privileges play no part.
-        let handle = Handle { file: file.as_fd(), upper: false, privileged: false, maps: Maps::Never };
+        // An empty file has nothing to pass through, and is there to be locked, which a node that parts would hinder.
+        let empty = rustix::fs::fstat(&file).is_ok_and(|stat| stat.st_size == 0);
+        let handle = Handle { file: file.as_fd(), upper: false, apart: empty || self.union.has_parted(id) };
         Ok(Some(passthrough.open(id, &handle)))
     }
 
     /// Settles how the handle `fh` of `id` is served, and closes it where it would have nothing to do: what the kernel does
     /// not read and write by itself is found by node. `None` where it cannot be served.
     fn hand_out(&self, id: NodeId, fh: Fh, asked: Asked) -> Result<Option<OpenOut>> {
-        let way = self.way(id, fh, asked.maps);
+        let way = self.way(id, fh);
         // Programs that run are known by the handles that were opened for running them.
         let keeps = !self.by_node || asked.how == OpenFile::Execute;
         if !keeps || !matches!(way, Ok(Way::Backed(_) | Way::Served)) {
             self.union.close(fh);
         }
-        Ok(match way? {
-            Way::Part => None,
-            way => Some(open_out(keeps.then_some(fh), &way)),
-        })
+        let way = way?;
+        if asked.maps == Maps::Perhaps && matches!(way, Way::Backed(_)) && self.union.note_unseen_changes(id) {
+            self.connection.forget_attributes(id);
+        }
+        Ok((!matches!(way, Way::Part)).then(|| self.open_out(id, keeps.then_some(fh), &way)))
     }
 
-    fn way(&self, id: NodeId, fh: Fh, maps: Maps) -> Result<Way> {
+    /// Returns an open file that is served in this way.
+    fn open_out(&self, id: NodeId, fh: Option<Fh>, way: &Way) -> OpenOut {
+        let fh = fh.map_or(0, |fh| fh.0);
+        match *way {
+            // Without FOPEN_KEEP_CACHE, so that the kernel drops what it has of a file that was served before: what is written
+            // to the backing file does not come there.
+            Way::Backed(backing_id) => OpenOut { fh, open_flags: FOPEN_PASSTHROUGH, backing_id },
+            // The same for a file with two nodes: what is written by one does not come to the other.
+            _ if self.union.has_parted(id) => opened(fh, 0),
+            Way::Served | Way::Part => opened(fh, FOPEN_KEEP_CACHE),
+        }
+    }
+
+    fn way(&self, id: NodeId, fh: Fh) -> Result<Way> {
         let Some(passthrough) = &self.passthrough else { return Ok(Way::Served) };
         self.union.with_handle(fh, |file, upper| {
-            let privileged = upper && self.union.has_privileges(id, file)?;
-            Ok(passthrough.open(id, &Handle { file, upper, privileged, maps }))
+            // The kernel would not clear privileges when it writes by itself. And a node that has parted has no readers of a
+            // lower file, so that whoever was sent to it is not sent away once more.
+            let apart = if upper { self.union.has_privileges(id, file)? } else { self.union.has_parted(id) };
+            Ok(passthrough.open(id, &Handle { file, upper, apart }))
         })?
     }
 
@@ -253,23 +274,12 @@ impl Server {
     }
 
     /// Ends a use of `id`, and the handle that it had if it had one.
-    pub(super) fn close(&self, id: NodeId, fh: Option<Fh>, maps: Maps) {
+    pub(super) fn close(&self, id: NodeId, fh: Option<Fh>) {
         if let Some(passthrough) = &self.passthrough {
-            passthrough.close(id, maps);
+            passthrough.close(id);
         }
         if let Some(fh) = fh {
             self.union.close(fh);
         }
-    }
-}
-
-/// Returns an open file that is served in this way.
-fn open_out(fh: Option<Fh>, way: &Way) -> OpenOut {
-    let fh = fh.map_or(0, |fh| fh.0);
-    match *way {
-        // Without FOPEN_KEEP_CACHE, so that the kernel drops what it has of a file that was served before: what is written to
-        // the backing file does not come there.
-        Way::Backed(backing_id) => OpenOut { fh, open_flags: FOPEN_PASSTHROUGH, backing_id },
-        Way::Served | Way::Part => opened(fh, FOPEN_KEEP_CACHE),
     }
 }

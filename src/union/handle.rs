@@ -132,7 +132,7 @@ impl Union {
             self.set_size(&inode, &*file, 0, caller)?;
         }
         // Whoever writes has had it copied up, whatever is known of the place of its data.
-        let upper = access == Access::Write || upper && inode.data_place() == DataPlace::Here;
+        let upper = access == Access::Write || upper && self.data_below(&inode)?.is_none();
         let runs = (how == OpenFile::Execute).then_some(id);
         Ok(self.handles.add(Handle { inode, access, runs, file: Mutex::new(Opened { fd: file, upper, version }) }))
     }
@@ -217,13 +217,24 @@ impl Union {
         if inode.id() == id {
             // Far from the numbers of layers; the table refuses one that is taken. Relaxed: only uniqueness matters.
             let fresh = NodeId(u64::MAX - 1 - NEXT.fetch_add(1, Ordering::Relaxed));
-            self.table.part(&inode, fresh);
+            self.table.part(&inode, id, fresh);
         }
     }
 
     /// Returns whether the file `id` goes by another number than its first.
     pub fn has_parted(&self, id: NodeId) -> bool {
         self.table.get(id).is_some_and(|inode| inode.id().0 != inode.ino.0)
+    }
+
+    /// Records that a descriptor of `id` was handed out by which it may be written to without this union being told, for as
+    /// long as it is known; returns whether that is new.
+    pub fn note_unseen_changes(&self, id: NodeId) -> bool {
+        self.table.get(id).is_some_and(|inode| inode.note_unseen_changes())
+    }
+
+    /// Returns whether that was recorded.
+    pub fn may_change_unseen(&self, id: NodeId) -> bool {
+        self.table.get(id).is_some_and(|inode| inode.may_change_unseen())
     }
 
     /// Returns whether the data of `id` is in upper.

@@ -189,6 +189,8 @@ pub struct Inode {
     has_descriptor: AtomicBool,
     /// Whether the file could only be opened to append when it was last opened for writing.
     appends: AtomicBool,
+    /// Whether the file may be written to without anybody being told.
+    unseen: AtomicBool,
     dir: Option<Box<Dir>>,
     rare: OnceLock<Box<Rare>>,
 }
@@ -244,6 +246,7 @@ impl Inode {
             data: AtomicU8::new(0),
             has_descriptor: AtomicBool::new(false),
             appends: AtomicBool::new(false),
+            unseen: AtomicBool::new(false),
             dir: parts.dir.map(Box::new),
             rare: OnceLock::new(),
         };
@@ -278,8 +281,13 @@ impl Inode {
         }
     }
 
-    /// Gives the inode another number for callers to know it by.
-    pub fn set_id(&self, id: NodeId) {
+    /// Gives the inode another number for callers to know it by, if it still goes by `old`; returns whether it did.
+    pub fn change_id(&self, old: NodeId, id: NodeId) -> bool {
+        let kept = if old.0 == self.ino.0 { 0 } else { old.0 };
+        self.rare().id.compare_exchange(kept, id.0, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    fn set_id(&self, id: NodeId) {
         self.rare().id.store(id.0, Ordering::Release);
     }
 
@@ -489,6 +497,17 @@ impl Inode {
     /// Returns whether the file takes writes at its end alone.
     pub fn appends(&self) -> bool {
         self.appends.load(Ordering::Acquire)
+    }
+
+    /// Records that the file may be written to without anybody being told, for as long as it is known; returns whether that
+    /// is new.
+    pub fn note_unseen_changes(&self) -> bool {
+        !self.unseen.swap(true, Ordering::AcqRel)
+    }
+
+    /// Returns whether that was recorded.
+    pub fn may_change_unseen(&self) -> bool {
+        self.unseen.load(Ordering::Acquire)
     }
 
     /// Makes the layer's attributes those of the union.

@@ -170,12 +170,12 @@ impl Table {
         }
     }
 
-    /// Makes `inode` go by `id` from now on; whoever knows it by its present number goes on doing so.
-    pub fn part(&self, inode: &Arc<Inode>, id: NodeId) {
+    /// Makes `inode` go by `id` from now on, if it still goes by `old`; whoever knows it by that goes on doing so.
+    pub fn part(&self, inode: &Arc<Inode>, old: NodeId, id: NodeId) {
         let mut shard = self.shard(id.0).write();
-        if shard.get(id.0).is_none() {
+        // Under the lock, so that whoever learns the number finds the inode.
+        if shard.get(id.0).is_none() && inode.change_id(old, id) {
             shard.insert(id.0, inode.clone(), 0);
-            inode.set_id(id);
         }
     }
 

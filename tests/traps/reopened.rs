@@ -7,6 +7,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
 use super::union::{Union, trap};
 use crate::support::{
     Io, Layers, Mode, Mounted, Placement, Watchdog, eventually, record_skip, require_root, test_name,
@@ -123,6 +126,7 @@ fn writers_and_readers_that_meet_at_a_lower_file_are_all_served() {
     .run(|union| {
         for file in 0..FILES {
             let path = union.at(format!("f{file}"));
+            let cuts = file % 2 == 0;
             let early = File::open(&path).expect("a lower file can be read");
             std::thread::scope(|scope| {
                 for writer in 0..4 {
@@ -131,8 +135,9 @@ fn writers_and_readers_that_meet_at_a_lower_file_are_all_served() {
                         // While the first of them copies up, the others come.
                         for _ in 0..20 {
                             if writer == 0 {
-                                let opened = File::options().append(true).open(path);
-                                opened.and_then(|mut file| file.write_all(b"w")).expect("it can be written");
+                                let how =
+                                    if cuts { File::create(path) } else { File::options().append(true).open(path) };
+                                how.and_then(|mut file| file.write_all(b"w")).expect("it can be written");
                             } else {
                                 File::open(path).and_then(|mut file| file.read(&mut [0; 4])).expect("and read");
                             }
@@ -141,7 +146,7 @@ fn writers_and_readers_that_meet_at_a_lower_file_are_all_served() {
                 }
             });
             drop(early);
-            assert_eq!(read_often(&path).len(), (4 << 20) + 20);
+            assert_eq!(read_often(&path).len(), if cuts { 1 } else { (4 << 20) + 20 });
         }
     });
 }
@@ -182,10 +187,15 @@ fn what_is_written_through_a_mapping_is_seen_in_the_times() {
             let mut process = Command::new("xfs_io").arg(&path).stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
             let process = process.as_mut().expect("xfs_io (package xfsprogs) is installed");
             let mut asked = process.stdin.take().expect("it is piped");
-            writeln!(asked, "mmap -rw 0 4096").expect("xfs_io listens");
+            // The mapping stays when the file is closed.
+            writeln!(asked, "mmap -rw 0 4096\nclose").expect("xfs_io listens");
             eventually("it is mapped", || {
                 let maps = fs::read_to_string(format!("/proc/{}/maps", process.id())).unwrap_or_default();
                 maps.lines().any(|line| line.contains("rw-s") && line.ends_with(&format!("/{name}")))
+            });
+            eventually("it is closed", || {
+                let links = fs::read_dir(format!("/proc/{}/fd", process.id())).expect("it runs");
+                links.flatten().all(|link| fs::read_link(link.path()).is_ok_and(|to| to != path))
             });
             let before = time();
             writeln!(asked, "mwrite -S 0x58 0 4\nmsync -s 0 4096").expect("xfs_io listens");
@@ -194,6 +204,28 @@ fn what_is_written_through_a_mapping_is_seen_in_the_times() {
             assert!(process.wait().expect("an own child can be waited for").success());
             assert_eq!(&read_often(&path)[..4], b"XXXX");
         }
+    });
+}
+
+#[test]
+fn locks_of_an_empty_lower_file_hold_against_who_opens_it_once_it_is_in_upper() {
+    trap(1, |layers| {
+        layers.lower(0).file("lock", "");
+    })
+    .run(|union| {
+        let path = union.at("lock");
+        let holder = File::open(&path).expect("a lower file can be read");
+        flock(&holder, FlockOperation::LockExclusive).expect("nobody has it");
+        let lock = |file: std::io::Result<File>| {
+            flock(file.expect("it can be opened"), FlockOperation::NonBlockingLockExclusive)
+        };
+        for round in 0..2 {
+            assert_eq!(lock(File::options().append(true).open(&path)), Err(Errno::WOULDBLOCK), "round {round}");
+            assert_eq!(lock(File::open(&path)), Err(Errno::WOULDBLOCK), "round {round}");
+            fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("chmod");
+        }
+        drop(holder);
+        assert_eq!(lock(File::open(&path)), Ok(()));
     });
 }
 

@@ -74,7 +74,7 @@ fn write_data(server: &Server, node: NodeId, at: &WriteIn, data: &[u8], unprivil
 
 pub(super) fn release(server: &Server, mut request: Request<'_>) -> Result<Served, Malformed> {
     let released: ReleaseIn = request.arguments.fixed()?;
-    server.close(request.node, handle(released.fh), Maps::of(released.flags));
+    server.close(request.node, handle(released.fh));
     Ok(Answer::Done.into())
 }
 
