@@ -86,7 +86,7 @@ pub(super) struct Agreed {
     /// What it was asked to do.
     taken: InitFlags,
     /// Whether the kernel asks to open files.
-    pub(super) handles: bool,
+    pub(super) opens_files: bool,
     max_write: u32,
     /// The largest read.
     transfer: u32,
@@ -227,11 +227,11 @@ fn agree(wishes: &Wishes, minor: u32, offered: InitFlags, ring: Option<Ring>) ->
     wanted.set(InitFlags::POSIX_ACL, wishes.acls);
     wanted.set(InitFlags::PASSTHROUGH, wishes.passthrough && (wishes.insists || minor >= PASSTHROUGH_WHOLE));
     wanted.set(InitFlags::OVER_IO_URING, ring.is_some());
-    let handles = wishes.handles
+    let opens_files = wishes.handles
         || (wanted & offered).contains(InitFlags::PASSTHROUGH)
         || !offered.contains(InitFlags::NO_OPEN_SUPPORT);
     // The truncation comes with the open, so that what is cut off is not copied up first.
-    wanted.set(InitFlags::ATOMIC_O_TRUNC, handles);
+    wanted.set(InitFlags::ATOMIC_O_TRUNC, opens_files);
     let lacking = wanted - offered;
     if !lacking.is_empty() {
         log::info!("this kernel lacks {lacking:?}");
@@ -241,7 +241,7 @@ fn agree(wishes: &Wishes, minor: u32, offered: InitFlags, ring: Option<Ring>) ->
     }
     let transfer = if ring.is_some() { ring::TRANSFER } else { TRANSFER };
     let max_write = wishes.max_write.map_or(transfer, |bytes| bytes.get().clamp(WRITE_MIN, transfer));
-    Agreed { minor, offered, taken: wanted & offered, handles, max_write, transfer, ring }
+    Agreed { minor, offered, taken: wanted & offered, opens_files, max_write, transfer, ring }
 }
 
 fn answer(agreed: &Agreed, offer: &InitIn) -> InitOut {
@@ -282,7 +282,7 @@ mod tests {
         let agreed = agree(&wishes(false, true), MINOR_MIN, old, None);
         // Such a kernel opens no file without asking, so that each open is a handle.
         assert_eq!(agreed.taken, old);
-        assert!(agreed.handles && !agreed.opens_directories_without_asking());
+        assert!(agreed.opens_files && !agreed.opens_directories_without_asking());
         assert!(!agreed.checks_flags() && !agreed.passes_through());
         assert_eq!(agreed.max_write, WRITE_MIN);
         assert_eq!(agreed.request_max(), XATTR_MAX as usize + BESIDES_DATA);
@@ -292,11 +292,11 @@ mod tests {
     fn truncation_comes_with_the_open_where_there_is_one() {
         let all = InitFlags::all();
         let agreed = agree(&wishes(false, false), VERSION.1, all, None);
-        assert!(!agreed.handles && !agreed.taken.contains(InitFlags::ATOMIC_O_TRUNC));
+        assert!(!agreed.opens_files && !agreed.taken.contains(InitFlags::ATOMIC_O_TRUNC));
         let agreed = agree(&wishes(true, false), VERSION.1, all, None);
-        assert!(agreed.handles && agreed.taken.contains(InitFlags::ATOMIC_O_TRUNC));
+        assert!(agreed.opens_files && agreed.taken.contains(InitFlags::ATOMIC_O_TRUNC));
         let agreed = agree(&wishes(false, true), VERSION.1, all, None);
-        assert!(agreed.handles);
+        assert!(agreed.opens_files);
         assert!(agreed.taken.contains(InitFlags::ATOMIC_O_TRUNC | InitFlags::PASSTHROUGH | InitFlags::POSIX_ACL));
         assert!(!agreed.taken.intersects(InitFlags::OVER_IO_URING | InitFlags::NO_OPEN_SUPPORT));
         let offer = InitIn { major: 7, minor: VERSION.1, max_readahead: 1 << 17, flags: 0 };

@@ -66,6 +66,8 @@ pub(super) const FOPEN_CACHE_DIR: u32 = 1 << 3;
 /// `FOPEN_PASSTHROUGH`: the kernel reads and writes the backing file.
 pub(super) const FOPEN_PASSTHROUGH: u32 = 1 << 7;
 
+/// `FUSE_WRITE_CACHE`: from the page cache, by nobody in particular.
+pub(super) const WRITE_CACHE: u32 = 1 << 0;
 /// `FUSE_WRITE_KILL_SUIDGID`: the writer may not leave such bits behind.
 pub(super) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// `FUSE_FSYNC_FDATASYNC`: the data alone.

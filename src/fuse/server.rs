@@ -1,7 +1,7 @@
 //! What the requests of one mount share, and the answers that several of them give.
 
 use std::num::NonZeroUsize;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -44,7 +44,7 @@ pub(super) struct Server {
     ///
     /// The kernel knows owner or everybody; that root alone comes besides is checked request by request.
     only: Option<u32>,
-    /// Whether each open is a handle; else data is found by node.
+    /// Whether the kernel asks to open files; else data is found by node.
     pub(super) opens_files: bool,
     /// Whether every file can be opened again by its node, whoever has it open.
     by_node: bool,
@@ -76,7 +76,7 @@ impl Server {
             attr_timeout: kept(config.attr_timeout),
             negative_timeout: kept(config.negative_timeout),
             only: wishes.checks_callers.then(|| rustix::process::geteuid().as_raw()),
-            opens_files: agreed.handles,
+            opens_files: agreed.opens_files,
             by_node: !wishes.handles,
             opens_directories: wishes.checks_callers || !agreed.opens_directories_without_asking(),
             checks_flags: agreed.checks_flags(),
@@ -126,25 +126,20 @@ impl Server {
     /// Returns an entry with the times for which the kernel may keep it.
     pub(super) fn entry(&self, entry: &Entry) -> EntryOut {
         let entry_valid = if entry.settled { self.entry_timeout } else { Duration::ZERO };
-        let parted = entry.id.0 != entry.attr.ino;
-        entry_out(entry.id, &entry.attr, entry_valid, self.attr_valid(entry.id, parted))
+        entry_out(entry.id, &entry.attr, entry_valid, self.attr_valid(entry.keeps_attributes))
     }
 
     /// Returns attributes with the time for which the kernel may keep them.
     pub(super) fn attr(&self, result: Result<union::Attr>) -> Answer {
         Answer::of(result, |attr| {
-            let id = NodeId(attr.ino);
-            let parted = self.passthrough.is_some() && self.union.has_parted(id);
-            Answer::Attr(attr_out(&attr, self.attr_valid(id, parted)))
+            // Only where files are passed through it may be otherwise.
+            let kept = self.passthrough.is_none() || self.union.keeps_attributes(NodeId(attr.ino));
+            Answer::Attr(attr_out(&attr, self.attr_valid(kept)))
         })
     }
 
-    /// How long the kernel keeps attributes: not at all those of a file that has parted, since what changes through one node
-    /// of it is not told to the other, and of one that may be written to through a mapping, which nobody is told of, nor when
-    /// it ends.
-    fn attr_valid(&self, id: NodeId, parted: bool) -> Duration {
-        let unseen = || self.passthrough.is_some() && self.union.may_change_unseen(id);
-        if parted || unseen() { Duration::ZERO } else { self.attr_timeout }
+    fn attr_valid(&self, kept: bool) -> Duration {
+        if kept { self.attr_timeout } else { Duration::ZERO }
     }
 
     /// Opens a file.
@@ -173,19 +168,10 @@ impl Server {
     fn open_through(&self, passthrough: &Passthrough, id: NodeId, asked: Asked) -> Result<Option<OpenOut>> {
         let how = asked.how;
         let has_come_back = passthrough.has_come_back(id, asked.pid);
-        if passthrough.has_lower_readers(id) {
-            match how {
-                // What is cut off is not copied up first.
-                OpenFile::Truncate(_) | OpenFile::Empty(_) => return Ok(None),
-                // It is copied up before it parts, so that the other node never has readers of the lower file.
-                OpenFile::Write | OpenFile::Append => {}
-                OpenFile::Read | OpenFile::Execute if self.union.has_upper_data(id) => {
-                    let again = self.by_node && has_come_back;
-                    let backing = if again { passthrough.open_lower_again(id) } else { None };
-                    return Ok(backing.map(|backing| self.open_out(id, None, &Way::Backed(backing))));
-                }
-                OpenFile::Read | OpenFile::Execute => {}
-            }
+        if passthrough.has_lower_readers(id) && (how.changes() || self.union.has_upper_data(id)) {
+            let again = self.by_node && has_come_back && !how.changes();
+            let backing = if again { passthrough.open_lower_again(id) } else { None };
+            return Ok(backing.map(|backing| self.open_out(id, None, &Way::Backed(backing))));
         }
         if self.by_node
             && how == OpenFile::Read
@@ -206,10 +192,15 @@ impl Server {
             return Ok(Some(Way::Backed(backing)));
         }
         let Some(file) = self.union.open_lower(id)? else { return Ok(None) };
-        // An empty file has nothing to pass through, and is there to be locked, which a node that parts would hinder.
-        let empty = rustix::fs::fstat(&file).is_ok_and(|stat| stat.st_size == 0);
-        let handle = Handle { file: file.as_fd(), upper: false, apart: empty || self.union.has_parted(id) };
-        Ok(Some(passthrough.open(id, &handle)))
+        Ok(Some(passthrough.open(id, &self.lower_handle(id, file.as_fd()))))
+    }
+
+    /// Returns how a lower file is to be served.
+    fn lower_handle<'a>(&self, id: NodeId, file: BorrowedFd<'a>) -> Handle<'a> {
+        // An empty file has nothing to pass through, and is there to be locked, which a node that parts would hinder. And a
+        // node that somebody was sent to must have no readers of the lower file, or the kernel would be told ESTALE twice.
+        let empty = rustix::fs::fstat(file).is_ok_and(|stat| stat.st_size == 0);
+        Handle { file, upper: false, apart: empty || self.union.has_parted(id) }
     }
 
     /// Settles how the handle `fh` of `id` is served, and closes it where it would have nothing to do: what the kernel does
@@ -244,18 +235,27 @@ impl Server {
     fn way(&self, id: NodeId, fh: Fh) -> Result<Way> {
         let Some(passthrough) = &self.passthrough else { return Ok(Way::Served) };
         self.union.with_handle(fh, |file, upper| {
-            // The kernel would not clear privileges when it writes by itself. And a node that has parted has no readers of a
-            // lower file, so that whoever was sent to it is not sent away once more.
-            let apart = if upper { self.union.has_privileges(id, file)? } else { self.union.has_parted(id) };
-            Ok(passthrough.open(id, &Handle { file, upper, apart }))
+            let handle = if upper {
+                // The kernel would not clear privileges when it writes by itself.
+                Handle { file, upper, apart: self.union.has_privileges(id, file)? }
+            } else {
+                self.lower_handle(id, file)
+            };
+            Ok(passthrough.open(id, &handle))
         })?
     }
 
     /// Answers a CREATE that has made `entry`.
     pub(super) fn created(&self, entry: &Entry, asked: Asked) -> Answer {
+        let mut entry = *entry;
+        if self.passthrough.is_some() && asked.maps == Maps::Perhaps {
+            // Before the kernel knows of the file, so that it need not be told.
+            self.union.note_unseen_changes(entry.id);
+            entry.keeps_attributes = false;
+        }
         let opened = self.union.open(entry.id, asked.how).and_then(|fh| self.hand_out(entry.id, fh, asked));
         match opened {
-            Ok(Some(open)) => Answer::Created(CreateOut { entry: self.entry(entry), open }),
+            Ok(Some(open)) => Answer::Created(CreateOut { entry: self.entry(&entry), open }),
             // The name stays, as after any create whose open fails. The kernel knows neither node nor handle of it, and
             // keeps that there is none until it is told otherwise.
             failed => {

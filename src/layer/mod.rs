@@ -134,14 +134,19 @@ fn reads_by_pages(root: BorrowedFd<'_>) -> bool {
     /// ext4, xfs, btrfs, tmpfs, ramfs, f2fs, erofs and squashfs: statfs(2), `include/uapi/linux/magic.h`.
     const LOCAL: [rustix::fs::FsWord; 8] =
         [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x8584_58f6, 0xf2f5_2010, 0xe0f5_e1e2, 0x7371_7368];
-    rustix::fs::fstatfs(root).is_ok_and(|s| LOCAL.contains(&s.f_type))
+    is_on(root, &LOCAL)
 }
 
 /// Finds out whether the file system of `root` is known to open files with O_DIRECT: squashfs and others answer EINVAL.
 fn takes_direct(root: BorrowedFd<'_>) -> bool {
     /// ext4, xfs, btrfs, tmpfs (since Linux 6.6) and f2fs.
     const DIRECT: [rustix::fs::FsWord; 5] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0xf2f5_2010];
-    rustix::fs::fstatfs(root).is_ok_and(|s| DIRECT.contains(&s.f_type))
+    is_on(root, &DIRECT)
+}
+
+/// Returns whether `root` is on a file system of one of these types.
+fn is_on(root: BorrowedFd<'_>, types: &[rustix::fs::FsWord]) -> bool {
+    rustix::fs::fstatfs(root).is_ok_and(|fs| types.contains(&fs.f_type))
 }
 
 /// Finds out whether the handles of the file system of `root` can be relied on.
@@ -153,8 +158,7 @@ fn has_handles(root: BorrowedFd<'_>, uuid: [u8; 16]) -> bool {
     let Ok(handle) = fhandle::name_to_handle(root, own) else { return false };
     let number = Origin { uuid, handle }.inode_number();
     let stat = rustix::fs::statx(root, own, AtFlags::EMPTY_PATH, StatxFlags::INO);
-    let is_fuse = rustix::fs::fstatfs(root).is_ok_and(|fs| fs.f_type == FUSE_SUPER_MAGIC);
-    !is_fuse && stat.is_ok_and(|stat| number == Some(stat.stx_ino))
+    !is_on(root, &[FUSE_SUPER_MAGIC]) && stat.is_ok_and(|stat| number == Some(stat.stx_ino))
 }
 
 /// Finds out whether openat2(2) can be used below `root`; where it cannot, `stat` alone tells mountpoints.

@@ -232,9 +232,11 @@ impl Union {
         self.table.get(id).is_some_and(|inode| inode.note_unseen_changes())
     }
 
-    /// Returns whether that was recorded.
-    pub fn may_change_unseen(&self, id: NodeId) -> bool {
-        self.table.get(id).is_some_and(|inode| inode.may_change_unseen())
+    /// Returns whether the attributes of `id` may be used again without asking, as far as only this union changes the
+    /// layers: not those of a file that has [parted](Union::part), since what changes through one number of it is not told to
+    /// who knows the other; nor of one for which [unseen changes](Union::note_unseen_changes) were recorded.
+    pub fn keeps_attributes(&self, id: NodeId) -> bool {
+        self.table.get(id).is_none_or(|inode| inode.keeps_attributes())
     }
 
     /// Returns whether the data of `id` is in upper.

@@ -505,9 +505,9 @@ impl Inode {
         !self.unseen.swap(true, Ordering::AcqRel)
     }
 
-    /// Returns whether that was recorded.
-    pub fn may_change_unseen(&self) -> bool {
-        self.unseen.load(Ordering::Acquire)
+    /// Returns whether all changes of the attributes are asked for by the one number that the inode goes by.
+    pub fn keeps_attributes(&self) -> bool {
+        self.id().0 == self.ino.0 && !self.unseen.load(Ordering::Acquire)
     }
 
     /// Makes the layer's attributes those of the union.

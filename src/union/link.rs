@@ -56,8 +56,7 @@ impl Union {
         self.drop_place(inode.relocate_if_unlinked(&parent, &name));
         inode.note_name(&parent, &name);
         let attr = self.stat(&inode)?;
-        let settled = inode.has_settled_links(attr.nlink);
-        Ok(Entry { id: self.table.count(&inode), attr: self.show(attr), settled })
+        Ok(self.entry(self.table.count(&inode), &inode, attr))
     }
 
     /// Reads the target of a symbolic link. Errors: EINVAL for anything else.

@@ -27,6 +27,8 @@ pub struct Entry {
     pub attr: Attr,
     /// Whether the name may be used again without a lookup, as far as only this union changes the layers.
     pub settled: bool,
+    /// Whether the attributes may be used again without asking, as [`Union::keeps_attributes`] says.
+    pub keeps_attributes: bool,
 }
 
 /// What a name leads to, before it is an inode.
@@ -61,7 +63,8 @@ impl Union {
 
     /// Looks up each component of `path` from the root, keeping only the last; symbolic links are not followed.
     pub fn lookup_path(&self, path: &std::path::Path) -> Result<Entry> {
-        let mut entry = Entry { id: NodeId::ROOT, attr: self.getattr(NodeId::ROOT)?, settled: true };
+        let attr = self.getattr(NodeId::ROOT)?;
+        let mut entry = Entry { id: NodeId::ROOT, attr, settled: true, keeps_attributes: true };
         for part in path.components() {
             let std::path::Component::Normal(name) = part else { continue };
             let next = self.lookup(entry.id, Name::new(name)?);
@@ -71,6 +74,12 @@ impl Union {
             entry = next?;
         }
         Ok(entry)
+    }
+
+    /// Returns `inode`, which has `attr`, as what a lookup that was counted on `id` has found.
+    pub(super) fn entry(&self, id: NodeId, inode: &Inode, attr: Attr) -> Entry {
+        let settled = inode.has_settled_links(attr.nlink);
+        Entry { id, attr: self.show(attr), settled, keeps_attributes: inode.keeps_attributes() }
     }
 
     /// Gives up the space of inodes that were forgotten.
@@ -313,8 +322,7 @@ impl Held<'_> {
     /// Leaves the lookup to the caller of the operation.
     pub(super) fn keep(mut self, attr: Attr) -> Entry {
         self.kept = true;
-        let settled = self.inode.has_settled_links(attr.nlink);
-        Entry { id: self.id, attr: self.union.show(attr), settled }
+        self.union.entry(self.id, &self.inode, attr)
     }
 }
 

@@ -42,11 +42,16 @@ impl Shard {
         }
     }
 
-    fn set_lookups(&mut self, number: u64, lookups: u64) {
+    /// Changes the count of `number`; returns what it is then, 0 for a number that nobody has.
+    fn change_lookups(&mut self, number: u64, change: impl FnOnce(u64) -> u64) -> u64 {
         if let Some(inode) = self.first.find(hash(number), |inode| inode.ino.0 == number) {
-            inode.set_lookups(lookups);
-        } else if let Some(node) = self.others.get_mut(&number) {
-            node.lookups = lookups;
+            inode.set_lookups(change(inode.lookups()));
+            inode.lookups()
+        } else {
+            self.others.get_mut(&number).map_or(0, |node| {
+                node.lookups = change(node.lookups);
+                node.lookups
+            })
         }
     }
 
@@ -152,8 +157,7 @@ impl Table {
             }
             let (inode, id) = (known.clone(), known.id().0);
             if id == number {
-                let lookups = shard.lookups(id) + lookups;
-                shard.set_lookups(id, lookups);
+                shard.change_lookups(id, |before| before + lookups);
                 return Interned::Here(inode, NodeId(id));
             }
             id
@@ -162,8 +166,7 @@ impl Table {
         let mut shard = self.shard(renamed).write();
         match shard.get(renamed).filter(|inode| same(inode)).cloned() {
             Some(inode) => {
-                let lookups = shard.lookups(renamed) + lookups;
-                shard.set_lookups(renamed, lookups);
+                shard.change_lookups(renamed, |before| before + lookups);
                 Interned::Here(inode, NodeId(renamed))
             }
             None => Interned::Taken,
@@ -205,9 +208,7 @@ impl Table {
     /// Adds a lookup to the count of an inode that is known; returns the id that it is counted on.
     pub fn count(&self, inode: &Inode) -> NodeId {
         let id = inode.id();
-        let mut shard = self.shard(id.0).write();
-        let lookups = shard.lookups(id.0) + 1;
-        shard.set_lookups(id.0, lookups);
+        self.shard(id.0).write().change_lookups(id.0, |before| before + 1);
         id
     }
 
@@ -226,9 +227,7 @@ impl Table {
             if shard.get(id).is_none_or(|known| !Arc::ptr_eq(known, &inode)) {
                 return;
             }
-            let left = shard.lookups(id).saturating_sub(lookups);
-            shard.set_lookups(id, left);
-            if left > 0 {
+            if shard.change_lookups(id, |before| before.saturating_sub(lookups)) > 0 {
                 return;
             }
             if current != id {

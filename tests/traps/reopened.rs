@@ -6,11 +6,12 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use super::union::{Union, trap};
+use super::union::{Union, trap, xfs_io};
 use crate::support::{
     Io, Layers, Mode, Mounted, Placement, Watchdog, eventually, record_skip, require_root, test_name,
 };
@@ -71,19 +72,6 @@ fn a_lower_file_that_was_read_is_read_anew_once_it_changed() {
         fs::write(union.at("swapped"), "upper").expect("and made anew");
         for name in ["written", "moded", "replaced", "swapped"] {
             assert_eq!(read_often(&union.at(name)), b"upper", "{name}");
-        }
-    });
-}
-
-#[test]
-fn the_number_of_a_removed_file_brings_nothing_of_it_back() {
-    trap(1, |_| {}).run(|union| {
-        // Most file systems give the number to the next file that is made.
-        for round in 0..200 {
-            let (path, content) = (union.at(format!("f{}", round % 3)), format!("round {round}"));
-            fs::write(&path, &content).expect("a file can be made");
-            assert_eq!(read_often(&path), content.as_bytes());
-            fs::remove_file(&path).expect("and removed");
         }
     });
 }
@@ -179,16 +167,19 @@ fn what_is_written_through_a_mapping_is_seen_in_the_times() {
     })
     .run(|union| {
         union.merged().file("upper", vec![b'u'; 4096]);
-        for name in ["lower", "upper"] {
+        for name in ["lower", "upper", "new"] {
             let path = union.at(name);
             let time = || fs::metadata(&path).and_then(|meta| meta.modified()).expect("stat");
-            // Known to the kernel from before.
-            time();
-            let mut process = Command::new("xfs_io").arg(&path).stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
+            if name != "new" {
+                // Known to the kernel from before.
+                time();
+            }
+            let mut process =
+                Command::new("xfs_io").arg("-f").arg(&path).stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
             let process = process.as_mut().expect("xfs_io (package xfsprogs) is installed");
             let mut asked = process.stdin.take().expect("it is piped");
             // The mapping stays when the file is closed.
-            writeln!(asked, "mmap -rw 0 4096\nclose").expect("xfs_io listens");
+            writeln!(asked, "truncate 4096\nmmap -rw 0 4096\nclose").expect("xfs_io listens");
             eventually("it is mapped", || {
                 let maps = fs::read_to_string(format!("/proc/{}/maps", process.id())).unwrap_or_default();
                 maps.lines().any(|line| line.contains("rw-s") && line.ends_with(&format!("/{name}")))
@@ -204,6 +195,27 @@ fn what_is_written_through_a_mapping_is_seen_in_the_times() {
             assert!(process.wait().expect("an own child can be waited for").success());
             assert_eq!(&read_often(&path)[..4], b"XXXX");
         }
+    });
+}
+
+#[test]
+fn who_asks_for_the_times_while_a_mapping_is_written_back_does_not_make_old_ones_stay() {
+    trap(1, |_| {}).run(|union| {
+        let (path, below) = (union.merged().file("f", vec![b'f'; 4096]).path("f"), union.upper().path("f"));
+        let time = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).expect("stat");
+        let commands =
+            ["mmap -rw 0 4096"].into_iter().chain(["mwrite 0 4", "msync -s 0 4096"].repeat(50)).collect::<Vec<_>>();
+        thread::scope(|scope| {
+            let rounds = scope.spawn(|| {
+                for _ in 0..30 {
+                    xfs_io(&[], &commands, &path);
+                    eventually("the time is that of the last write", || time(&path) == time(&below));
+                }
+            });
+            while !rounds.is_finished() {
+                time(&path);
+            }
+        });
     });
 }
 

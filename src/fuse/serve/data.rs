@@ -6,7 +6,7 @@ use super::{at_pace, copies, handle};
 use crate::fuse::answer::{Answer, Served};
 use crate::fuse::passthrough::Maps;
 use crate::fuse::protocol::{
-    CopyFileRangeIn, FSYNC_FDATASYNC, FallocateIn, FsyncIn, LseekIn, LseekOut, OpenIn, ReadIn, ReleaseIn,
+    CopyFileRangeIn, FSYNC_FDATASYNC, FallocateIn, FsyncIn, LseekIn, LseekOut, OpenIn, ReadIn, ReleaseIn, WRITE_CACHE,
     WRITE_KILL_SUIDGID, WriteIn, WriteOut,
 };
 use crate::fuse::request::{Malformed, Request};
@@ -69,6 +69,11 @@ fn write_data(server: &Server, node: NodeId, at: &WriteIn, data: &[u8], unprivil
         Some(fh) => server.union.write_handle(fh, at.offset, data, unprivileged),
         None => server.union.write(node, at.offset, data, unprivileged),
     };
+    if at.write_flags & WRITE_CACHE != 0 {
+        // The kernel forgets the attributes when it has the answer; but it would then take what a GETATTR was told before
+        // this write for what is true after it, if that thread is slow to wake up. What is older than a notice it drops.
+        server.connection.forget_attributes(node);
+    }
     Answer::of(written, |len| Answer::Written(WriteOut { size: len as u32, padding: 0 }))
 }
 
