@@ -2,6 +2,7 @@
 //!
 //! A request is decoded, makes one call into the union, and is answered; no policy lives here.
 
+mod affinity;
 mod answer;
 mod connection;
 mod convert;

@@ -17,16 +17,16 @@ use std::thread::JoinHandle;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
-use rustix::thread::CpuSet;
 use zerocopy::IntoBytes;
 
+use super::affinity::{self, Affinity};
 use super::answer::{Answer, Served};
 use super::connection::{Connection, HEADER};
 use super::dev;
 use super::halt::Halt;
 use super::handshake::Agreed;
 use super::linger::{self, Linger};
-use super::protocol::{Opcode, OutHeader};
+use super::protocol::{Opcode, OutHeader, ReadIn};
 use super::request::{Malformed, Request};
 use super::serve::{finish, serve};
 use super::server::Server;
@@ -128,7 +128,7 @@ fn prepare(
     report: &SyncSender<io::Result<Waker>>,
     begun: &Receiver<Begin>,
 ) -> io::Result<()> {
-    stay_on(usize::from(id));
+    let affinity = Affinity::to(usize::from(id));
     let made = Queue::new(connection.device(), id, DEPTH, payload).and_then(|mut queue| {
         queue.try_out()?;
         Ok(queue)
@@ -140,18 +140,7 @@ fn prepare(
         None => io::Error::other(error.to_string()),
     }));
     let (Ok(queue), Ok(Begin { server, halt, linger })) = (made, begun.recv()) else { return Ok(()) };
-    end_all_on_failure(&halt, || work(&server, queue, &halt, &linger))
-}
-
-/// Has this thread run on `processor` alone, if it may run there.
-fn stay_on(processor: usize) {
-    let mut here = CpuSet::new();
-    here.set(processor);
-    // The kernel's numbers have gaps where processors cannot be put in, and whoever started the process may have chosen.
-    let allowed = rustix::thread::sched_getaffinity(None).is_ok_and(|allowed| allowed.is_set(processor));
-    if !allowed || rustix::thread::sched_setaffinity(None, &here).is_err() {
-        log::debug!("the queue of processor {processor} is served elsewhere");
-    }
+    end_all_on_failure(&halt, || work(&server, queue, affinity, &halt, &linger))
 }
 
 /// The answers that the pool has found.
@@ -164,9 +153,9 @@ struct Found {
 /// Serves a queue until the mount is gone, or all threads are to end.
 ///
 /// Errors: those of the ring, and the kernel's when it takes an entry of it no more.
-fn work(server: &Arc<Server>, mut queue: Queue, halt: &Halt, linger: &Linger) -> io::Result<()> {
+fn work(server: &Arc<Server>, mut queue: Queue, affinity: Affinity, halt: &Halt, linger: &Linger) -> io::Result<()> {
     let found = Arc::new(Found { entries: Mutex::default(), waker: queue.waker() });
-    let mut words = Vec::new();
+    let mut worker = Worker { server, found, words: Vec::new(), affinity };
     let mut left = DEPTH;
     queue.register()?;
     while left > 0 && !halt.is_raised() {
@@ -179,12 +168,12 @@ fn work(server: &Arc<Server>, mut queue: Queue, halt: &Halt, linger: &Linger) ->
             match event {
                 Event::Request(entry) => {
                     linger.note_request();
-                    if let Some(entry) = serve_entry(server, entry, &mut words, &found) {
+                    if let Some(entry) = worker.serve(entry) {
                         queue.commit(entry)?;
                     }
                 }
                 Event::Woken => {
-                    let entries = std::mem::take(&mut *found.entries.lock());
+                    let entries = std::mem::take(&mut *worker.found.entries.lock());
                     entries.into_iter().try_for_each(|entry| queue.commit(entry))?;
                 }
                 // NOENT: its request was ended with the mount just before it was answered.
@@ -196,39 +185,59 @@ fn work(server: &Arc<Server>, mut queue: Queue, halt: &Halt, linger: &Linger) ->
     Ok(())
 }
 
-/// Serves the request in `entry`, and returns it with the answer if there is one already.
-fn serve_entry(server: &Arc<Server>, mut entry: Entry, words: &mut Vec<u8>, found: &Arc<Found>) -> Option<Entry> {
-    let Parts { header, fixed, payload, received } = entry.parts();
-    let (unique, served) = match Request::parted(header, fixed, &[]) {
-        Ok(Request { unique, opcode: Some(Opcode::Write), .. }) => {
-            // The data stays where it is, since the answer is short.
-            let request = Request::parted(header, fixed, payload.get(..received).unwrap_or_default());
-            (unique, request.map(|request| serve(server, request, &mut [])))
-        }
-        Ok(Request { unique, .. }) => {
-            // The names are copied, since the answer comes into their place.
-            words.clear();
-            words.extend_from_slice(payload.get(..received).unwrap_or_default());
-            (unique, Request::parted(header, fixed, words).map(|request| serve(server, request, payload)))
-        }
-        Err(malformed) => (0, Err(malformed)),
-    };
-    let served = served.unwrap_or_else(|Malformed| Answer::Error(Errno::IO).into());
-    match served {
-        Served::Now(answer) => {
-            answer_entry(&mut entry, unique, &answer);
-            Some(entry)
-        }
-        Served::Later(work) => {
-            let (server, found) = (server.clone(), found.clone());
-            server.pool.clone().run(move || {
-                answer_entry(&mut entry, unique, &finish(&server, work));
-                found.entries.lock().push(entry);
-                found.waker.wake();
-            });
-            None
+/// What serves the requests of one queue.
+struct Worker<'a> {
+    server: &'a Arc<Server>,
+    found: Arc<Found>,
+    /// The names of a request, for as long as it is served.
+    words: Vec<u8>,
+    affinity: Affinity,
+}
+
+impl Worker<'_> {
+    /// Serves the request in `entry`, and returns it with the answer if there is one already.
+    fn serve(&mut self, mut entry: Entry) -> Option<Entry> {
+        let Parts { header, fixed, payload, received } = entry.parts();
+        let (unique, served) = match Request::parted(header, fixed, &[]) {
+            Ok(Request { unique, opcode: Some(Opcode::Write), .. }) => {
+                self.affinity.note(false);
+                // The data stays where it is, since the answer is short.
+                let request = Request::parted(header, fixed, payload.get(..received).unwrap_or_default());
+                (unique, request.map(|request| serve(self.server, request, &mut [])))
+            }
+            Ok(mut request @ Request { unique, .. }) => {
+                self.affinity.note(reads_ahead(&mut request));
+                // The names are copied, since the answer comes into their place.
+                self.words.clear();
+                self.words.extend_from_slice(payload.get(..received).unwrap_or_default());
+                let request = Request::parted(header, fixed, &self.words);
+                (unique, request.map(|request| serve(self.server, request, payload)))
+            }
+            Err(malformed) => (0, Err(malformed)),
+        };
+        let served = served.unwrap_or_else(|Malformed| Answer::Error(Errno::IO).into());
+        match served {
+            Served::Now(answer) => {
+                answer_entry(&mut entry, unique, &answer);
+                Some(entry)
+            }
+            Served::Later(work) => {
+                let (server, found) = (self.server.clone(), self.found.clone());
+                server.pool.clone().run(move || {
+                    answer_entry(&mut entry, unique, &finish(&server, work));
+                    found.entries.lock().push(entry);
+                    found.waker.wake();
+                });
+                None
+            }
         }
     }
+}
+
+/// Returns whether a request is one of those by which the kernel reads ahead in a large file.
+fn reads_ahead(request: &mut Request<'_>) -> bool {
+    let ahead = |read: ReadIn| read.offset >= affinity::FAR && read.size >= affinity::LARGE;
+    request.opcode == Some(Opcode::Read) && request.arguments.fixed().is_ok_and(ahead)
 }
 
 /// Puts an answer in the place of its request. Where none is waited for, the kernel takes an empty one.
