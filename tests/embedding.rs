@@ -10,5 +10,7 @@ mod descriptors;
 mod errors;
 #[path = "embedding/example.rs"]
 mod example;
+#[path = "embedding/listing.rs"]
+mod listing;
 #[path = "embedding/mounts.rs"]
 mod mounts;

@@ -68,9 +68,9 @@ pub struct Layer {
     pub idmap: Option<Arc<Owners>>,
     /// Whether attributes are asked of the file system each time, because it caches them for each name of a file.
     pub fresh: bool,
-    /// Whether its file system reads through the page cache, so that a read is cut short by the file's end, or else between
-    /// two pages.
-    pub paged: bool,
+    /// Whether its file system is one of those that are known to be local: a read goes through the page cache, so that it is
+    /// cut short by the file's end, or else between two pages; and a directory that does not change is listed in one order.
+    pub local: bool,
     /// Whether reading it, by whoever, changes no access time.
     pub quiet: bool,
     /// Whether its files can be opened with O_DIRECT.
@@ -128,9 +128,8 @@ impl Root {
     }
 }
 
-/// Finds out whether the file system of `root` is known to read through the page cache: the local ones do, and FUSE, 9p and
-/// network file systems may not.
-fn reads_by_pages(root: BorrowedFd<'_>) -> bool {
+/// Finds out whether the file system of `root` is known to be local, and none of FUSE, 9p and the network's.
+fn is_local(root: BorrowedFd<'_>) -> bool {
     /// ext4, xfs, btrfs, tmpfs, ramfs, f2fs, erofs and squashfs: statfs(2), `include/uapi/linux/magic.h`.
     const LOCAL: [rustix::fs::FsWord; 8] =
         [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x8584_58f6, 0xf2f5_2010, 0xe0f5_e1e2, 0x7371_7368];
@@ -185,7 +184,7 @@ impl Layer {
         // overlayfs writes zeros for a file system without a uuid, and so do we.
         let uuid = fhandle::filesystem_uuid(readable.as_fd()).unwrap_or_default();
         let handles = has_handles(root.fd.as_fd(), uuid);
-        let paged = reads_by_pages(root.fd.as_fd());
+        let local = is_local(root.fd.as_fd());
         let confined = !root.private && can_confine(root.fd.as_fd(), path);
         let overrides = Store::of_root(root.fd.as_fd())
             .map_err(|e| Error::setup(path, format!("its xattrs cannot be read: {e}"), "check the file system"))?;
@@ -194,7 +193,7 @@ impl Layer {
             path: path.to_owned(),
             uuid,
             clones: AtomicBool::new(true),
-            paged,
+            local,
             quiet: root.quiet,
             direct: takes_direct(root.fd.as_fd()),
             handles,

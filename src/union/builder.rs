@@ -115,7 +115,7 @@ impl Union {
         })?;
         let Settled { upper_dev, redirect_dir, numbers, root } = settled;
         let index_used = upper.as_ref().is_some_and(index_is_used);
-        let paged = lowers.layers().iter().chain(upper.as_ref().map(|upper| &upper.layer)).all(|layer| layer.paged);
+        let paged = lowers.layers().iter().chain(upper.as_ref().map(|upper| &upper.layer)).all(|layer| layer.local);
         let passable = lowers.layers().iter().all(|layer| layer.direct && layer.quiet)
             && upper.as_ref().is_none_or(|upper| upper.layer.direct && (upper.layer.quiet || config.atime));
         Ok(Self {

@@ -416,6 +416,12 @@ impl Inode {
         self.place.lock().real.is_upper()
     }
 
+    /// Returns whether the object is in a lower layer, and not removed.
+    pub fn is_below(&self) -> bool {
+        let place = self.place.lock();
+        !place.real.is_upper() && !place.unlinked
+    }
+
     /// Returns whether the name that the inode was known by is gone, or may be by now.
     pub fn is_losing_its_name(&self) -> bool {
         // First the mark of a change that is under way: it ends only after its outcome is known.

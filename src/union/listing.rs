@@ -11,6 +11,7 @@ use std::sync::Arc;
 use lru::LruCache;
 use parking_lot::Mutex;
 
+use super::stream::Stream;
 use crate::layer::attr::FileKind;
 use crate::layer::dir::Serial;
 
@@ -49,9 +50,9 @@ pub(super) fn hash(name: &[u8]) -> u64 {
     mixed ^ mixed >> 29
 }
 
-/// Positive as a signed offset, and one bit free so that clashing names can follow each other.
+/// Positive as a signed offset, and below the cookies of [`Stream`]s, however many clashing names follow each other.
 fn cookie(hash: u64) -> u64 {
-    (hash >> 2).max(FIRST)
+    (hash >> 3).max(FIRST)
 }
 
 impl Listing {
@@ -125,52 +126,128 @@ impl Listing {
     }
 }
 
+/// A listing of either kind.
+#[derive(Debug, Clone)]
+pub enum Kept {
+    /// In the order of the names' cookies.
+    Listing(Arc<Listing>),
+    /// In the order of the one lower layer that has the directory.
+    Stream(Arc<Stream>),
+}
+
+/// The order of a listing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Order {
+    /// That of the names' cookies.
+    Name,
+    /// That of the one lower layer that has the directory.
+    Place,
+}
+
+impl Kept {
+    fn order(&self) -> Order {
+        match self {
+            Self::Listing(_) => Order::Name,
+            Self::Stream(_) => Order::Place,
+        }
+    }
+
+    /// Returns the directory's count of changes when it was listed.
+    pub fn version(&self) -> u64 {
+        match self {
+            Self::Listing(listing) => listing.version,
+            Self::Stream(stream) => stream.version,
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Listing(listing) => listing.len(),
+            Self::Stream(stream) => stream.len(),
+        }
+    }
+}
+
 /// The listings that are kept, the least recently used going first.
 pub struct Listings {
-    /// Rank 5 (leaf). The listings and the sum of their entries. No syscall while held.
-    kept: Mutex<(LruCache<Serial, Arc<Listing>>, usize)>,
+    /// Rank 5 (leaf). No syscall while held.
+    lru: Mutex<Lru>,
+}
+
+struct Lru {
+    /// Each with how many entries it counts as.
+    kept: LruCache<(Serial, Order), (Kept, usize)>,
+    /// Of all.
+    entries: usize,
+}
+
+impl Lru {
+    fn pop(&mut self, key: &(Serial, Order)) -> Option<Kept> {
+        let (old, counted) = self.kept.pop(key)?;
+        self.entries -= counted;
+        Some(old)
+    }
+
+    /// Takes out what is too much.
+    fn evict(&mut self) -> Vec<Kept> {
+        let mut evicted = Vec::new();
+        while self.entries > ENTRIES_MAX && self.kept.len() > 1 {
+            let Some((_, (old, counted))) = self.kept.pop_lru() else { break };
+            self.entries -= counted;
+            evicted.push(old);
+        }
+        evicted
+    }
 }
 
 impl Listings {
     /// Makes an empty collection.
     pub fn new() -> Self {
-        const DIRECTORIES: NonZeroUsize = NonZeroUsize::new(4096).expect("is not zero");
-        Self { kept: Mutex::new((LruCache::new(DIRECTORIES), 0)) }
+        const MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("is not zero");
+        Self { lru: Mutex::new(Lru { kept: LruCache::new(MAX), entries: 0 }) }
     }
 
-    /// Returns the listing of a directory, however old.
-    pub fn get(&self, serial: Serial) -> Option<Arc<Listing>> {
-        self.kept.lock().0.get(&serial).cloned()
+    /// Returns the listing of a directory in this order, however old.
+    pub fn get(&self, serial: Serial, order: Order) -> Option<Kept> {
+        let mut guard = self.lru.lock();
+        let lru = &mut *guard;
+        let (kept, counted) = lru.kept.get_mut(&(serial, order))?;
+        let found = kept.clone();
+        // It may have grown.
+        let len = found.len();
+        lru.entries = lru.entries - *counted + len;
+        *counted = len;
+        let evicted = lru.evict();
+        drop(guard);
+        drop(evicted);
+        Some(found)
     }
 
     /// Keeps a listing in place of an older one.
-    pub fn insert(&self, serial: Serial, listing: Arc<Listing>) {
-        let mut evicted = Vec::new();
-        let mut kept = self.kept.lock();
-        if kept.0.peek(&serial).is_some_and(|newer| newer.version > listing.version) {
+    pub fn insert(&self, serial: Serial, new: Kept) {
+        let key = (serial, new.order());
+        let mut lru = self.lru.lock();
+        if lru.kept.peek(&key).is_some_and(|(newer, _)| newer.version() > new.version()) {
             // Two readers listed at one time: who began later must not go on in what is older.
             return;
         }
-        kept.1 += listing.len();
-        if let Some((_, old)) = kept.0.push(serial, listing) {
-            kept.1 -= old.len();
-            evicted.push(old);
+        let replaced = lru.pop(&key);
+        let len = new.len();
+        lru.entries += len;
+        let pushed_out = lru.kept.push(key, (new, len));
+        if let Some((_, (_, counted))) = &pushed_out {
+            lru.entries -= counted;
         }
-        while kept.1 > ENTRIES_MAX && kept.0.len() > 1 {
-            let Some((_, old)) = kept.0.pop_lru() else { break };
-            kept.1 -= old.len();
-            evicted.push(old);
-        }
-        drop(kept);
-        drop(evicted);
+        let evicted = lru.evict();
+        drop(lru);
+        drop((replaced, pushed_out, evicted));
     }
 
-    /// Forgets the listing of a directory.
+    /// Forgets the listings of a directory.
     pub fn remove(&self, serial: Serial) {
-        let mut kept = self.kept.lock();
-        let old = kept.0.pop(&serial);
-        kept.1 -= old.as_ref().map_or(0, |old| old.len());
-        drop(kept);
+        let mut lru = self.lru.lock();
+        let old = [Order::Name, Order::Place].map(|order| lru.pop(&(serial, order)));
+        drop(lru);
         drop(old);
     }
 }

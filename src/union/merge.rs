@@ -17,11 +17,16 @@ pub enum Says {
     Hidden,
 }
 
-/// A type of file that can be put in order.
+/// A type of file in one byte, which can be put in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Kind(u8);
 
 impl Kind {
+    /// Returns `kind` in this form.
+    pub fn of(kind: FileType) -> Self {
+        Self((kind.as_raw_mode() >> 12) as u8)
+    }
+
     /// Returns the type.
     pub fn file_type(self) -> FileType {
         FileType::from_raw_mode(u32::from(self.0) << 12)
@@ -62,7 +67,7 @@ pub struct Topmost<'a> {
 impl Merge {
     /// Adds what `part` says about `name`.
     pub fn add(&mut self, part: u16, name: &[u8], kind: FileType, ino: u64) {
-        self.push(part, name, Says::There(Kind((kind.as_raw_mode() >> 12) as u8), ino));
+        self.push(part, name, Says::There(Kind::of(kind), ino));
     }
 
     /// Adds that `part` hides `name` in the parts below.

@@ -37,6 +37,7 @@ mod remove;
 mod rename;
 mod search;
 mod short_name;
+mod stream;
 mod table;
 mod usage;
 mod xattr;
@@ -65,6 +66,7 @@ pub use pace::Attempt;
 pub use parts::LowerPart;
 pub use readdir::{DirEntry, Flow, Looked};
 pub use rename::RenameFlags;
+pub use stream::ReadAhead;
 pub use usage::{CopyUps, Usage};
 
 use crate::config::RedirectDir;

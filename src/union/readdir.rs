@@ -1,7 +1,7 @@
 //! Reading directories: the entries of all parts merged, upper's first.
 
 use std::ffi::OsStr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,11 +10,12 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::inode::{Dir, Inode, NodeId};
-use super::listing::Listing;
+use super::listing::{Kept, Listing, Order};
 use super::lookup::Entry;
 use super::merge::{Merge, Says, Topmost};
 use super::name_index::NameIndex;
 use super::search::InUpper;
+use super::stream::{self, ReadAhead, Stream};
 use super::{FileKind, Union, dir_of};
 use crate::error::Result;
 use crate::layer::Layer;
@@ -58,20 +59,41 @@ pub enum Flow {
 impl Union {
     /// Reads the entries of `id` that come after `cookie` (0 from the beginning), `.` and `..` first.
     ///
-    /// A reader sees each entry that stays at most once and at least once; one that comes or goes meanwhile, perhaps.
-    pub fn read_dir(&self, id: NodeId, cookie: u64, mut each: impl FnMut(DirEntry<'_>) -> Flow) -> Result<()> {
+    /// A reader sees each entry that stays at most once and at least once; one that comes or goes meanwhile, perhaps. Returns
+    /// what can be read before anybody asks for it, to whom it comes first.
+    pub fn read_dir(
+        &self,
+        id: NodeId,
+        cookie: u64,
+        mut each: impl FnMut(DirEntry<'_>) -> Flow,
+    ) -> Result<Option<ReadAhead>> {
         let inode = self.directory(id)?;
         if let Flow::Full = self.dots(&inode, cookie, &mut each) {
-            return Ok(());
+            return Ok(None);
         }
-        let listing = self.listing(&inode, cookie)?;
-        for item in listing.after(cookie) {
-            let entry = DirEntry { name: listing.name(item), ino: item.ino, kind: item.kind, cookie: item.cookie };
-            if each(entry) == Flow::Full {
-                break;
+        match self.listing(&inode, cookie)? {
+            Kept::Listing(listing) => {
+                for item in listing.after(cookie) {
+                    let entry =
+                        DirEntry { name: listing.name(item), ino: item.ino, kind: item.kind, cookie: item.cookie };
+                    if each(entry) == Flow::Full {
+                        break;
+                    }
+                }
+                Ok(None)
+            }
+            Kept::Stream(stream) => {
+                let dir = dir_of(&inode)?;
+                self.read_stream(dir, &stream, cookie, |listed| {
+                    let names = dir.lock.read();
+                    let shown = self.show_below(&inode, &stream.part, listed.name, listed.kind, listed.ino)?;
+                    drop(names);
+                    let entry = |(ino, kind)| DirEntry { name: listed.name, ino, kind, cookie: listed.cookie };
+                    Ok(shown.map_or(Flow::More, |shown| each(entry(shown))))
+                })?;
+                Ok(ReadAhead::of(&inode, &stream))
             }
         }
-        Ok(())
     }
 
     /// Reads entries as [`Union::read_dir`], and looks each up.
@@ -82,36 +104,93 @@ impl Union {
         id: NodeId,
         cookie: u64,
         mut each: impl FnMut(DirEntry<'_>, Looked<'_>) -> Flow,
-    ) -> Result<()> {
+    ) -> Result<Option<ReadAhead>> {
         let inode = self.directory(id)?;
         if let Flow::Full = self.dots(&inode, cookie, &mut |entry| each(entry, Looked::Dots)) {
-            return Ok(());
+            return Ok(None);
         }
-        let listing = self.listing(&inode, cookie)?;
-        for item in listing.after(cookie) {
-            let name = listing.name(item);
-            let mut shown = DirEntry { name, ino: item.ino, kind: item.kind, cookie: item.cookie };
-            let full = match self.look_up_item(&inode, name) {
-                Ok(None) => continue,
-                Ok(Some(entry)) => {
-                    (shown.ino, shown.kind) = (entry.attr.ino, entry.attr.kind);
-                    let flow = each(shown, Looked::Up(&entry));
-                    if flow == Flow::Full {
-                        self.forget(entry.id, 1);
+        match self.listing(&inode, cookie)? {
+            Kept::Listing(listing) => {
+                for item in listing.after(cookie) {
+                    let entry =
+                        DirEntry { name: listing.name(item), ino: item.ino, kind: item.kind, cookie: item.cookie };
+                    if self.look_up_entry(&inode, entry, &mut each) == Flow::Full {
+                        break;
                     }
-                    flow
                 }
-                Err(error) => {
-                    // Shown, so that nobody misses it; it answers the error when it is looked up.
-                    log::warn!("{error}");
-                    each(shown, Looked::Broken)
-                }
-            };
-            if full == Flow::Full {
-                break;
+                Ok(None)
+            }
+            Kept::Stream(stream) => {
+                self.read_stream(dir_of(&inode)?, &stream, cookie, |listed| {
+                    let ino = self.numbers.number(stream.part.dev, listed.ino);
+                    let kind = known_kind(listed.kind).unwrap_or(FileKind::Regular);
+                    let entry = DirEntry { name: listed.name, ino, kind, cookie: listed.cookie };
+                    Ok(self.look_up_entry(&inode, entry, &mut each))
+                })?;
+                Ok(ReadAhead::of(&inode, &stream))
             }
         }
-        Ok(())
+    }
+
+    /// Gives `each` an entry that was listed, and what looking it up gives.
+    fn look_up_entry(
+        &self,
+        inode: &Arc<Inode>,
+        listed: DirEntry<'_>,
+        each: &mut dyn FnMut(DirEntry<'_>, Looked<'_>) -> Flow,
+    ) -> Flow {
+        match self.look_up_item(inode, listed.name) {
+            Ok(None) => Flow::More,
+            Ok(Some(entry)) => {
+                let shown = DirEntry { ino: entry.attr.ino, kind: entry.attr.kind, ..listed };
+                let flow = each(shown, Looked::Up(&entry));
+                if flow == Flow::Full {
+                    self.forget(entry.id, 1);
+                }
+                flow
+            }
+            Err(error) => {
+                // Shown, so that nobody misses it; it answers the error when it is looked up.
+                log::warn!("{error}");
+                each(listed, Looked::Broken)
+            }
+        }
+    }
+
+    /// Calls `each` with the entries of `stream`, a listing of `dir`, that come after `cookie`.
+    ///
+    /// Errors: those of the first entry that was to be read. Whoever has got some comes to the others later.
+    fn read_stream(
+        &self,
+        dir: &Dir,
+        stream: &Stream,
+        cookie: u64,
+        mut each: impl FnMut(stream::Entry<'_>) -> Result<Flow>,
+    ) -> Result<()> {
+        let begin = stream::place(cookie).unwrap_or(0);
+        let layer = self.lowers.layer(&stream.part);
+        let mut at = begin;
+        let mut next = || -> Result<Flow> {
+            let chunk = stream.chunk(at).map_err(|e| layer.error("getdents", OsStr::new("."), e))?;
+            let Some(chunk) = chunk else {
+                stream.note_names(dir);
+                return Ok(Flow::Full);
+            };
+            for entry in chunk.from(at) {
+                if each(entry)? == Flow::Full {
+                    return Ok(Flow::Full);
+                }
+                at += 1;
+            }
+            Ok(Flow::More)
+        };
+        loop {
+            match next() {
+                Ok(Flow::More) => {}
+                Ok(Flow::Full) => return Ok(()),
+                Err(error) => return if at == begin { Err(error) } else { Ok(()) },
+            }
+        }
     }
 
     fn look_up_item(&self, inode: &Arc<Inode>, name: &OsStr) -> Result<Option<Entry>> {
@@ -131,18 +210,37 @@ impl Union {
     }
 
     /// Returns a listing to read on from `cookie`: a current one at the beginning, else the one that is kept.
-    fn listing(&self, inode: &Arc<Inode>, cookie: u64) -> Result<Arc<Listing>> {
+    fn listing(&self, inode: &Arc<Inode>, cookie: u64) -> Result<Kept> {
         let dir = dir_of(inode)?;
-        if let Some(kept) = self.listings.get(inode.serial) {
-            // `.` and `..` may have filled the first buffer alone.
-            if cookie > 2 || kept.version == dir.version() {
-                return Ok(kept);
-            }
+        // Before it is asked whether upper has the directory, so that what comes then is not missed.
+        let version = dir.version();
+        // `.` and `..` may have filled the first buffer alone.
+        let begins = cookie <= 2;
+        let alone = match &*dir.lower {
+            [part] if begins => (inode.is_below() && self.lowers.layer(part).local).then_some(part),
+            [part] => stream::place(cookie).and(Some(part)),
+            _ => None,
+        };
+        let order = if alone.is_some() { Order::Place } else { Order::Name };
+        if let Some(kept) = self.listings.get(inode.serial, order)
+            && (!begins || kept.version() == version)
+        {
+            return Ok(kept);
         }
-        let _names = dir.lock.read();
-        let listing = Arc::new(self.list(inode)?);
+        let listing = match alone {
+            Some(part) => Kept::Stream(Arc::new(Stream::new(part.clone(), self.open_part(part)?, version))),
+            None => {
+                let _names = dir.lock.read();
+                Kept::Listing(Arc::new(self.list(inode)?))
+            }
+        };
         self.listings.insert(inode.serial, listing.clone());
         Ok(listing)
+    }
+
+    fn open_part(&self, part: &Arc<LayerDir>) -> Result<OwnedFd> {
+        let layer = self.lowers.layer(part);
+        self.lowers.with_fd(part, |fd| layer.open_listing(fd).map_err(|e| layer.error("getdents", OsStr::new("."), e)))
     }
 
     /// Returns whether the directory shows no entry; the caller holds its lock.
@@ -248,19 +346,16 @@ impl Union {
         for (part, number) in dir.lower.iter().zip(1..) {
             let layer = self.lowers.layer(part);
             let mut marks = false;
-            self.lowers.with_fd(part, |fd| {
-                let failed = |e: Errno| layer.error("getdents", OsStr::new("."), e);
-                let open = layer.open_listing(fd).map_err(failed)?;
-                dents::each(open.as_fd(), |name, kind, ino| match name.strip_prefix(WH_PREFIX.as_bytes()) {
-                    Some(_) if name == WH_OPAQUE.as_bytes() => {}
-                    Some(hidden) => {
-                        marks = true;
-                        merge.hide(number, hidden);
-                    }
-                    None => merge.add(number, name, kind, ino),
-                })
-                .map_err(failed)
-            })?;
+            let open = self.open_part(part)?;
+            dents::each(open.as_fd(), |name, kind, ino| match name.strip_prefix(WH_PREFIX.as_bytes()) {
+                Some(_) if name == WH_OPAQUE.as_bytes() => {}
+                Some(hidden) => {
+                    marks = true;
+                    merge.hide(number, hidden);
+                }
+                None => merge.add(number, name, kind, ino),
+            })
+            .map_err(|e| layer.error("getdents", OsStr::new("."), e))?;
             // So that nobody looks for marks where there are none.
             part.dotwh.listed(marks);
         }
@@ -271,8 +366,8 @@ impl Union {
     fn show_topmost(&self, inode: &Arc<Inode>, top: &Topmost<'_>) -> Result<Option<(u64, FileKind)>> {
         let Says::There(kind, ino) = top.says else { return Ok(None) };
         let dir = dir_of(inode)?;
-        let kind = known_kind(kind.file_type());
         let Some(part) = usize::from(top.part).checked_sub(1).and_then(|at| dir.lower.get(at)) else {
+            let kind = known_kind(kind.file_type());
             let hidden = match kind {
                 Some(FileKind::Char) => self.is_upper_whiteout(inode, top.name)?,
                 Some(FileKind::Regular) if dir.xwhiteouts.load(Ordering::Acquire) => {
@@ -284,16 +379,29 @@ impl Union {
             let kind = kind.unwrap_or(FileKind::Regular);
             return Ok((!hidden).then(|| self.settle(inode, top.name, ino, kind)));
         };
-        Ok(match kind {
-            Some(FileKind::Char) if self.lowers.is_char_whiteout(part, top.name)? => None,
-            Some(FileKind::Regular) if part.xwhiteouts && self.is_xwhiteout(part, top.name)? => None,
+        self.show_below(inode, part, top.name, kind.file_type(), ino)
+    }
+
+    /// Returns number and kind of a name for which `part`, a lower one, counts; `None` where it is hidden. The caller holds
+    /// the directory's lock.
+    fn show_below(
+        &self,
+        inode: &Arc<Inode>,
+        part: &Arc<LayerDir>,
+        name: &OsStr,
+        kind: FileType,
+        ino: u64,
+    ) -> Result<Option<(u64, FileKind)>> {
+        Ok(match known_kind(kind) {
+            Some(FileKind::Char) if self.lowers.is_char_whiteout(part, name)? => None,
+            Some(FileKind::Regular) if part.xwhiteouts && self.is_xwhiteout(part, name)? => None,
             Some(FileKind::Directory) => Some((self.numbers.number(part.dev, ino), FileKind::Directory)),
             // A plain file may stand for something else; and without an index each name of a hard link has its own
             // number. Both take a look at the file.
             Some(kind) if self.keeps_links(part, kind) && !may_stand_for_other(self.lowers.layer(part), kind) => {
                 Some((self.numbers.number(part.dev, ino), kind))
             }
-            kind => Some(self.settle(inode, top.name, ino, kind.unwrap_or(FileKind::Regular))),
+            kind => Some(self.settle(inode, name, ino, kind.unwrap_or(FileKind::Regular))),
         })
     }
 

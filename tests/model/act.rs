@@ -387,7 +387,7 @@ impl Run {
             }
             Flow::More
         });
-        listed.map_err(|error| format!("the directory cannot be listed on: {error}"))
+        listed.map(drop).map_err(|error| format!("the directory cannot be listed on: {error}"))
     }
 }
 

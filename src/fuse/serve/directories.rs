@@ -10,7 +10,7 @@ use crate::fuse::convert::{entry_kind, opened};
 use crate::fuse::protocol::{Dirent, EntryOut, FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, FsyncIn, ReadIn};
 use crate::fuse::request::{Malformed, Request};
 use crate::fuse::server::Server;
-use crate::union::{DirEntry, Flow, Looked};
+use crate::union::{DirEntry, Flow, Looked, ReadAhead};
 
 pub(super) fn opendir(server: &Server) -> Result<Served, Malformed> {
     // Directories are read by node, and the kernel may keep what it has read.
@@ -25,7 +25,7 @@ pub(super) fn readdir(server: &Server, mut request: Request<'_>, buffer: &mut [u
     let read: ReadIn = request.arguments.fixed()?;
     let mut page = Page::new(buffer, read.size);
     let listed = server.union.read_dir(request.node, read.offset, |entry| page.add(&entry, &[]));
-    Ok(Answer::buffer(listed.map(|()| page.len)).into())
+    Ok(answer(server, listed, &page).into())
 }
 
 pub(super) fn readdirplus(server: &Server, mut request: Request<'_>, buffer: &mut [u8]) -> Result<Served, Malformed> {
@@ -39,7 +39,17 @@ pub(super) fn readdirplus(server: &Server, mut request: Request<'_>, buffer: &mu
         };
         page.add(&dirent, entry.as_bytes())
     });
-    Ok(Answer::buffer(listed.map(|()| page.len)).into())
+    Ok(answer(server, listed, &page).into())
+}
+
+/// Answers with a page of a listing, and has the rest read meanwhile.
+fn answer(server: &Server, listed: crate::error::Result<Option<ReadAhead>>, page: &Page<'_>) -> Answer {
+    Answer::buffer(listed.map(|rest| {
+        if let Some(rest) = rest {
+            server.pool.run(move || rest.run());
+        }
+        page.len
+    }))
 }
 
 pub(super) fn fsyncdir(mut request: Request<'_>) -> Result<Served, Malformed> {

@@ -1,0 +1,119 @@
+//! Directories that are listed while they are still being read.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
+use unionfs_rs::union::{Caller, Entry, Flow, Name, New, NodeId, ReadAhead, Union};
+
+use crate::support::{Layers, Placement, Watchdog};
+
+/// More than are read at once.
+const FILES: usize = 10_000;
+
+fn union(layers: &Layers) -> Union {
+    let builder = Union::builder().lowers(layers.lowers()).upper(layers.upper().root()).work(layers.work().root());
+    builder.build().expect("the layers are good")
+}
+
+fn large(layers: &Layers) {
+    let tree = layers.lower(0);
+    tree.dir("large");
+    for i in 0..FILES {
+        tree.file(format!("large/f{i}"), "");
+    }
+}
+
+fn look_up(union: &Union, parent: NodeId, name: &str) -> Option<Entry> {
+    union.lookup(parent, Name::new(name.as_ref()).expect("it is a name")).ok()
+}
+
+/// A reader of a directory.
+#[derive(Default)]
+struct Reader {
+    cookie: u64,
+    /// Each name with its number.
+    seen: BTreeMap<OsString, u64>,
+    ahead: Option<ReadAhead>,
+}
+
+impl Reader {
+    /// Reads on, at most `entries`; returns whether there were any.
+    fn read(&mut self, union: &Union, dir: NodeId, entries: usize) -> bool {
+        let mut taken = 0;
+        let ahead = union.read_dir(dir, self.cookie, |entry| {
+            if taken == entries {
+                return Flow::Full;
+            }
+            taken += 1;
+            self.cookie = entry.cookie;
+            let before = self.seen.insert(entry.name.to_owned(), entry.ino);
+            assert_eq!(before, None, "{:?} is told of twice", entry.name);
+            Flow::More
+        });
+        self.ahead = self.ahead.take().or(ahead.expect("it can be read"));
+        taken > 0
+    }
+
+    fn read_all(&mut self, union: &Union, dir: NodeId, entries: usize) {
+        while self.read(union, dir, entries) {}
+    }
+}
+
+#[test]
+fn each_entry_is_told_of_once_whoever_reads_ahead() {
+    let _watchdog = Watchdog::start();
+    let layers = Layers::new(1, Placement::OneFs);
+    large(&layers);
+    let union = union(&layers);
+    let dir = look_up(&union, NodeId::ROOT, "large").expect("it is there").id;
+    let mut first = Reader::default();
+    assert!(first.read(&union, dir, 10));
+    let ahead = first.ahead.take().expect("there is more to be read");
+    let mut second = Reader::default();
+    assert!(second.read(&union, dir, 10) && second.ahead.is_none(), "one reads ahead");
+    std::thread::scope(|scope| {
+        scope.spawn(|| ahead.run());
+        scope.spawn(|| first.read_all(&union, dir, 77));
+        second.read_all(&union, dir, 1000);
+    });
+    assert_eq!(first.seen.len(), FILES + 2);
+    assert_eq!(first.seen, second.seen);
+    for i in (0..FILES).step_by(501) {
+        let name = format!("f{i}");
+        let entry = look_up(&union, dir, &name).expect("it is there");
+        assert_eq!(first.seen[&OsString::from(name)], entry.attr.ino);
+    }
+    assert!(look_up(&union, dir, "absent").is_none());
+}
+
+#[test]
+fn who_has_begun_goes_on_after_the_directory_has_changed_and_its_listing_is_gone() {
+    let _watchdog = Watchdog::start();
+    let layers = Layers::new(1, Placement::OneFs);
+    large(&layers);
+    // One more than listings are kept of.
+    for i in 0..4096 {
+        layers.lower(0).dir(format!("others/d{i}"));
+    }
+    let union = union(&layers);
+    let dir = look_up(&union, NodeId::ROOT, "large").expect("it is there").id;
+    let mut early = Reader::default();
+    assert!(early.read(&union, dir, FILES / 2));
+    let gone = OsString::from("f7");
+    let name = |name: &'static str| Name::new(name.as_ref()).expect("it is a name");
+    union.unlink(dir, name("f7")).expect("a whiteout can be made");
+    union.create(dir, name("new"), New::Regular, 0o644, 0, Caller::current()).expect("it can be made");
+    let others = look_up(&union, NodeId::ROOT, "others").expect("it is there").id;
+    for i in 0..4096 {
+        let other = look_up(&union, others, &format!("d{i}")).expect("it is there").id;
+        Reader::default().read_all(&union, other, 10);
+    }
+    early.read_all(&union, dir, 100);
+    for i in (0..FILES).map(|i| OsString::from(format!("f{i}"))).filter(|name| *name != gone) {
+        assert!(early.seen.contains_key(&i), "{i:?} is missing");
+    }
+    let mut late = Reader::default();
+    late.read_all(&union, dir, 100);
+    assert_eq!(late.seen.len(), FILES + 2);
+    assert!(late.seen.contains_key(&OsString::from("new")) && !late.seen.contains_key(&gone));
+}
