@@ -416,10 +416,10 @@ fn what_cannot_be_honoured_is_said_once_and_the_mount_is_there() {
         skip!("{reason}");
     }
     let stage = Stage::new(1);
-    let ran = stage.mount(",plugins=/x,plugins=/y,writeback=1,fast_ino=1,bananas,context=\"u:r:t:c1,c2\",xino=off");
+    let ran = stage.mount(",plugins=/x,plugins=/y,sync_read,fast_ino=1,bananas,context=\"u:r:t:c1,c2\",xino=off");
     let lines: Vec<&str> = ran.err.lines().collect();
     assert!(lines[0].starts_with("unionfs-rs: warning: -o plugins: ignored: "), "{}", ran.err);
-    assert!(lines[1].starts_with("unionfs-rs: warning: -o writeback: ignored: "), "{}", ran.err);
+    assert!(lines[1].starts_with("unionfs-rs: warning: -o sync_read: ignored: "), "{}", ran.err);
     assert_eq!(lines[2], "unionfs-rs: warning: -o bananas: unknown option, which is ignored");
     if Path::new("/sys/fs/selinux").exists() {
         support::record_skip(&support::test_name(), "this kernel has SELinux, and knows what context it takes");

@@ -27,5 +27,6 @@ mod traps {
     mod reopened;
     pub mod unprivileged;
     mod vanishing;
+    mod writeback;
     pub mod xattrs;
 }

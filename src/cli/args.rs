@@ -355,7 +355,10 @@ mod tests {
             refused(&["-o", "threads=x"]),
             "-o threads=x: not a whole number of threads; give one from 1 to 1024"
         );
-        assert_eq!(refused(&["-o", "io=fast"]), "-o io=fast: no such value; give one of auto, cached, passthrough");
+        assert_eq!(
+            refused(&["-o", "io=fast"]),
+            "-o io=fast: no such value; give one of auto, cached, writeback, passthrough"
+        );
         assert_eq!(refused(&["-o", "upperdir"]), "-o upperdir: the value is missing; write -o upperdir=VALUE");
         assert_eq!(refused(&["-o", "ro=1"]), "-o ro=1: it takes no value; write -o ro");
         assert_eq!(refused(&["-o", "upperdir="]), "-o upperdir=: the path is empty; give one");

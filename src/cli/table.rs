@@ -2,7 +2,7 @@
 
 use log::LevelFilter;
 
-use super::settings::{Group, Spec, Takes, Word};
+use super::settings::{Group, Settings, Spec, Takes, Word};
 use crate::config::{
     Access, IoMode, Permissions, Propagation, RedirectDir, Source, Transport, WhiteoutFormat, XattrNamespace, Xino,
 };
@@ -14,6 +14,15 @@ const fn spec(name: &'static str, flag: &'static str, takes: Takes, help: &'stat
 
 const ON_OFF_INDEX: &[Word] = &[("on", |s| s.union.index = Some(true)), ("off", |s| s.union.index = Some(false))];
 const ON_OFF_METACOPY: &[Word] = &[("on", |s| s.union.metacopy = true), ("off", |s| s.union.metacopy = false)];
+
+fn write_back(settings: &mut Settings, on: bool) {
+    let io = &mut settings.mount.io;
+    *io = match (on, *io) {
+        (true, _) => IoMode::Writeback,
+        (false, IoMode::Writeback) => IoMode::Auto,
+        (false, other) => other,
+    };
+}
 
 /// Makes an option that has no flag.
 pub const fn text_only(name: &'static str, takes: Takes) -> Spec {
@@ -265,9 +274,16 @@ pub const GROUPS: &[Group] = &[
                 Takes::Word(&[
                     ("auto", |s| s.mount.io = IoMode::Auto),
                     ("cached", |s| s.mount.io = IoMode::Cached),
+                    ("writeback", |s| s.mount.io = IoMode::Writeback),
                     ("passthrough", |s| s.mount.io = IoMode::Passthrough),
                 ]),
                 "Serve data through the page cache, or let the kernel take it from the layer (root, Linux 6.9) [default: auto]",
+            ),
+            spec(
+                "writeback",
+                "writeback",
+                Takes::Switch(write_back),
+                "As --io writeback: keep what is written in the page cache until it is closed or synced; lost if this is killed",
             ),
             spec(
                 "transport",

@@ -171,6 +171,11 @@ pub enum IoMode {
     Auto,
     /// Through the page cache of the mount; files are opened without asking the server.
     Cached,
+    /// As `Cached`, and what is written stays there, too, until the file is closed or synced, or half a minute is over: what
+    /// has not come to upper is lost when the server dies, and an error such as ENOSPC is told when it comes there.
+    ///
+    /// `Cached` where each open is a handle: for a server that may not open every file again, and for [`Access::Root`].
+    Writeback,
     /// Straight from the layer's file, where the kernel offers it (root, initial namespace).
     Passthrough,
 }

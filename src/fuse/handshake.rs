@@ -42,6 +42,8 @@ pub(super) struct Wishes {
     /// Whether the kernel is to ask for ACLs: it does so to check them.
     acls: bool,
     passthrough: bool,
+    /// Whether the kernel is to keep what is written.
+    writeback: bool,
     /// Whether somebody asked for passthrough, and is told where there is none.
     insists: bool,
     max_write: Option<NonZeroU32>,
@@ -58,18 +60,26 @@ impl Wishes {
         let passthrough = able
             && match config.io {
                 IoMode::Auto => union.is_passable(),
-                IoMode::Cached => false,
+                IoMode::Cached | IoMode::Writeback => false,
                 IoMode::Passthrough => true,
             };
         // Without CAP_DAC_OVERRIDE a file whose mode forbids its owner to open it can be used through the handle that
         // was opened before alone.
         let all_powerful = caps::effective(rustix::thread::CapabilitySet::DAC_OVERRIDE);
         let checks_callers = config.access == Access::Root;
+        let handles = !all_powerful || checks_callers;
+        // What is kept is written through any handle of the file, which may be one that appends, and read by one that only
+        // writes.
+        let writeback = config.io == IoMode::Writeback && !handles;
+        if config.io == IoMode::Writeback && handles {
+            log::warn!("writeback needs CAP_DAC_OVERRIDE and no --allow-root; each write is sent to upper at once");
+        }
         Self {
-            handles: !all_powerful || checks_callers,
+            handles,
             checks_callers,
             acls: config.default_permissions && union.has_acls(),
             passthrough,
+            writeback,
             insists: config.io == IoMode::Passthrough,
             max_write: config.max_write,
             transport: config.transport,
@@ -108,6 +118,11 @@ impl Agreed {
     /// Whether backing files may be registered.
     pub(super) fn passes_through(&self) -> bool {
         self.taken.contains(InitFlags::PASSTHROUGH)
+    }
+
+    /// Whether the kernel keeps what is written for a while.
+    pub(super) fn writes_back(&self) -> bool {
+        self.taken.contains(InitFlags::WRITEBACK_CACHE)
     }
 
     /// The room that any request needs, in bytes.
@@ -226,6 +241,7 @@ fn agree(wishes: &Wishes, minor: u32, offered: InitFlags, ring: Option<Ring>) ->
         | InitFlags::INIT_EXT;
     wanted.set(InitFlags::POSIX_ACL, wishes.acls);
     wanted.set(InitFlags::PASSTHROUGH, wishes.passthrough && (wishes.insists || minor >= PASSTHROUGH_WHOLE));
+    wanted.set(InitFlags::WRITEBACK_CACHE, wishes.writeback);
     wanted.set(InitFlags::OVER_IO_URING, ring.is_some());
     let opens_files = wishes.handles
         || (wanted & offered).contains(InitFlags::PASSTHROUGH)
@@ -272,8 +288,9 @@ mod tests {
 
     fn wishes(handles: bool, passthrough: bool) -> Wishes {
         let max_write = NonZeroU32::new(1);
-        let (checks_callers, insists) = (false, false);
-        Wishes { handles, checks_callers, acls: true, passthrough, insists, max_write, transport: Transport::Dev }
+        let (checks_callers, insists, writeback) = (false, false, false);
+        let transport = Transport::Dev;
+        Wishes { handles, checks_callers, acls: true, passthrough, writeback, insists, max_write, transport }
     }
 
     #[test]

@@ -34,6 +34,8 @@ bitflags! {
         const READDIRPLUS_AUTO = 1 << 14;
         /// Direct I/O does not wait for one request after the other.
         const ASYNC_DIO = 1 << 15;
+        /// What is written stays in the page cache for a while.
+        const WRITEBACK_CACHE = 1 << 16;
         /// ENOSYS to OPEN means that it need not be sent.
         const NO_OPEN_SUPPORT = 1 << 17;
         /// Lookups and listings of one directory come at the same time.

@@ -46,6 +46,8 @@ pub(super) struct Server {
     only: Option<u32>,
     /// Whether the kernel asks to open files; else data is found by node.
     pub(super) opens_files: bool,
+    /// Whether the kernel keeps what is written, and when it was, for a while.
+    pub(super) writes_back: bool,
     /// Whether every file can be opened again by its node, whoever has it open.
     by_node: bool,
     /// Whether the kernel asks to open directories.
@@ -77,6 +79,7 @@ impl Server {
             negative_timeout: kept(config.negative_timeout),
             only: wishes.checks_callers.then(|| rustix::process::geteuid().as_raw()),
             opens_files: agreed.opens_files,
+            writes_back: agreed.writes_back(),
             by_node: !wishes.handles,
             opens_directories: wishes.checks_callers || !agreed.opens_directories_without_asking(),
             checks_flags: agreed.checks_flags(),

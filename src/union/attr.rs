@@ -4,14 +4,14 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlags};
 use rustix::io::Errno;
 
 use super::copy_up::Data;
 use super::inode::{Inode, NodeId};
 use super::{Attr, Caller, Fh, Timestamp, Union};
 use crate::error::{Error, Result};
-use crate::sys::proc_path;
+use crate::sys::{proc_path, xattr};
 
 /// What a time is set to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,7 +116,7 @@ impl Union {
     }
 
     /// Reads the attributes of the file of upper that is behind `fd`.
-    fn stat_open(&self, fd: BorrowedFd<'_>) -> Result<Attr> {
+    pub(super) fn stat_open(&self, fd: BorrowedFd<'_>) -> Result<Attr> {
         self.writable()?.layer.stat(fd, OsStr::new("")).map_err(Error::Refused)
     }
 
@@ -136,6 +136,23 @@ impl Union {
     /// Takes the capabilities of a file that was changed, where the kernel has not done so with the change itself.
     pub(super) fn drop_capabilities(&self, fd: BorrowedFd<'_>) -> Result<()> {
         self.writable()?.drop_capabilities(fd).map_err(Error::Refused)
+    }
+
+    /// Changes the contents of `inode`, open as `file`, without its capabilities, which the kernel takes, being lost.
+    pub(super) fn keeping_capabilities<T>(
+        &self,
+        inode: &Inode,
+        file: BorrowedFd<'_>,
+        change: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let (root, capability) = (OsStr::new(""), OsStr::new("security.capability"));
+        let capabilities = xattr::read(file, root, capability).map_err(|e| self.upper_error("getxattr", inode, e))?;
+        let changed = change()?;
+        if let Some(value) = capabilities {
+            xattr::set(file, root, capability, &value, XattrFlags::empty())
+                .map_err(|e| self.upper_error("setxattr", inode, e))?;
+        }
+        Ok(changed)
     }
 
     /// Returns whether changing the contents of `id`, open as `fd`, takes something that the kernel would not take by itself.
@@ -158,7 +175,7 @@ impl Union {
         self.set_mode(fd, attr.mode & !0o2000)
     }
 
-    fn set_times(&self, fd: BorrowedFd<'_>, set: SetAttr) -> Result<()> {
+    pub(super) fn set_times(&self, fd: BorrowedFd<'_>, set: SetAttr) -> Result<()> {
         if set.atime.is_none() && set.mtime.is_none() {
             return Ok(());
         }

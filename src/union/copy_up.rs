@@ -29,7 +29,6 @@ use crate::layer::permissions::Stat;
 use crate::layer::publish::Publish;
 use crate::layer::redirect::Redirect;
 use crate::layer::upper::{New, Place, Upper};
-use crate::sys::xattr;
 
 /// How much of a regular file's data is copied up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -451,15 +450,13 @@ impl Union {
             let name = name.clone();
             move |e: Errno| upper.layer.error(call, &name, e)
         };
-        // Writing takes away what gives rights, and the caller has written nothing yet.
-        let (root, capability) = (OsStr::new(""), OsStr::new("security.capability"));
-        let capabilities = xattr::read(target.as_fd(), root, capability).map_err(failed("getxattr"))?;
         // What it is copied to has the whole length already.
         let known = Known { whole: false, ..Known::of(&attr, self.clones_of(&dir)) };
-        self.copied.data(copy_data::copy(source.as_fd(), target.as_fd(), len, known).map_err(failed("copy"))?);
-        if let Some(value) = capabilities {
-            xattr::set(target.as_fd(), root, capability, &value, XattrFlags::empty()).map_err(failed("setxattr"))?;
-        }
+        // The caller has written nothing yet, which would take away what gives rights.
+        let copied = self.keeping_capabilities(inode, target.as_fd(), || {
+            copy_data::copy(source.as_fd(), target.as_fd(), len, known).map_err(failed("copy"))
+        })?;
+        self.copied.data(copied);
         if kept.mode & 0o6000 != 0 && !upper.keeps_modes_apart() {
             Place::file(target.as_fd()).chmod(kept.mode & 0o7777).map_err(failed("fchmod"))?;
         }

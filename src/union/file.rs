@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::copy_up::Data;
 use super::inode::{DataPlace, Inode, NodeId, Real};
-use super::{Attr, Caller, Fh, FileKind, Union};
+use super::{Attr, Caller, Fh, FileKind, SetAttr, SetTime, Union};
 use crate::error::{Error, Location, Result};
 use crate::layer::dir::{LayerDir, Serial};
 use crate::layer::fds::FdCache;
@@ -42,6 +42,15 @@ pub enum Seek {
     Hole(u64),
 }
 
+/// When what a page cache has kept was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// When it comes here, as far as anybody can tell.
+    Now,
+    /// Before: whoever kept it sets the time of the file to when that was.
+    Before,
+}
+
 impl Union {
     /// Reads up to `buffer.len()` bytes of `id` at `offset`; returns how many there were.
     pub fn read(&self, id: NodeId, offset: u64, buffer: &mut [u8]) -> Result<usize> {
@@ -68,6 +77,41 @@ impl Union {
             self.drop_privileges(file.as_fd())?;
         }
         self.write_at(&inode, file.as_fd(), offset, data)
+    }
+
+    /// Writes what a page cache has kept of `id`; returns how many bytes were written.
+    ///
+    /// Nobody in particular writes it, and whoever did has lost what gives rights before: so nothing that does is taken.
+    pub fn write_back(&self, id: NodeId, offset: u64, data: &[u8], written: Written) -> Result<usize> {
+        let inode = self.inode(id)?;
+        self.copy_up(&inode, Data::Copy)?;
+        let file = self.data_file(&inode, Access::Write)?;
+        let known = if inode.appends() { self.known_part(&inode, file.as_fd(), offset, data)? } else { 0 };
+        let new = data.get(known..).unwrap_or_default();
+        let before = match written {
+            Written::Now => None,
+            Written::Before => Some(self.stat_open(file.as_fd())?.mtime),
+        };
+        let len = self.keeping_capabilities(&inode, file.as_fd(), || {
+            self.write_at(&inode, file.as_fd(), offset + known as u64, new)
+        })?;
+        if let Some(mtime) = before {
+            self.set_times(file.as_fd(), SetAttr { mtime: Some(SetTime::To(mtime)), ..SetAttr::default() })?;
+        }
+        Ok(known + len)
+    }
+
+    /// Returns how much of `data`, kept at `offset` of a file that takes writes at its end alone, is in the file: pages are
+    /// kept whole. Errors: EPERM where it would change that.
+    fn known_part(&self, inode: &Inode, file: BorrowedFd<'_>, offset: u64, data: &[u8]) -> Result<usize> {
+        let size = rustix::fs::fstat(file).map_err(Error::Refused)?.st_size as u64;
+        let mut there = vec![0; data.len().min(usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX))];
+        let read = self.read_at(file, offset, &mut there)?;
+        if data.get(..read) == there.get(..read) {
+            Ok(read)
+        } else {
+            Err(self.upper_error("pwrite", inode, Errno::PERM))
+        }
     }
 
     /// Writes all of `data` through `file`, unless an error follows what was written before.

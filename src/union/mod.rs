@@ -58,7 +58,7 @@ pub use crate::layer::name::Name;
 pub use crate::layer::upper::New;
 pub use attr::{SetAttr, SetTime, StatFs};
 pub use builder::UnionBuilder;
-pub use file::Seek;
+pub use file::{Seek, Written};
 pub use handle::{Fh, OpenFile};
 pub use inode::{Ino, NodeId};
 pub use lookup::Entry;

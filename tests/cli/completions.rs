@@ -62,7 +62,7 @@ fn bash_completes_commands_options_and_values() {
     let table = [
         ("mo", "mount"),
         ("mount --red", "--redirect-dir"),
-        ("mount --io _", "auto cached passthrough"),
+        ("mount --io _", "auto cached writeback passthrough"),
         ("mount --lower / --redirect-dir no", "nofollow"),
         ("umount --l", "--lazy"),
         ("completions z", "zsh"),
@@ -116,7 +116,7 @@ fn fish_completes_commands_options_and_lists_of_layers() {
     let table = [
         ("mou", "mount"),
         ("mount --redi", "--redirect-dir"),
-        ("mount --io ", "auto cached passthrough"),
+        ("mount --io ", "auto cached passthrough writeback"),
         ("mount --lower lay", "layer1/ layer2/"),
         ("mount --lower layer1:lay", "layer1:layer1/ layer1:layer2/"),
         ("umount --l", "--lazy"),

@@ -1,7 +1,7 @@
 //! Readers of lower files, which passthrough leaves with what they opened.
 //!
 //! Who opened a file for reading while its data was in a lower layer goes on reading that when the file is copied up
-//! (docs/SEMANTICS.md, "The two I/O modes"). Whatever else a read gives must be what the kernel gives.
+//! (docs/SEMANTICS.md, "The I/O modes"). Whatever else a read gives must be what the kernel gives.
 
 use std::path::Path;
 

@@ -63,8 +63,10 @@ pub struct Mode {
 /// Returns every [`Mode`] that can run here; the others are printed and counted as skipped.
 pub fn modes() -> Vec<Mode> {
     let mut possible = Vec::new();
-    for io in [Io::Cached, Io::Passthrough] {
-        for placement in [Placement::OneFs, Placement::TwoFs] {
+    let all = [Placement::OneFs, Placement::TwoFs];
+    // What is kept for a while is kept above the layers, wherever they are.
+    for (io, placements) in [(Io::Cached, &all[..]), (Io::Writeback, &all[..1]), (Io::Passthrough, &all[..])] {
+        for &placement in placements {
             let mode = Mode { io, placement };
             match mode.obstacle() {
                 None => possible.push(mode),
@@ -78,7 +80,7 @@ pub fn modes() -> Vec<Mode> {
 impl Mode {
     /// Says why this mode cannot run here, where it cannot.
     pub fn obstacle(self) -> Option<String> {
-        if on_kernel() && self.io == Io::Passthrough {
+        if on_kernel() && self.io != Io::Cached {
             return Some("the kernel's overlayfs has no I/O modes".to_owned());
         }
         if on_kernel() && privilege() != Privilege::Root {
@@ -88,6 +90,9 @@ impl Mode {
             && let Some(reason) = privilege::passthrough_obstacle()
         {
             return Some(reason);
+        }
+        if self.io == Io::Writeback && privilege() == Privilege::Plain {
+            return Some("writeback needs CAP_DAC_OVERRIDE".to_owned());
         }
         if self.placement == Placement::TwoFs && privilege() == Privilege::Plain {
             return Some("a second file system needs the privilege to mount a tmpfs".to_owned());

@@ -33,6 +33,8 @@ pub enum Io {
     Auto,
     /// Data goes through the daemon and the kernel's page cache.
     Cached,
+    /// The same, and what is written stays in the page cache for a while.
+    Writeback,
     /// The kernel reads and writes the real file.
     Passthrough,
 }
@@ -141,6 +143,7 @@ impl Spec {
         words.push(match self.io {
             Io::Auto => "auto".into(),
             Io::Cached => "cached".into(),
+            Io::Writeback => "writeback".into(),
             Io::Passthrough => "passthrough".into(),
         });
         let chosen = self.args.iter().any(|word| word == "--transport");

@@ -58,8 +58,9 @@ impl Home {
     /// Returns the words that run what follows them as `who`, in namespaces of its own: no mount and no
     /// process outlives the first one, and /dev/fuse is open to everybody as udev has it.
     pub fn wrapper(&self, who: Who) -> Vec<OsString> {
+        // The copies of mounts that other tests have now would stay when they unmount them.
         let script = format!(
-            "d={}/dev; mkdir -p $d; mount -t tmpfs none $d; mknod -m 666 $d/fuse c 10 229; \
+            "umount -l -a -t fuse.unionfs-rs; d={}/dev; mkdir -p $d; mount -t tmpfs none $d; mknod -m 666 $d/fuse c 10 229; \
              mount --bind $d/fuse /dev/fuse; umount -l $d; exec \"$@\"",
             self.path().display()
         );

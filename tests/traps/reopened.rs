@@ -203,8 +203,9 @@ fn who_asks_for_the_times_while_a_mapping_is_written_back_does_not_make_old_ones
     trap(1, |_| {}).run(|union| {
         let (path, below) = (union.merged().file("f", vec![b'f'; 4096]).path("f"), union.upper().path("f"));
         let time = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).expect("stat");
-        let commands =
-            ["mmap -rw 0 4096"].into_iter().chain(["mwrite 0 4", "msync -s 0 4096"].repeat(50)).collect::<Vec<_>>();
+        let writes = ["mwrite 0 4", "msync -s 0 4096"].repeat(50);
+        // Times that are the kernel's own come with the file's sync.
+        let commands = ["mmap -rw 0 4096"].into_iter().chain(writes).chain(["fsync"]).collect::<Vec<_>>();
         thread::scope(|scope| {
             let rounds = scope.spawn(|| {
                 for _ in 0..30 {

@@ -197,7 +197,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::{Access, IdMap, IdRange, KEEP, Permissions, Propagation, Source};
+    use crate::config::{Access, IdMap, IdRange, IoMode, KEEP, Permissions, Propagation, Source};
 
     fn parse(line: &[&str]) -> Result<Request, Failure> {
         let argv: Vec<OsString> = line.iter().map(OsString::from).collect();
@@ -314,6 +314,9 @@ mod tests {
         assert_eq!(silent("xattr_permissions=1").union.permissions, Permissions::Security);
         assert_eq!(silent("xattr_permissions=2").union.permissions, Permissions::User);
         assert!(!silent("fsync=0").union.fsync && silent("fsync=1").union.fsync);
+        assert_eq!(silent("writeback=1").mount.io, IoMode::Writeback);
+        assert_eq!(silent("writeback=1,writeback=0").mount.io, IoMode::Auto);
+        assert_eq!(silent("io=cached,writeback=0").mount.io, IoMode::Cached);
         assert!(
             !silent("fsync=0").union.volatile,
             "whose mark would refuse the upper once the system was started anew"
@@ -372,7 +375,6 @@ mod tests {
         let said = |text: &str| told(text).1;
         assert_eq!(said("bananas,bananas"), ["-o bananas: unknown option, which is ignored"]);
         assert_eq!(said("plugins=/x,plugins=/x"), ["-o plugins: ignored: layers are read from directories alone"]);
-        assert_eq!(said("writeback=1"), ["-o writeback: ignored: each write is sent to the layer at once"]);
         assert_eq!(said("splice_read,auto_unmount").len(), 2);
         for text in ["writeback=0", "fast_ino=1", "big_writes,nonempty,kernel_cache", "defaults,_netdev,x-y=z,,"] {
             assert_eq!(said(text), [""; 0], "{text}");

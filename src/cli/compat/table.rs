@@ -70,7 +70,6 @@ const fn void(name: &'static str, granted: &'static str, instead: &'static str) 
 /// Every [`Void`], of fuse-overlayfs, libfuse, mount(8) and the kernel's overlayfs.
 pub const VOIDS: &[Void] = &[
     void("plugins", "", "layers are read from directories alone"),
-    void("writeback", "0", "each write is sent to the layer at once"),
     void("splice_read", "", "data is copied unless --io passes it through"),
     void("splice_write", "", "data is copied unless --io passes it through"),
     void("splice_move", "", "data is copied unless --io passes it through"),

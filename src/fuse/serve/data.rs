@@ -11,7 +11,7 @@ use crate::fuse::protocol::{
 };
 use crate::fuse::request::{Malformed, Request};
 use crate::fuse::server::{Asked, Server};
-use crate::union::{Caller, NodeId, OpenFile, Seek, Union};
+use crate::union::{Caller, NodeId, OpenFile, Seek, Union, Written};
 
 pub(super) fn open(server: &Server, mut request: Request<'_>) -> Result<Served, Malformed> {
     if !server.opens_files {
@@ -64,12 +64,17 @@ pub(super) fn write(server: &Server, mut request: Request<'_>) -> Result<Served,
 
 /// Writes through a handle where there is one, else by node.
 fn write_data(server: &Server, node: NodeId, at: &WriteIn, data: &[u8], unprivileged: Option<Caller>) -> Answer {
+    let kept = at.write_flags & WRITE_CACHE != 0;
     // A write from the page cache has the handle of whoever happened to have the file open.
     let written = match handle(at.fh) {
         Some(fh) => server.union.write_handle(fh, at.offset, data, unprivileged),
+        None if kept => {
+            let written = if server.writes_back { Written::Before } else { Written::Now };
+            server.union.write_back(node, at.offset, data, written)
+        }
         None => server.union.write(node, at.offset, data, unprivileged),
     };
-    if at.write_flags & WRITE_CACHE != 0 {
+    if kept && !server.writes_back {
         // The kernel forgets the attributes when it has the answer; but it would then take what a GETATTR was told before
         // this write for what is true after it, if that thread is slow to wake up. What is older than a notice it drops.
         server.connection.forget_attributes(node);
@@ -100,6 +105,10 @@ pub(super) fn fallocate(server: &Server, mut request: Request<'_>) -> Result<Ser
 }
 
 pub(super) fn lseek(server: &Server, mut request: Request<'_>) -> Result<Served, Malformed> {
+    if server.writes_back {
+        // Upper may have a hole where the kernel has data. So to who asks all is data.
+        return Ok(Answer::Error(Errno::NOSYS).into());
+    }
     let LseekIn { fh, offset, whence, .. } = request.arguments.fixed()?;
     let Ok(from) = u64::try_from(offset) else { return Ok(Answer::Error(Errno::NXIO).into()) };
     let seek = match whence as i32 {
