@@ -7,16 +7,32 @@
 use rustix::thread::CpuSet;
 
 /// From where on in a file a read may be one of a stream: in smaller ones little is read ahead.
-pub(super) const FAR: u64 = 1 << 20;
+const FAR: u64 = 1 << 20;
 
 /// The bytes that such a read asks for at least; one at random asks for less.
-pub(super) const LARGE: u32 = 1 << 16;
+const LARGE: u32 = 1 << 16;
 
 /// So many such reads in a row are a stream.
 const STREAM: u32 = 4;
 
 /// So many other requests in a row end it.
 const CALM: u32 = 16;
+
+/// What a request is to whoever serves it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pattern {
+    /// The kernel reads ahead in a large file.
+    ReadAhead,
+    /// Anything else.
+    Single,
+}
+
+impl Pattern {
+    /// Returns what a read of `size` bytes at `offset` is.
+    pub(super) fn of_read(offset: u64, size: u32) -> Self {
+        if offset >= FAR && size >= LARGE { Self::ReadAhead } else { Self::Single }
+    }
+}
 
 /// Where this thread may run.
 #[derive(Debug)]
@@ -48,21 +64,20 @@ impl Affinity {
         Self { places, streams: false, against: 0 }
     }
 
-    /// Notes a request, and whether by it the kernel reads ahead in a large file.
-    pub(super) fn note(&mut self, reads_ahead: bool) {
-        if !self.turns(reads_ahead) {
-            return;
-        }
-        if let Some(Places { home, all }) = &self.places
+    /// Notes a request.
+    pub(super) fn note(&mut self, pattern: Pattern) {
+        if self.turns(pattern)
+            && let Some(Places { home, all }) = &self.places
             && !go(if self.streams { all } else { home })
         {
-            self.places = None;
+            // Its processor may be off at the moment.
+            log::debug!("a thread of the ring stays where it is");
         }
     }
 
     /// Returns whether a stream begins or ends with this request.
-    fn turns(&mut self, reads_ahead: bool) -> bool {
-        if reads_ahead == self.streams {
+    fn turns(&mut self, pattern: Pattern) -> bool {
+        if (pattern == Pattern::ReadAhead) == self.streams {
             self.against = 0;
             return false;
         }
@@ -91,22 +106,28 @@ mod tests {
         let mut affinity = Affinity::to(processor);
         let home = now();
         assert!(home.is_set(processor) && home.count() == 1);
-        let mut note = |reads_ahead: bool, times: u32, stays: &CpuSet| {
+        let mut note = |pattern, times: u32, stays: &CpuSet| {
             for _ in 0..times {
-                affinity.note(reads_ahead);
+                affinity.note(pattern);
                 assert!(now() == *stays);
             }
         };
-        note(true, STREAM - 1, &home);
-        note(false, 1, &home);
-        note(true, STREAM - 1, &home);
-        note(true, 1, &all);
+        note(Pattern::ReadAhead, STREAM - 1, &home);
+        note(Pattern::Single, 1, &home);
+        note(Pattern::ReadAhead, STREAM - 1, &home);
+        note(Pattern::ReadAhead, 1, &all);
         // A few others do not end it.
-        note(false, CALM - 1, &all);
-        note(true, 1, &all);
-        note(false, CALM - 1, &all);
-        note(false, 1, &home);
+        note(Pattern::Single, CALM - 1, &all);
+        note(Pattern::ReadAhead, 1, &all);
+        note(Pattern::Single, CALM - 1, &all);
+        note(Pattern::Single, 1, &home);
         rustix::thread::sched_setaffinity(None, &all).unwrap();
+    }
+
+    #[test]
+    fn what_is_read_in_pieces_or_near_the_beginning_is_no_stream() {
+        assert_eq!(Pattern::of_read(FAR, LARGE), Pattern::ReadAhead);
+        assert_eq!([Pattern::of_read(FAR - 1, LARGE), Pattern::of_read(FAR, LARGE - 1)], [Pattern::Single; 2]);
     }
 
     #[test]
@@ -115,7 +136,7 @@ mod tests {
         let Some(absent) = (0..CpuSet::MAX_CPU).find(|&at| !all.is_set(at)) else { return };
         let mut affinity = Affinity::to(absent);
         for _ in 0..STREAM {
-            affinity.note(true);
+            affinity.note(Pattern::ReadAhead);
         }
         assert_eq!(rustix::thread::sched_getaffinity(None).unwrap(), all);
     }

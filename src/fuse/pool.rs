@@ -63,6 +63,11 @@ impl Pool {
         self.shared.wake.notify_one();
     }
 
+    /// Returns whether the pool is to end, and what is of use to later requests alone need not be done any more.
+    pub(super) fn is_ending(&self) -> bool {
+        self.shared.queue.lock().closed
+    }
+
     /// Finishes what is queued and ends the threads.
     pub(super) fn end(&self) {
         let threads = {

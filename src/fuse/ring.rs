@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 use zerocopy::IntoBytes;
 
-use super::affinity::{self, Affinity};
+use super::affinity::{Affinity, Pattern};
 use super::answer::{Answer, Served};
 use super::connection::{Connection, HEADER};
 use super::dev;
@@ -200,13 +200,13 @@ impl Worker<'_> {
         let Parts { header, fixed, payload, received } = entry.parts();
         let (unique, served) = match Request::parted(header, fixed, &[]) {
             Ok(Request { unique, opcode: Some(Opcode::Write), .. }) => {
-                self.affinity.note(false);
+                self.affinity.note(Pattern::Single);
                 // The data stays where it is, since the answer is short.
                 let request = Request::parted(header, fixed, payload.get(..received).unwrap_or_default());
                 (unique, request.map(|request| serve(self.server, request, &mut [])))
             }
             Ok(mut request @ Request { unique, .. }) => {
-                self.affinity.note(reads_ahead(&mut request));
+                self.affinity.note(pattern(&mut request));
                 // The names are copied, since the answer comes into their place.
                 self.words.clear();
                 self.words.extend_from_slice(payload.get(..received).unwrap_or_default());
@@ -234,10 +234,14 @@ impl Worker<'_> {
     }
 }
 
-/// Returns whether a request is one of those by which the kernel reads ahead in a large file.
-fn reads_ahead(request: &mut Request<'_>) -> bool {
-    let ahead = |read: ReadIn| read.offset >= affinity::FAR && read.size >= affinity::LARGE;
-    request.opcode == Some(Opcode::Read) && request.arguments.fixed().is_ok_and(ahead)
+fn pattern(request: &mut Request<'_>) -> Pattern {
+    match request.opcode {
+        Some(Opcode::Read) => {
+            let read = request.arguments.fixed();
+            read.map_or(Pattern::Single, |read: ReadIn| Pattern::of_read(read.offset, read.size))
+        }
+        _ => Pattern::Single,
+    }
 }
 
 /// Puts an answer in the place of its request. Where none is waited for, the kernel takes an empty one.

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use parking_lot::MutexGuard;
 use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlags};
 use rustix::io::Errno;
 
@@ -99,8 +100,15 @@ impl Union {
             let file = self.file_of(&inode, fh, super::file::Access::Write)?;
             self.set_size(&inode, &file, size, caller)?;
         }
+        let _times = set.mtime.map(|_| self.hold_times(&inode));
         self.set_times(pinned.as_fd(), set)?;
         self.getattr(id)
+    }
+
+    /// Keeps others from setting when `inode` was written.
+    pub(super) fn hold_times(&self, inode: &Inode) -> MutexGuard<'_, ()> {
+        let at = inode.ino.0 as usize % self.times.len();
+        self.times[at].lock()
     }
 
     fn set_owner(&self, inode: &Arc<Inode>, fd: BorrowedFd<'_>, set: SetAttr) -> Result<()> {
@@ -147,12 +155,14 @@ impl Union {
     ) -> Result<T> {
         let (root, capability) = (OsStr::new(""), OsStr::new("security.capability"));
         let capabilities = xattr::read(file, root, capability).map_err(|e| self.upper_error("getxattr", inode, e))?;
-        let changed = change()?;
-        if let Some(value) = capabilities {
-            xattr::set(file, root, capability, &value, XattrFlags::empty())
-                .map_err(|e| self.upper_error("setxattr", inode, e))?;
+        // The kernel takes them first, and then fails where it does.
+        let changed = change();
+        if let Some(value) = capabilities
+            && let Err(errno) = xattr::set(file, root, capability, &value, XattrFlags::empty())
+        {
+            return changed.and(Err(self.upper_error("setxattr", inode, errno)));
         }
-        Ok(changed)
+        changed
     }
 
     /// Returns whether changing the contents of `id`, open as `fd`, takes something that the kernel would not take by itself.

@@ -137,6 +137,7 @@ impl Union {
             dirs: FdCache::new(kept),
             files: file::cache(kept),
             listings: Listings::new(),
+            times: Default::default(),
             handles: Handles::default(),
             tree: Mutex::new(()),
             moves: AtomicU64::new(0),

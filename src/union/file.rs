@@ -88,17 +88,27 @@ impl Union {
         let file = self.data_file(&inode, Access::Write)?;
         let known = if inode.appends() { self.known_part(&inode, file.as_fd(), offset, data)? } else { 0 };
         let new = data.get(known..).unwrap_or_default();
-        let before = match written {
-            Written::Now => None,
-            Written::Before => Some(self.stat_open(file.as_fd())?.mtime),
+        let write = || {
+            self.keeping_capabilities(&inode, file.as_fd(), || {
+                self.write_at(&inode, file.as_fd(), offset + known as u64, new)
+            })
         };
-        let len = self.keeping_capabilities(&inode, file.as_fd(), || {
-            self.write_at(&inode, file.as_fd(), offset + known as u64, new)
-        })?;
-        if let Some(mtime) = before {
-            self.set_times(file.as_fd(), SetAttr { mtime: Some(SetTime::To(mtime)), ..SetAttr::default() })?;
-        }
-        Ok(known + len)
+        // Of a file that takes writes at its end alone nobody may set the times.
+        let len = if written == Written::Now || inode.appends() {
+            write()
+        } else {
+            let _times = self.hold_times(&inode);
+            let mtime = Some(SetTime::To(self.stat_open(file.as_fd())?.mtime));
+            let len = write();
+            self.set_times(file.as_fd(), SetAttr { mtime, ..SetAttr::default() })?;
+            len
+        };
+        len.map(|len| known + len)
+    }
+
+    /// Returns whether `id` is known as a file that takes writes at its end alone.
+    pub fn takes_appends_alone(&self, id: NodeId) -> bool {
+        self.inode(id).is_ok_and(|inode| inode.appends())
     }
 
     /// Returns how much of `data`, kept at `offset` of a file that takes writes at its end alone, is in the file: pages are

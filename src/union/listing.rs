@@ -179,6 +179,8 @@ struct Lru {
     kept: LruCache<(Serial, Order), (Kept, usize)>,
     /// Of all.
     entries: usize,
+    /// Of which directories there is a stream that had not come to its end when it was last counted.
+    growing: Vec<Serial>,
 }
 
 impl Lru {
@@ -188,8 +190,24 @@ impl Lru {
         Some(old)
     }
 
+    /// Counts what has grown.
+    fn recount(&mut self) {
+        let Self { kept, entries, growing } = self;
+        growing.retain(|&serial| match kept.peek_mut(&(serial, Order::Place)) {
+            Some((Kept::Stream(stream), counted)) => {
+                let grows = stream.grows();
+                let len = stream.len();
+                *entries = *entries - *counted + len;
+                *counted = len;
+                grows
+            }
+            _ => false,
+        });
+    }
+
     /// Takes out what is too much.
     fn evict(&mut self) -> Vec<Kept> {
+        self.recount();
         let mut evicted = Vec::new();
         while self.entries > ENTRIES_MAX && self.kept.len() > 1 {
             let Some((_, (old, counted))) = self.kept.pop_lru() else { break };
@@ -204,23 +222,12 @@ impl Listings {
     /// Makes an empty collection.
     pub fn new() -> Self {
         const MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("is not zero");
-        Self { lru: Mutex::new(Lru { kept: LruCache::new(MAX), entries: 0 }) }
+        Self { lru: Mutex::new(Lru { kept: LruCache::new(MAX), entries: 0, growing: Vec::new() }) }
     }
 
     /// Returns the listing of a directory in this order, however old.
     pub fn get(&self, serial: Serial, order: Order) -> Option<Kept> {
-        let mut guard = self.lru.lock();
-        let lru = &mut *guard;
-        let (kept, counted) = lru.kept.get_mut(&(serial, order))?;
-        let found = kept.clone();
-        // It may have grown.
-        let len = found.len();
-        lru.entries = lru.entries - *counted + len;
-        *counted = len;
-        let evicted = lru.evict();
-        drop(guard);
-        drop(evicted);
-        Some(found)
+        self.lru.lock().kept.get(&(serial, order)).map(|(kept, _)| kept.clone())
     }
 
     /// Keeps a listing in place of an older one.
@@ -232,6 +239,9 @@ impl Listings {
             return;
         }
         let replaced = lru.pop(&key);
+        if key.1 == Order::Place {
+            lru.growing.push(serial);
+        }
         let len = new.len();
         lru.entries += len;
         let pushed_out = lru.kept.push(key, (new, len));

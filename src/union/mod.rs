@@ -7,7 +7,7 @@
 //! 1. `Union::tree`: renames from one directory to another.
 //! 2. an inode's copy-up mutex; held while data is copied.
 //! 3. directory locks: ancestors first, else by ascending serial.
-//! 4. an inode's place: a switch, no system call.
+//! 4. an inode's place: a switch, no system call; `Union::times` comes before it.
 //! 5. leaves: table shards, descriptor caches, listings.
 //!
 //! Evicted directories of upper are reopened by name without a lock: `Union::moves` tells whether a
@@ -178,6 +178,8 @@ pub struct Union {
     /// Descriptors that data is read and written through.
     files: FdCache<FileKey>,
     listings: Listings,
+    /// Rank 4 (before places). Each for some inodes: when they were written, as [`Union::write_back`] keeps and setattr sets it.
+    times: [Mutex<()>; 16],
     handles: Handles,
     /// Rank 1. Held by a rename from one directory to another, so that what is above what stays so.
     tree: Mutex<()>,

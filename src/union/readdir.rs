@@ -84,14 +84,17 @@ impl Union {
             }
             Kept::Stream(stream) => {
                 let dir = dir_of(&inode)?;
-                self.read_stream(dir, &stream, cookie, |listed| {
+                let mut some = false;
+                let read = self.read_stream(dir, &stream, cookie, |listed| {
                     let names = dir.lock.read();
                     let shown = self.show_below(&inode, &stream.part, listed.name, listed.kind, listed.ino)?;
                     drop(names);
-                    let entry = |(ino, kind)| DirEntry { name: listed.name, ino, kind, cookie: listed.cookie };
-                    Ok(shown.map_or(Flow::More, |shown| each(entry(shown))))
-                })?;
-                Ok(ReadAhead::of(&inode, &stream))
+                    let Some((ino, kind)) = shown else { return Ok(Flow::More) };
+                    some = true;
+                    Ok(each(DirEntry { name: listed.name, ino, kind, cookie: listed.cookie }))
+                });
+                // Whoever has got some entries comes to the error later; without any it would be the end.
+                if some { Ok(ReadAhead::of(&inode, &stream)) } else { read.map(|()| None) }
             }
         }
     }
@@ -121,13 +124,19 @@ impl Union {
                 Ok(None)
             }
             Kept::Stream(stream) => {
-                self.read_stream(dir_of(&inode)?, &stream, cookie, |listed| {
+                let mut some = false;
+                let mut each = |entry: DirEntry<'_>, looked: Looked<'_>| {
+                    some = true;
+                    each(entry, looked)
+                };
+                let read = self.read_stream(dir_of(&inode)?, &stream, cookie, |listed| {
                     let ino = self.numbers.number(stream.part.dev, listed.ino);
                     let kind = known_kind(listed.kind).unwrap_or(FileKind::Regular);
                     let entry = DirEntry { name: listed.name, ino, kind, cookie: listed.cookie };
                     Ok(self.look_up_entry(&inode, entry, &mut each))
-                })?;
-                Ok(ReadAhead::of(&inode, &stream))
+                });
+                // As in `read_dir`.
+                if some { Ok(ReadAhead::of(&inode, &stream)) } else { read.map(|()| None) }
             }
         }
     }
@@ -159,7 +168,6 @@ impl Union {
 
     /// Calls `each` with the entries of `stream`, a listing of `dir`, that come after `cookie`.
     ///
-    /// Errors: those of the first entry that was to be read. Whoever has got some comes to the others later.
     fn read_stream(
         &self,
         dir: &Dir,
@@ -167,9 +175,8 @@ impl Union {
         cookie: u64,
         mut each: impl FnMut(stream::Entry<'_>) -> Result<Flow>,
     ) -> Result<()> {
-        let begin = stream::place(cookie).unwrap_or(0);
+        let mut at = stream::place(cookie).unwrap_or(0);
         let layer = self.lowers.layer(&stream.part);
-        let mut at = begin;
         let mut next = || -> Result<Flow> {
             let chunk = stream.chunk(at).map_err(|e| layer.error("getdents", OsStr::new("."), e))?;
             let Some(chunk) = chunk else {
@@ -184,13 +191,8 @@ impl Union {
             }
             Ok(Flow::More)
         };
-        loop {
-            match next() {
-                Ok(Flow::More) => {}
-                Ok(Flow::Full) => return Ok(()),
-                Err(error) => return if at == begin { Err(error) } else { Ok(()) },
-            }
-        }
+        while next()? == Flow::More {}
+        Ok(())
     }
 
     fn look_up_item(&self, inode: &Arc<Inode>, name: &OsStr) -> Result<Option<Entry>> {

@@ -5,7 +5,7 @@
 //! directory has come to upper, for whoever began before.
 
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -81,10 +81,10 @@ impl Chunk {
     }
 }
 
+/// In order.
 #[derive(Debug, Default)]
 struct Known {
     chunks: Vec<Arc<Chunk>>,
-    whole: bool,
 }
 
 impl Known {
@@ -101,7 +101,7 @@ impl Known {
 /// What is read, and what was found there besides entries.
 #[derive(Debug)]
 struct Source {
-    batches: Batches<OwnedFd>,
+    dir: OwnedFd,
     marks: bool,
 }
 
@@ -118,6 +118,8 @@ pub(super) struct Stream {
     known: Mutex<Known>,
     /// How many entries are known.
     len: AtomicUsize,
+    /// Whether these are all.
+    whole: AtomicBool,
     /// Whether somebody has the rest to read.
     ahead: AtomicBool,
 }
@@ -125,9 +127,10 @@ pub(super) struct Stream {
 impl Stream {
     /// Makes a listing of what `listing`, opened for it, holds: the directory `part`.
     pub(super) fn new(part: Arc<LayerDir>, listing: OwnedFd, version: u64) -> Self {
-        let source = Source { batches: Batches::new(listing), marks: false };
+        let source = Source { dir: listing, marks: false };
         let (source, known) = (Mutex::new(Some(source)), Mutex::default());
-        Self { part, version, source, known, len: AtomicUsize::new(0), ahead: AtomicBool::new(false) }
+        let (whole, ahead) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { part, version, source, known, len: AtomicUsize::new(0), whole, ahead }
     }
 
     /// Returns how many entries have been read.
@@ -135,12 +138,17 @@ impl Stream {
         self.len.load(Ordering::Relaxed) // Relaxed: it may grow at any time.
     }
 
+    /// Returns whether more entries may be read.
+    pub(super) fn grows(&self) -> bool {
+        !self.whole.load(Ordering::Acquire)
+    }
+
     /// Returns the entries around the place `at`, read now unless they are known; `None` at the end.
     pub(super) fn chunk(&self, at: u64) -> Result<Option<Arc<Chunk>>, Errno> {
         loop {
             let known = self.known.lock();
             let chunk = known.chunk(at);
-            if chunk.is_some() || known.whole {
+            if chunk.is_some() || !self.grows() {
                 return Ok(chunk);
             }
             drop(known);
@@ -154,32 +162,30 @@ impl Stream {
 
     /// Records which names `dir`, whose listing this is, has, when everything is read.
     pub(super) fn note_names(&self, dir: &Dir) {
-        let known = self.known.lock();
-        let chunks = known.whole.then(|| known.chunks.clone());
-        drop(known);
-        let Some(chunks) = chunks else { return };
+        if self.grows() {
+            return;
+        }
         dir.note_names(|| {
+            let chunks = self.known.lock().chunks.clone();
             let all = chunks.iter().flat_map(|chunk| chunk.items.iter().map(|item| chunk.name(item)));
             all.map(|name| (hash(name.as_bytes()), 0)).collect()
         });
     }
 
-    /// Reads what is left.
-    fn read_all(&self) -> Result<(), Errno> {
-        loop {
-            let mut source = self.source.lock();
-            if source.is_none() {
-                return Ok(());
-            }
-            self.read_on(&mut source)?;
-            // Who waits for what was read takes its turn.
-            MutexGuard::unlock_fair(source);
-        }
+    /// Reads some more of what is left; returns whether there may be more.
+    fn read_some(&self) -> Result<bool, Errno> {
+        let mut source = self.source.lock();
+        self.read_on(&mut source)?;
+        let more = source.is_some();
+        // Who waits for what was read takes its turn.
+        MutexGuard::unlock_fair(source);
+        Ok(more)
     }
 
     /// Reads some more entries, if there are any.
     fn read_on(&self, source: &mut Option<Source>) -> Result<(), Errno> {
-        let Some(Source { batches, marks }) = source else { return Ok(()) };
+        let Some(Source { dir, marks }) = source else { return Ok(()) };
+        let mut batches = Batches::new(dir.as_fd());
         let mut chunk = Chunk { first: self.known.lock().len(), names: Vec::new(), items: Vec::new() };
         let mut more = Ok(true);
         while more == Ok(true) && (chunk.items.len() as u64) < EAGER {
@@ -199,17 +205,20 @@ impl Stream {
             *source = None;
         }
         let mut known = self.known.lock();
-        known.whole = whole;
         // Also where reading on has failed: what was read is not told again.
         if !chunk.items.is_empty() {
             self.len.fetch_add(chunk.items.len(), Ordering::Relaxed);
             known.chunks.push(Arc::new(chunk));
         }
+        // Whoever sees it, holding `known`, sees all entries.
+        self.whole.store(whole, Ordering::Release);
+        drop(known);
         more.map(drop)
     }
 }
 
-/// The rest of a directory, which can be read before anybody asks for it.
+/// The rest of a directory, which can be read before anybody asks for it. Its layer's directory is open until it is read, by
+/// this or by readers, or its listing is given up.
 pub struct ReadAhead {
     inode: Arc<Inode>,
     stream: Arc<Stream>,
@@ -219,15 +228,22 @@ impl ReadAhead {
     /// Returns the rest of `stream`, a listing of `inode`, where there is one and nobody has it yet.
     pub(super) fn of(inode: &Arc<Inode>, stream: &Arc<Stream>) -> Option<Self> {
         // Relaxed: it is of no concern who comes first.
-        let rest = !stream.known.lock().whole && !stream.ahead.swap(true, Ordering::Relaxed);
+        let rest = stream.grows() && !stream.ahead.swap(true, Ordering::Relaxed);
         rest.then(|| Self { inode: inode.clone(), stream: stream.clone() })
     }
 
-    /// Reads it.
-    pub fn run(self) {
-        if let Err(errno) = self.stream.read_all() {
-            // Whoever comes to it is told.
-            log::debug!("read ahead in a directory: {errno}");
+    /// Reads it, for as long as `goes_on` says so and the listing is kept or read.
+    pub fn run(self, goes_on: impl Fn() -> bool) {
+        while Arc::strong_count(&self.stream) > 1 && goes_on() {
+            match self.stream.read_some() {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(errno) => {
+                    // Whoever comes to it is told.
+                    log::debug!("read ahead in a directory: {errno}");
+                    break;
+                }
+            }
         }
         if let Some(dir) = self.inode.dir() {
             self.stream.note_names(dir);

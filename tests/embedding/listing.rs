@@ -72,7 +72,7 @@ fn each_entry_is_told_of_once_whoever_reads_ahead() {
     let mut second = Reader::default();
     assert!(second.read(&union, dir, 10) && second.ahead.is_none(), "one reads ahead");
     std::thread::scope(|scope| {
-        scope.spawn(|| ahead.run());
+        scope.spawn(|| ahead.run(|| true));
         scope.spawn(|| first.read_all(&union, dir, 77));
         second.read_all(&union, dir, 1000);
     });

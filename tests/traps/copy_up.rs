@@ -301,7 +301,7 @@ fn what_appears_in_the_workdir_while_mounted_never_ends_up_in_a_file() {
 }
 
 /// Says why a small disk cannot be had, where it cannot.
-fn has_small_disk() -> bool {
+pub fn has_small_disk() -> bool {
     if privilege() == Privilege::Plain {
         record_skip(&test_name(), "a small disk needs the privilege to mount a tmpfs");
     }

@@ -514,7 +514,7 @@ fn an_append_only_file_is_appended_to_and_read() {
         OpenOptions::new()
             .append(true)
             .open(union.at("f"))
-            .and_then(|mut f| f.write_all(b"more"))
+            .and_then(|mut f| f.write_all(b"more").and_then(|()| f.sync_all()))
             .expect("it takes more");
         assert_eq!(fs::read_to_string(union.at("f")).expect("it can be read"), "lower,upper,more");
         // The kernel's overlayfs refuses the open; without asking for it, the kernel's FUSE does not know until it has written.

@@ -3,12 +3,13 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::XattrFlags;
 
+use super::copy_up::has_small_disk;
 use super::union::{trap, xfs_io};
-use crate::support::{Io, Layers, Mode, Placement, Watchdog, record_skip, require_root, test_name};
+use crate::support::{Io, Layers, Mode, Placement, Watchdog, on_kernel, record_skip, require_root, test_name};
 
 /// `cap_net_raw=ep`, as setcap(8) stores it (revision 2).
 const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -63,6 +64,53 @@ fn the_time_of_a_write_is_when_it_was_made() {
         let written = time();
         union.remount();
         assert_eq!(time(), written);
+    });
+}
+
+#[test]
+fn the_time_that_is_set_holds_whatever_is_still_to_be_sent() {
+    trap(1, |_| {}).run(|union| {
+        let path = union.at("f");
+        let time = || fs::metadata(&path).and_then(|meta| meta.modified()).expect("stat");
+        let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        for _ in 0..5 {
+            let mut file = File::create(&path).expect("it can be made");
+            // Many requests, which are sent side by side.
+            file.write_all(&vec![b'x'; 16 << 20]).expect("it takes data");
+            file.set_modified(old).expect("an own file");
+            drop(file);
+            assert_eq!(time(), old);
+            union.remount();
+            assert_eq!(time(), old);
+        }
+    });
+}
+
+#[test]
+fn a_lower_file_that_is_removed_or_replaced_is_not_copied_up() {
+    if !has_small_disk() {
+        return;
+    }
+    trap(1, |layers| {
+        for name in ["removed", "replaced"] {
+            layers.lower(0).file(name, vec![b'l'; 8 << 20]);
+        }
+    })
+    .on_a_disk_of("4m")
+    .run(|union| {
+        // As a kernel that keeps writes has them all, it tells their times when they lose a name.
+        for name in ["removed", "replaced"] {
+            assert_eq!(fs::read(union.at(name)).expect("it can be read").len(), 8 << 20);
+        }
+        fs::remove_file(union.at("removed")).expect("a whiteout has room");
+        union.merged().file("new", "new");
+        fs::rename(union.at("new"), union.at("replaced")).expect("it has room");
+        union.remount();
+        assert_eq!(union.merged().read("replaced"), b"new");
+        if !on_kernel() {
+            let log = fs::read_to_string(union.layers.path("daemon.log")).expect("the daemon has one");
+            assert!(!log.contains("No space left"), "{log}");
+        }
     });
 }
 

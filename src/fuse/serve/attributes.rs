@@ -14,6 +14,7 @@ use crate::fuse::protocol::{GetxattrIn, GetxattrOut, IoctlIn, IoctlOut, SetattrI
 use crate::fuse::request::{Malformed, Request};
 use crate::fuse::server::Server;
 use crate::sys::ioctl::sets_flags;
+use crate::union::{SetAttr, SetTime, Timestamp};
 
 pub(super) fn getattr(server: &Server, request: Request<'_>) -> Result<Served, Malformed> {
     Ok(server.attr(server.union.getattr(request.node)).into())
@@ -24,7 +25,28 @@ pub(super) fn setattr(server: &Server, mut request: Request<'_>) -> Result<Serve
     let given: SetattrIn = request.arguments.fixed()?;
     let fh = Valid::from_bits_retain(given.valid).contains(Valid::FH).then_some(given.fh).and_then(handle);
     let set = set_attr(&given);
+    if server.writes_back
+        && let Some(mtime) = time_of_writes(&set)
+    {
+        let present = server.union.getattr(node);
+        // The kernel also tells the times of a file whose name was removed, in case its change of status is kept: nobody has
+        // written it, and it is not copied up for that. And who appends to a file of that kind sets its time.
+        let same = present.as_ref().is_ok_and(|attr| attr.mtime == mtime);
+        if same || server.union.takes_appends_alone(node) {
+            return Ok(server.attr(present).into());
+        }
+    }
     Ok(at_pace(server, copies(node), move |server| server.attr(server.union.setattr(node, set, fh, caller))))
+}
+
+/// Returns what a kernel that keeps writes sends when a file was written: that time alone.
+fn time_of_writes(set: &SetAttr) -> Option<Timestamp> {
+    match *set {
+        SetAttr { mode: None, uid: None, gid: None, size: None, atime: None, mtime: Some(SetTime::To(mtime)) } => {
+            Some(mtime)
+        }
+        _ => None,
+    }
 }
 
 pub(super) fn readlink(server: &Server, request: Request<'_>) -> Result<Served, Malformed> {

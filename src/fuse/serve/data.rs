@@ -77,7 +77,10 @@ fn write_data(server: &Server, node: NodeId, at: &WriteIn, data: &[u8], unprivil
     if kept && !server.writes_back {
         // The kernel forgets the attributes when it has the answer; but it would then take what a GETATTR was told before
         // this write for what is true after it, if that thread is slow to wake up. What is older than a notice it drops.
-        server.connection.forget_attributes(node);
+        // Not from this thread: the kernel may be forgetting the inode, for which it waits for the answer, and have the
+        // notice wait for that.
+        let connection = server.connection.clone();
+        server.pool.run(move || connection.forget_attributes(node));
     }
     Answer::of(written, |len| Answer::Written(WriteOut { size: len as u32, padding: 0 }))
 }

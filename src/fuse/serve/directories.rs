@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::io::Errno;
 use zerocopy::{FromZeros, IntoBytes};
 
+use crate::error::Error;
 use crate::fuse::answer::{Answer, Served};
 use crate::fuse::convert::{entry_kind, opened};
 use crate::fuse::protocol::{Dirent, EntryOut, FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, FsyncIn, ReadIn};
@@ -43,10 +44,11 @@ pub(super) fn readdirplus(server: &Server, mut request: Request<'_>, buffer: &mu
 }
 
 /// Answers with a page of a listing, and has the rest read meanwhile.
-fn answer(server: &Server, listed: crate::error::Result<Option<ReadAhead>>, page: &Page<'_>) -> Answer {
+fn answer(server: &Server, listed: Result<Option<ReadAhead>, Error>, page: &Page<'_>) -> Answer {
     Answer::buffer(listed.map(|rest| {
         if let Some(rest) = rest {
-            server.pool.run(move || rest.run());
+            let pool = server.pool.clone();
+            server.pool.run(move || rest.run(|| !pool.is_ending()));
         }
         page.len
     }))
