@@ -101,7 +101,8 @@ impl Model {
             (FileType::RegularFile, (0, 0)),
             (FileType::CharacterDevice, (1, 3)),
             (FileType::CharacterDevice, (300, 70_000)),
-            (FileType::BlockDevice, (7, 0)),
+            // For local use, so that there is none: what is drawn opens it, and may write to it.
+            (FileType::BlockDevice, (63, 9)),
             // What would be a whiteout.
             (FileType::CharacterDevice, (0, 0)),
         ]);
