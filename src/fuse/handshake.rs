@@ -67,19 +67,12 @@ impl Wishes {
         // was opened before alone.
         let all_powerful = caps::effective(rustix::thread::CapabilitySet::DAC_OVERRIDE);
         let checks_callers = config.access == Access::Root;
-        let handles = !all_powerful || checks_callers;
-        // What is kept is written through any handle of the file, which may be one that appends, and read by one that only
-        // writes.
-        let writeback = config.io == IoMode::Writeback && !handles;
-        if config.io == IoMode::Writeback && handles {
-            log::warn!("writeback needs CAP_DAC_OVERRIDE and no --allow-root; each write is sent to upper at once");
-        }
         Self {
-            handles,
+            handles: !all_powerful || checks_callers,
             checks_callers,
             acls: config.default_permissions && union.has_acls(),
             passthrough,
-            writeback,
+            writeback: config.io == IoMode::Writeback,
             insists: config.io == IoMode::Passthrough,
             max_write: config.max_write,
             transport: config.transport,
@@ -241,13 +234,17 @@ fn agree(wishes: &Wishes, minor: u32, offered: InitFlags, ring: Option<Ring>) ->
         | InitFlags::INIT_EXT;
     wanted.set(InitFlags::POSIX_ACL, wishes.acls);
     wanted.set(InitFlags::PASSTHROUGH, wishes.passthrough && (wishes.insists || minor >= PASSTHROUGH_WHOLE));
-    wanted.set(InitFlags::WRITEBACK_CACHE, wishes.writeback);
     wanted.set(InitFlags::OVER_IO_URING, ring.is_some());
     let opens_files = wishes.handles
         || (wanted & offered).contains(InitFlags::PASSTHROUGH)
         || !offered.contains(InitFlags::NO_OPEN_SUPPORT);
     // The truncation comes with the open, so that what is cut off is not copied up first.
     wanted.set(InitFlags::ATOMIC_O_TRUNC, opens_files);
+    // What is kept is written through any handle of the file, which may be one that appends, and read by one that only writes.
+    wanted.set(InitFlags::WRITEBACK_CACHE, wishes.writeback && !opens_files);
+    if wishes.writeback && opens_files {
+        log::warn!("writeback needs CAP_DAC_OVERRIDE and no --allow-root; each write is sent to upper at once");
+    }
     let lacking = wanted - offered;
     if !lacking.is_empty() {
         log::info!("this kernel lacks {lacking:?}");
@@ -321,5 +318,17 @@ mod tests {
         assert_eq!((answer.max_readahead, answer.max_pages, answer.max_stack_depth), (1 << 17, 256, 1));
         let flags = u64::from(answer.flags) | u64::from(answer.flags2) << 32;
         assert_eq!(InitFlags::from_bits_retain(flags), agreed.taken);
+    }
+
+    #[test]
+    fn writes_are_kept_only_where_files_are_found_by_node() {
+        let keeps = |handles, offered| {
+            let wishes = Wishes { writeback: true, ..wishes(handles, false) };
+            agree(&wishes, VERSION.1, offered, None).writes_back()
+        };
+        assert!(keeps(false, InitFlags::all()));
+        // A handle may append, or not be readable.
+        assert!(!keeps(true, InitFlags::all()));
+        assert!(!keeps(false, InitFlags::all() - InitFlags::NO_OPEN_SUPPORT));
     }
 }

@@ -238,19 +238,19 @@ impl Listings {
             // Two readers listed at one time: who began later must not go on in what is older.
             return;
         }
-        let replaced = lru.pop(&key);
         if key.1 == Order::Place {
             lru.growing.push(serial);
         }
         let len = new.len();
         lru.entries += len;
+        // The older one, or where there is none, one that there is no place for.
         let pushed_out = lru.kept.push(key, (new, len));
         if let Some((_, (_, counted))) = &pushed_out {
             lru.entries -= counted;
         }
         let evicted = lru.evict();
         drop(lru);
-        drop((replaced, pushed_out, evicted));
+        drop((pushed_out, evicted));
     }
 
     /// Forgets the listings of a directory.

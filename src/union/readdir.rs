@@ -10,7 +10,7 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::inode::{Dir, Inode, NodeId};
-use super::listing::{Kept, Listing, Order};
+use super::listing::{Item, Kept, Listing, Order};
 use super::lookup::Entry;
 use super::merge::{Merge, Says, Topmost};
 use super::name_index::NameIndex;
@@ -73,29 +73,16 @@ impl Union {
         }
         match self.listing(&inode, cookie)? {
             Kept::Listing(listing) => {
-                for item in listing.after(cookie) {
-                    let entry =
-                        DirEntry { name: listing.name(item), ino: item.ino, kind: item.kind, cookie: item.cookie };
-                    if each(entry) == Flow::Full {
-                        break;
-                    }
-                }
+                listed(&listing, cookie).find(|&entry| each(entry) == Flow::Full);
                 Ok(None)
             }
-            Kept::Stream(stream) => {
-                let dir = dir_of(&inode)?;
-                let mut some = false;
-                let read = self.read_stream(dir, &stream, cookie, |listed| {
-                    let names = dir.lock.read();
-                    let shown = self.show_below(&inode, &stream.part, listed.name, listed.kind, listed.ino)?;
-                    drop(names);
-                    let Some((ino, kind)) = shown else { return Ok(Flow::More) };
-                    some = true;
-                    Ok(each(DirEntry { name: listed.name, ino, kind, cookie: listed.cookie }))
-                });
-                // Whoever has got some entries comes to the error later; without any it would be the end.
-                if some { Ok(ReadAhead::of(&inode, &stream)) } else { read.map(|()| None) }
-            }
+            Kept::Stream(stream) => self.read_stream(&inode, &stream, cookie, |listed| {
+                let shown = {
+                    let _names = dir_of(&inode)?.lock.read();
+                    self.show_below(&inode, &stream.part, listed.name, listed.kind, listed.ino)?
+                };
+                Ok(shown.map(|(ino, kind)| each(DirEntry { name: listed.name, ino, kind, cookie: listed.cookie })))
+            }),
         }
     }
 
@@ -114,85 +101,84 @@ impl Union {
         }
         match self.listing(&inode, cookie)? {
             Kept::Listing(listing) => {
-                for item in listing.after(cookie) {
-                    let entry =
-                        DirEntry { name: listing.name(item), ino: item.ino, kind: item.kind, cookie: item.cookie };
-                    if self.look_up_entry(&inode, entry, &mut each) == Flow::Full {
-                        break;
-                    }
-                }
+                listed(&listing, cookie)
+                    .find(|&entry| self.look_up_entry(&inode, entry, &mut each) == Some(Flow::Full));
                 Ok(None)
             }
-            Kept::Stream(stream) => {
-                let mut some = false;
-                let mut each = |entry: DirEntry<'_>, looked: Looked<'_>| {
-                    some = true;
-                    each(entry, looked)
-                };
-                let read = self.read_stream(dir_of(&inode)?, &stream, cookie, |listed| {
-                    let ino = self.numbers.number(stream.part.dev, listed.ino);
-                    let kind = known_kind(listed.kind).unwrap_or(FileKind::Regular);
-                    let entry = DirEntry { name: listed.name, ino, kind, cookie: listed.cookie };
-                    Ok(self.look_up_entry(&inode, entry, &mut each))
-                });
-                // As in `read_dir`.
-                if some { Ok(ReadAhead::of(&inode, &stream)) } else { read.map(|()| None) }
-            }
+            Kept::Stream(stream) => self.read_stream(&inode, &stream, cookie, |listed| {
+                let ino = self.numbers.number(stream.part.dev, listed.ino);
+                let kind = known_kind(listed.kind).unwrap_or(FileKind::Regular);
+                let entry = DirEntry { name: listed.name, ino, kind, cookie: listed.cookie };
+                Ok(self.look_up_entry(&inode, entry, &mut each))
+            }),
         }
     }
 
-    /// Gives `each` an entry that was listed, and what looking it up gives.
+    /// Gives `each` an entry that was listed, and what looking it up gives; `None` where it has gone.
     fn look_up_entry(
         &self,
         inode: &Arc<Inode>,
         listed: DirEntry<'_>,
         each: &mut dyn FnMut(DirEntry<'_>, Looked<'_>) -> Flow,
-    ) -> Flow {
+    ) -> Option<Flow> {
         match self.look_up_item(inode, listed.name) {
-            Ok(None) => Flow::More,
+            Ok(None) => None,
             Ok(Some(entry)) => {
                 let shown = DirEntry { ino: entry.attr.ino, kind: entry.attr.kind, ..listed };
                 let flow = each(shown, Looked::Up(&entry));
                 if flow == Flow::Full {
                     self.forget(entry.id, 1);
                 }
-                flow
+                Some(flow)
             }
             Err(error) => {
                 // Shown, so that nobody misses it; it answers the error when it is looked up.
                 log::warn!("{error}");
-                each(listed, Looked::Broken)
+                Some(each(listed, Looked::Broken))
             }
         }
     }
 
-    /// Calls `each` with the entries of `stream`, a listing of `dir`, that come after `cookie`.
-    ///
+    /// Calls `each` with the entries of `stream`, a listing of `inode`, that come after `cookie`; it returns `None` for what is
+    /// not shown. Returns what can be read ahead.
     fn read_stream(
         &self,
-        dir: &Dir,
-        stream: &Stream,
+        inode: &Arc<Inode>,
+        stream: &Arc<Stream>,
         cookie: u64,
-        mut each: impl FnMut(stream::Entry<'_>) -> Result<Flow>,
-    ) -> Result<()> {
+        mut each: impl FnMut(stream::Entry<'_>) -> Result<Option<Flow>>,
+    ) -> Result<Option<ReadAhead>> {
+        let mut shown = false;
         let mut at = stream::place(cookie).unwrap_or(0);
-        let layer = self.lowers.layer(&stream.part);
-        let mut next = || -> Result<Flow> {
+        let mut read_chunk = || -> Result<Flow> {
+            let layer = self.lowers.layer(&stream.part);
             let chunk = stream.chunk(at).map_err(|e| layer.error("getdents", OsStr::new("."), e))?;
             let Some(chunk) = chunk else {
-                stream.note_names(dir);
+                stream.note_names(dir_of(inode)?);
                 return Ok(Flow::Full);
             };
             for entry in chunk.from(at) {
-                if each(entry)? == Flow::Full {
+                let flow = each(entry)?;
+                shown |= flow.is_some();
+                if flow == Some(Flow::Full) {
                     return Ok(Flow::Full);
                 }
                 at += 1;
             }
             Ok(Flow::More)
         };
-        while next()? == Flow::More {}
-        Ok(())
+        let read = loop {
+            match read_chunk() {
+                Ok(Flow::More) => {}
+                Ok(Flow::Full) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        match read {
+            // Whoever has got some entries comes to the error later; without any the answer would be the end.
+            Err(error) if !shown => Err(error),
+            _ => Ok(ReadAhead::of(inode, stream)),
+        }
     }
 
     fn look_up_item(&self, inode: &Arc<Inode>, name: &OsStr) -> Result<Option<Entry>> {
@@ -429,6 +415,13 @@ impl Union {
             }
         }
     }
+}
+
+/// Returns the entries of `listing` that come after `cookie`.
+fn listed(listing: &Listing, cookie: u64) -> impl Iterator<Item = DirEntry<'_>> {
+    let entry =
+        |item: &Item| DirEntry { name: listing.name(item), ino: item.ino, kind: item.kind, cookie: item.cookie };
+    listing.after(cookie).iter().map(entry)
 }
 
 /// Returns whether a file that a listing shows as `kind` may be something else.

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -189,6 +190,8 @@ fn what_is_written_through_a_mapping_is_seen_in_the_times() {
                 links.flatten().all(|link| fs::read_link(link.path()).is_ok_and(|to| to != path))
             });
             let before = time();
+            // Longer than a tick, by which the kernel's own times differ.
+            thread::sleep(Duration::from_millis(20));
             writeln!(asked, "mwrite -S 0x58 0 4\nmsync -s 0 4096").expect("xfs_io listens");
             eventually("the time is that of the write", || time() > before);
             drop(asked);
