@@ -8,7 +8,9 @@ use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 use unionfs_rs::union::{NodeId, Union};
 
-use crate::stage::{Disk, Stage, Sync, Upper, look_up};
+use unionfs_rs::config::Fsync;
+
+use crate::stage::{Disk, Stage, Upper, look_up};
 
 const XATTR: &str = "user.bench";
 const VALUE: &[u8] = b"of sixteen bytes";
@@ -35,7 +37,7 @@ impl Scene {
         upper.file("upper", CONTENTS);
         let set = [stage.lower(0).join("lower"), upper.path().join("upper")]
             .map(|file| rustix::fs::setxattr(file, XATTR, VALUE, XattrFlags::empty()));
-        let union = stage.union(&upper, Sync::Durable);
+        let union = stage.union(&upper, Fsync::Auto);
         let ids = FILES.map(|name| look_up(&union, NodeId::ROOT, name).id);
         Self { union, ids, xattrs: set.iter().all(Result::is_ok), _dirs: (upper, stage) }
     }

@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 use criterion::{Bencher, Criterion, SamplingMode, Throughput};
 use unionfs_rs::union::{Caller, New, NodeId, Union};
 
-use crate::stage::{Disk, Stage, Sync, copy_up_directory, look_up, name};
+use unionfs_rs::config::Fsync;
+
+use crate::stage::{Disk, Stage, copy_up_directory, look_up, name};
 
 /// Whether the disk is waited for, and how the names of benchmarks say it.
-const WAITS: [(Sync, &str); 2] = [(Sync::Durable, "durable"), (Sync::Volatile, "volatile")];
+const WAITS: [(Fsync, &str); 2] = [(Fsync::Auto, "durable"), (Fsync::Volatile, "volatile")];
 
 /// Adds the benchmarks.
 pub fn benches(criterion: &mut Criterion) {
@@ -41,7 +43,7 @@ fn creations(criterion: &mut Criterion) {
     {
         criterion.bench_function(&format!("create_unlink/{id}"), |bencher| {
             let upper = stage.upper();
-            let union = stage.union(&upper, Sync::Durable);
+            let union = stage.union(&upper, Fsync::Auto);
             let caller = Caller::current();
             union.create(NodeId::ROOT, name("above"), New::Directory, 0o755, 0, caller).expect("it is a new name");
             let parent = look_up(&union, NodeId::ROOT, dir).id;
@@ -60,14 +62,14 @@ fn creations(criterion: &mut Criterion) {
 }
 
 /// Copies up `files`, all in the directory `dir`, by a write of a byte, each `times` over; returns the time of the writes.
-fn copy_up(stage: &Stage, sync: Sync, files: &[String], size: u64, times: u64) -> Duration {
+fn copy_up(stage: &Stage, fsync: Fsync, files: &[String], size: u64, times: u64) -> Duration {
     let mut taken = Duration::ZERO;
     let mut left = usize::try_from(times).expect("as many as can be counted");
     while left > 0 {
         let batch = &files[..left.min(files.len())];
         left -= batch.len();
         let upper = stage.upper();
-        let union = stage.union(&upper, sync);
+        let union = stage.union(&upper, fsync);
         let dir = look_up(&union, NodeId::ROOT, "dir").id;
         copy_up_directory(&union, dir);
         let ids: Vec<NodeId> = batch.iter().map(|file| look_up(&union, dir, file).id).collect();

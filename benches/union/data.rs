@@ -5,7 +5,9 @@ use std::cell::LazyCell;
 use criterion::{Criterion, Throughput};
 use unionfs_rs::union::{NodeId, Union};
 
-use crate::stage::{Disk, Stage, Sync, Upper, look_up};
+use unionfs_rs::config::Fsync;
+
+use crate::stage::{Disk, Stage, Upper, look_up};
 
 const SIZE: usize = 4096;
 
@@ -21,7 +23,7 @@ impl Scene {
         let upper = stage.upper();
         stage.file(0, "lower", [b'l'; SIZE]);
         upper.file("upper", [b'u'; SIZE]);
-        Self { union: stage.union(&upper, Sync::Durable), _dirs: (upper, stage) }
+        Self { union: stage.union(&upper, Fsync::Auto), _dirs: (upper, stage) }
     }
 }
 

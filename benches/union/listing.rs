@@ -7,7 +7,9 @@ use criterion::measurement::WallTime;
 use criterion::{BatchSize, BenchmarkGroup, Criterion, SamplingMode, Throughput};
 use unionfs_rs::union::{Flow, Looked, NodeId, Union};
 
-use crate::stage::{Disk, Stage, Sync, Upper, look_up};
+use unionfs_rs::config::Fsync;
+
+use crate::stage::{Disk, Stage, Upper, look_up};
 
 /// What a directory is made of.
 #[derive(Clone, Copy)]
@@ -56,7 +58,7 @@ impl Scene {
     fn union(&self) -> (Union, NodeId) {
         let union = match &self.upper {
             None => self.stage.read_only(),
-            Some(upper) => self.stage.union(upper, Sync::Durable),
+            Some(upper) => self.stage.union(upper, Fsync::Auto),
         };
         let dir = look_up(&union, NodeId::ROOT, "dir").id;
         (union, dir)

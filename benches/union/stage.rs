@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{StatFs, statfs};
 use tempfile::TempDir;
-use unionfs_rs::config::{Source, UnionConfig};
+use unionfs_rs::config::{Fsync, Source, UnionConfig};
 use unionfs_rs::union::{Caller, Entry, Name, NodeId, SetAttr, Union};
 
 /// Where layers are.
@@ -16,15 +16,6 @@ pub enum Disk {
     Memory,
     /// In the temporary directory.
     Temporary,
-}
-
-/// Whether the union waits for the disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sync {
-    /// Before a copy is published.
-    Durable,
-    /// Never.
-    Volatile,
 }
 
 impl Disk {
@@ -105,12 +96,12 @@ impl Stage {
     }
 
     /// Builds a union with `upper`.
-    pub fn union(&self, upper: &Upper, sync: Sync) -> Union {
+    pub fn union(&self, upper: &Upper, fsync: Fsync) -> Union {
         let config = UnionConfig {
             lowers: self.lowers(),
             upper: Some(upper.path().into()),
             work: Some(upper.root.path().join("work").into()),
-            volatile: sync == Sync::Volatile,
+            fsync,
             ..UnionConfig::default()
         };
         Union::from_config(&config).expect("the layers can be used")

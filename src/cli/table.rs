@@ -4,7 +4,8 @@ use log::LevelFilter;
 
 use super::settings::{Group, Settings, Spec, Takes, Word};
 use crate::config::{
-    Access, IoMode, Permissions, Propagation, RedirectDir, Source, Transport, WhiteoutFormat, XattrNamespace, Xino,
+    Access, Fsync, IoMode, Permissions, Propagation, RedirectDir, Source, Transport, WhiteoutFormat, XattrNamespace,
+    Xino,
 };
 
 /// Makes a row of the table.
@@ -62,8 +63,22 @@ pub const GROUPS: &[Group] = &[
             spec(
                 "volatile",
                 "volatile",
-                Takes::Nothing(|s| s.union.volatile = true),
+                Takes::Nothing(|s| s.union.fsync = Fsync::Volatile),
                 "Never wait for the disk; once the machine was started anew the upper is not to be trusted, and is refused",
+            ),
+            spec(
+                "fsync",
+                "fsync",
+                Takes::Word(&[
+                    ("auto", |s| s.union.fsync = Fsync::Auto),
+                    ("strict", |s| s.union.fsync = Fsync::Strict),
+                    ("volatile", |s| s.union.fsync = Fsync::Volatile),
+                    // As fuse-overlayfs.
+                    ("0", |s| s.union.fsync = Fsync::Never),
+                    ("1", |s| s.union.fsync = Fsync::Auto),
+                ]),
+                "What copying up waits for: auto, until a loss of power leaves the old file or the whole copy; strict, fsync of \
+                 every file and directory; volatile, nothing, as --volatile; 0, nothing, and no mark [default: auto]",
             ),
         ],
     },

@@ -31,11 +31,8 @@ pub struct UnionConfig {
     /// A process that has other descriptors, or several unions, gives each union its share; then the limit of the process
     /// stays as it is. Besides each layer takes one, each handle, and each file that was removed while in use.
     pub descriptors: Option<NonZeroUsize>,
-    /// Whether data may be published before it is on the disk.
-    pub volatile: bool,
-    /// Whether anything waits for the disk: the data of a copy-up before it is published, and fsync(2). Without, but not
-    /// volatile, nothing says so to later mounts.
-    pub fsync: bool,
+    /// What waits for the disk.
+    pub fsync: Fsync,
     /// How long an upper or workdir that another mount uses is waited for: one that is gone from the tree may still be
     /// ending.
     pub patience: Duration,
@@ -77,8 +74,7 @@ impl Default for UnionConfig {
             upper: None,
             work: None,
             descriptors: None,
-            volatile: false,
-            fsync: true,
+            fsync: Fsync::Auto,
             patience: Duration::ZERO,
             redirect_dir: RedirectDir::Auto,
             index: None,
@@ -96,6 +92,19 @@ impl Default for UnionConfig {
             lacking: Lacking::empty(),
         }
     }
+}
+
+/// What waits for the disk, in the words of the kernel's overlayfs (fsync=), and one more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fsync {
+    /// A copy-up, until power that is lost leaves the lower file or all of the copy; and fsync(2).
+    Auto,
+    /// The same, and each file and directory that is copied up is synced, also where metadata alone was copied.
+    Strict,
+    /// Nothing, and upper is marked so that no later mount takes what it holds for complete.
+    Volatile,
+    /// Nothing, and nothing says so to later mounts.
+    Never,
 }
 
 /// Where the owner and the mode of a file in upper are kept.

@@ -8,6 +8,7 @@ pub mod acl;
 pub mod attr;
 pub mod dir;
 pub mod directory;
+pub mod durability;
 pub mod fds;
 pub mod features;
 pub mod name;

@@ -12,13 +12,14 @@ use rustix::io::Errno;
 
 use super::attr::{Attr, FileKind, Timestamp};
 use super::directory::{Directory, Identity};
+use super::durability::Durability;
 use super::features::{self, Features};
 use super::overlay::{Mark, Namespace};
 use super::permissions;
 use super::whiteout::Whiteouts;
 use super::workdir::{self, Earlier, Workdir};
 use super::{Layer, LayerId, Root};
-use crate::config::UnionConfig;
+use crate::config::{Fsync, UnionConfig};
 use crate::error::{Error, Result};
 use crate::sys::mount::Limit;
 use crate::sys::{proc_path, xattr};
@@ -36,8 +37,8 @@ pub struct Upper {
     pub whiteouts: Whiteouts,
     /// What the file system can do.
     pub features: Features,
-    /// Whether data is on the disk before it is published.
-    pub durable: bool,
+    /// What is waited for before something is published.
+    pub durability: Durability,
     /// Whether reading updates the access times of files.
     atime: bool,
     /// Whether the workdir itself was made for this mount.
@@ -158,7 +159,7 @@ impl Upper {
         let deadline = Instant::now() + config.patience;
         let lock = workdir::lock(layer.root(), path, deadline)?;
         check_writable(&layer, path)?;
-        let earlier = if config.volatile { Earlier::Leave } else { Earlier::Sync };
+        let earlier = if config.fsync == Fsync::Volatile { Earlier::Leave } else { Earlier::Sync };
         let work_lock = workdir::lock(work_root.as_fd(), work_path, deadline)?;
         let mut work = Workdir::open(work_lock, work_path, config.index != Some(false), earlier)?;
         let checked = features::check(config, &layer, &work, namespace, config.index);
@@ -172,7 +173,7 @@ impl Upper {
             namespace,
             whiteouts: Whiteouts::new(format, namespace, features),
             features,
-            durable: config.fsync && !config.volatile,
+            durability: Durability::of(config.fsync, &work),
             work,
             atime: config.atime,
             made_workdir: false,

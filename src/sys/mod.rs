@@ -19,6 +19,7 @@ pub mod mount;
 pub mod mountinfo;
 #[cfg(feature = "fuse")]
 pub mod processors;
+pub mod writeback;
 pub mod xattr;
 
 use std::os::fd::{AsFd, AsRawFd};

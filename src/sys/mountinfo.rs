@@ -18,6 +18,8 @@ pub struct Line {
     pub idmapped: bool,
     /// The type of the file system.
     pub kind: OsString,
+    /// The options of the file system, whichever of its mounts this is.
+    pub options: OsString,
 }
 
 /// Reads the table. Mounts on one path are in the order in which they were made, the one that covers the others last.
@@ -36,9 +38,11 @@ fn line(line: &[u8]) -> Option<Line> {
     let device = (major.parse().ok()?, minor.parse().ok()?);
     let path = PathBuf::from(unescape(fields.nth(1)?));
     let idmapped = fields.next()?.split(|&byte| byte == b',').any(|option| option == b"idmapped");
-    // Optional fields end at a dash; the type is next.
-    let kind = unescape(fields.skip_while(|field| *field != b"-").nth(1)?);
-    Some(Line { id, device, path, idmapped, kind })
+    // Optional fields end at a dash; type, source and options are next.
+    let mut fields = fields.skip_while(|field| *field != b"-");
+    let kind = unescape(fields.nth(1)?);
+    let options = unescape(fields.nth(1).unwrap_or_default());
+    Some(Line { id, device, path, idmapped, kind, options })
 }
 
 /// Reads `\040` and its like, which stand for white space and backslashes.
@@ -74,16 +78,17 @@ mod tests {
             short line\n";
         let lines: Vec<_> = parse(table)
             .into_iter()
-            .map(|line| (line.id, line.device, line.path.display().to_string(), line.idmapped, line.kind.into_string()))
+            .map(|line| (line.id, line.device, line.path.display().to_string(), line.idmapped, line.kind, line.options))
             .collect();
         let expected = [
-            (22, (8, 1), "/", false, "ext4"),
-            (30, (0, 40), "/mnt/a b", false, "tmpfs"),
-            (31, (0, 41), "/mnt/a b", true, "fuse.unionfs-rs"),
-            (32, (0, 42), r"/mnt/c\d", false, "fuse.x"),
+            (22, (8, 1), "/", false, "ext4", "rw"),
+            (30, (0, 40), "/mnt/a b", false, "tmpfs", "rw"),
+            (31, (0, 41), "/mnt/a b", true, "fuse.unionfs-rs", "rw,user_id=0"),
+            (32, (0, 42), r"/mnt/c\d", false, "fuse.x", "rw"),
         ];
-        let expected = expected
-            .map(|(id, device, path, idmapped, kind)| (id, device, path.to_owned(), idmapped, Ok(kind.to_owned())));
+        let expected = expected.map(|(id, device, path, idmapped, kind, options)| {
+            (id, device, path.to_owned(), idmapped, OsString::from(kind), OsString::from(options))
+        });
         assert_eq!(lines, expected);
     }
 }

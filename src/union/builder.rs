@@ -20,7 +20,7 @@ use super::owners::OwnerView;
 use super::table::Table;
 use super::usage::CopyUpCounts;
 use super::{Caller, Union};
-use crate::config::{RedirectDir, Source, UnionConfig, XattrNamespace};
+use crate::config::{Fsync, RedirectDir, Source, UnionConfig, XattrNamespace};
 use crate::error::{Error, Result};
 use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::Lowers;
@@ -174,7 +174,7 @@ fn settle(config: &UnionConfig, lowers: &Lowers, upper: Option<&Upper>, namespac
         let failed = |e| Error::setup(&upper.layer.path, format!("its owner and mode cannot be kept: {e}"), "check it");
         upper.begin_to_keep_apart().map_err(failed)?;
     }
-    if let Some((upper, _)) = upper.filter(|_| config.volatile) {
+    if let Some((upper, _)) = upper.filter(|_| config.fsync == Fsync::Volatile) {
         let failed = |e| Error::setup(upper.work.path(), format!("cannot be marked volatile: {e}"), "check free space");
         upper.work.mark_volatile().map_err(failed)?;
     }

@@ -23,6 +23,7 @@ use super::{Union, copy_data, dir_of};
 use crate::error::{Error, Result};
 use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::LayerDir;
+use crate::layer::durability::Holds;
 use crate::layer::origin::Origin;
 use crate::layer::overlay::{Mark, Namespace};
 use crate::layer::permissions::Stat;
@@ -171,9 +172,9 @@ impl Union {
                 upper.set_mark(Place::file(target), Mark::Metacopy, b"")?;
             }
             let origin = self.copy_metadata(upper, source, Place::file(target))?;
-            if upper.durable && source.attr.size > 0 {
-                rustix::fs::fsync(target).map_err(|e| upper.layer.error("fsync", &source.name, e))?;
-            }
+            // Of an empty file there is nothing that could be missing.
+            let holds = if source.attr.size > 0 { Holds::Data } else { Holds::Metadata };
+            upper.durability.settle(target, holds).map_err(|e| upper.layer.error("fsync", &source.name, e))?;
             Ok(origin)
         };
         if let Some(target) = upper.tmpfile()? {
@@ -195,6 +196,11 @@ impl Union {
         upper.work.with_temporary(|temporary| {
             upper.make(temporary, new)?;
             let origin = self.copy_metadata(upper, source, Place::at(upper.work.fd(), temporary))?;
+            if upper.durability.is_strict() && matches!(new, New::Directory) {
+                let opened = upper.layer.open(upper.work.fd(), temporary, OFlags::RDONLY | OFlags::DIRECTORY);
+                let synced = opened.and_then(|dir| upper.durability.settle(dir.as_fd(), Holds::Metadata));
+                synced.map_err(|e| upper.layer.error("fsync", temporary, e))?;
+            }
             Ok(Copied { made: Made::Temporary(temporary.to_owned()), origin, whole: false })
         })
     }
@@ -460,9 +466,7 @@ impl Union {
         if kept.mode & 0o6000 != 0 && !upper.keeps_modes_apart() {
             Place::file(target.as_fd()).chmod(kept.mode & 0o7777).map_err(failed("fchmod"))?;
         }
-        if upper.durable {
-            rustix::fs::fsync(&target).map_err(failed("fsync"))?;
-        }
+        upper.durability.settle(target.as_fd(), Holds::Data).map_err(failed("fsync"))?;
         Place::file(target.as_fd()).set_times(kept.atime, kept.mtime).map_err(failed("futimens"))?;
         self.namespace.clear(target.as_fd(), OsStr::new(""), Mark::Metacopy).map_err(failed("removexattr"))?;
         inode.set_data_place(DataPlace::Here);

@@ -147,7 +147,7 @@ impl Union {
     /// Writes what upper holds of `id` to the disk; a file of a lower layer is there already.
     pub fn fsync(&self, id: NodeId, fh: Option<Fh>, data_only: bool) -> Result<()> {
         let inode = self.inode(id)?;
-        if !inode.is_upper() || !self.writable()?.durable {
+        if !inode.is_upper() || !self.writable()?.durability.waits() {
             return Ok(());
         }
         // Of a metacopy it is the metadata that is to be kept; its data is on the disk, below.
@@ -162,7 +162,9 @@ impl Union {
     /// Writes what upper holds of the directory `id` to the disk; a directory of a lower layer is there already.
     pub fn fsync_dir(&self, id: NodeId) -> Result<()> {
         let inode = self.directory(id)?;
-        let Some(upper) = self.upper.as_ref().filter(|upper| upper.durable && inode.is_upper()) else { return Ok(()) };
+        let Some(upper) = self.upper.as_ref().filter(|upper| upper.durability.waits() && inode.is_upper()) else {
+            return Ok(());
+        };
         let dir = self.upper_dir(&inode)?;
         let synced = upper.layer.open_listing(dir.as_fd()).and_then(rustix::fs::fsync);
         synced.map_err(|e| upper.layer.error("fsync", OsStr::new("."), e))
@@ -258,7 +260,7 @@ impl Union {
     }
 
     fn syncs(&self) -> bool {
-        self.upper.as_ref().is_some_and(|upper| upper.durable)
+        self.upper.as_ref().is_some_and(|upper| upper.durability.waits())
     }
 
     /// Returns a descriptor for the data of `inode`; for writing, the caller has copied it up.

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use unionfs_rs::config::{
-    IdMap, IdRange, Lacking, Owners, Permissions, RedirectDir, UnionConfig, WhiteoutFormat, XattrNamespace,
+    Fsync, IdMap, IdRange, Lacking, Owners, Permissions, RedirectDir, UnionConfig, WhiteoutFormat, XattrNamespace,
 };
 use unionfs_rs::union::Union;
 
@@ -180,7 +180,7 @@ impl Stage {
             lowers: self.lowers.iter().map(Into::into).collect(),
             upper: (!v.read_only).then(|| self.upper().into()),
             work: (!v.read_only).then(|| self.work().into()),
-            volatile: v.volatile,
+            fsync: if v.volatile { Fsync::Volatile } else { Fsync::Auto },
             redirect_dir: v.redirect_dir,
             // Where it cannot be, it is not insisted on.
             index: if v.index && v.lacking.intersects(Lacking::LINKS | Lacking::XATTRS) { None } else { Some(v.index) },

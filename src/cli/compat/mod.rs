@@ -197,7 +197,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::{Access, IdMap, IdRange, IoMode, KEEP, Permissions, Propagation, Source};
+    use crate::config::{Access, Fsync, IdMap, IdRange, IoMode, KEEP, Permissions, Propagation, Source};
 
     fn parse(line: &[&str]) -> Result<Request, Failure> {
         let argv: Vec<OsString> = line.iter().map(OsString::from).collect();
@@ -246,7 +246,7 @@ mod tests {
         assert_eq!(settings.union.lowers[1], Source::from("/s/overlay/l/VCSPCB5VHNRLLCNTN5CWRTTGHT"));
         assert_eq!(settings.union.upper, Some("/s/overlay/7b9e/diff".into()));
         assert_eq!(settings.union.work, Some("/s/overlay/7b9e/work".into()));
-        assert!(settings.union.volatile);
+        assert_eq!(settings.union.fsync, Fsync::Volatile);
         assert_eq!(settings.mount.context.as_deref(), Some("system_u:object_r:container_file_t:s0:c37,c944"));
         assert_eq!(settings.union.owners.uids, map(&[(0, 1000, 1), (1, 110_000, 65_536)]));
         assert!(settings.union.owners.gids.is_identity());
@@ -265,7 +265,7 @@ mod tests {
         ]);
         assert_eq!(warnings, [""; 0]);
         assert_eq!(settings.union.lowers, ["l/AAAA", "l/BBBB"].map(Source::from));
-        assert!(!settings.union.fsync && !settings.union.volatile && !settings.mount.dev);
+        assert!(settings.union.fsync == Fsync::Never && !settings.mount.dev);
         assert_eq!(settings.mount.propagation, Some(Propagation::Private));
     }
 
@@ -313,14 +313,14 @@ mod tests {
         assert_eq!(silent("xattr_permissions=0").union.permissions, Permissions::Inode);
         assert_eq!(silent("xattr_permissions=1").union.permissions, Permissions::Security);
         assert_eq!(silent("xattr_permissions=2").union.permissions, Permissions::User);
-        assert!(!silent("fsync=0").union.fsync && silent("fsync=1").union.fsync);
+        let fsync = ["", "fsync=1", "fsync=strict", "fsync=volatile", "volatile", "volatile,fsync=1"];
+        let expected = [Fsync::Auto, Fsync::Auto, Fsync::Strict, Fsync::Volatile, Fsync::Volatile, Fsync::Auto];
+        assert_eq!(fsync.map(|text| silent(text).union.fsync), expected);
         assert_eq!(silent("writeback=1").mount.io, IoMode::Writeback);
         assert_eq!(silent("writeback=1,writeback=0").mount.io, IoMode::Auto);
         assert_eq!(silent("io=cached,writeback=0").mount.io, IoMode::Cached);
-        assert!(
-            !silent("fsync=0").union.volatile,
-            "whose mark would refuse the upper once the system was started anew"
-        );
+        // No mark that would refuse the upper once the system was started anew.
+        assert_eq!(silent("fsync=0").union.fsync, Fsync::Never);
         let mount = silent("timeout=1.5").mount;
         let timeouts = [mount.entry_timeout, mount.attr_timeout, mount.negative_timeout];
         assert_eq!(timeouts, [Duration::from_millis(1500); 3]);
@@ -405,7 +405,7 @@ mod tests {
             ("uidmapping", "the value is missing"),
             ("squash_to_uid=root", "not the number of a user"),
             ("xattr_permissions=3", "give one of off, security, user, 0, 1, 2"),
-            ("fsync=2", "give one of 0, 1"),
+            ("fsync=2", "give one of auto, strict, volatile, 0, 1"),
             ("noxattrs=yes", "give one of 0, 1"),
             ("timeout=-1", "not a number of seconds"),
             ("max_write=0", "not a whole number of bytes"),

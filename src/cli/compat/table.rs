@@ -10,7 +10,6 @@ use crate::cli::table::text_only;
 /// Options of fuse-overlayfs and of libfuse that `mount` has under other names.
 pub const SPECS: &[Spec] = &[
     text_only("timeout", Takes::Seconds(keep_for)),
-    text_only("fsync", Takes::Word(&[("0", |s| s.union.fsync = false), ("1", |s| s.union.fsync = true)])),
     text_only(
         "threaded",
         Takes::Word(&[("0", |s| s.mount.threads = Some(NonZeroUsize::MIN)), ("1", |s| s.mount.threads = None)]),
