@@ -3,27 +3,54 @@
 //! A processor that has nothing to do stops, in a virtual machine with the help of its host, and starting it again costs
 //! more than most requests. A program that waits for an answer leaves its processor to the thread that answers; when that
 //! thread sleeps, the scheduler sees another processor idle, wakes it, and moves the program there, for each request.
+//!
+//! Whoever looks gives way all the time. Where somebody computes beside, or the kernel copies data, the scheduler gives
+//! them a whole turn for it, some milliseconds, in which requests wait; a thread that sleeps is next when it is woken. So
+//! nobody looks for a while after that has happened.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::sys::scheduling;
+
 /// How long after a request the next one is looked for.
 const LINGER: Duration = Duration::from_micros(50);
+
+/// How long the turns of a thread that serves requests are; most requests take less. Who has short turns gets them soon.
+const TURN: Duration = Duration::from_micros(100);
+
+/// Giving way for longer was to others than those who wait for answers.
+const CROWDED: Duration = Duration::from_micros(400);
+
+/// How long nobody looks after that: at first, and at most.
+const PAUSES: [Duration; 2] = [Duration::from_millis(4), Duration::from_millis(512)];
 
 /// So many threads, each for a processor, stay awake together for a mount that is in use.
 pub(super) const FEW: usize = 4;
 
 /// The requests that threads wait for together: while some come, none of these threads sleeps.
+///
+/// All times are nanoseconds since it was made, and hints: no order among them is relied upon.
 #[derive(Debug)]
 pub(super) struct Linger {
     begun: Instant,
-    /// When a request last came, in nanoseconds since.
+    /// When a request last came.
     last: AtomicU64,
+    /// How long the last pause was, and when it ends.
+    pause: AtomicU64,
+    resumes: AtomicU64,
 }
 
 impl Linger {
     pub(super) fn new() -> Self {
-        Self { begun: Instant::now(), last: AtomicU64::new(0) }
+        Self { begun: Instant::now(), last: AtomicU64::new(0), pause: AtomicU64::new(0), resumes: AtomicU64::new(0) }
+    }
+
+    /// Has the scheduler run this thread, which serves requests, soon after one has come.
+    pub(super) fn take_short_turns() {
+        if let Err(errno) = scheduling::set_slice(TURN) {
+            log::debug!("the turns of a thread cannot be made short: {errno}");
+        }
     }
 
     /// Notes that a request has come.
@@ -33,17 +60,81 @@ impl Linger {
 
     /// Looks for `news` for a while, giving way to whoever else would run here.
     pub(super) fn look_for<T>(&self, mut news: impl FnMut() -> Option<T>) -> Option<T> {
-        // Relaxed: as above.
-        while self.now().saturating_sub(self.last.load(Ordering::Relaxed)) < LINGER.as_nanos() as u64 {
+        let mut now = self.now();
+        while self.is_time_to_look(now) {
             if let Some(found) = news() {
+                self.note_success();
                 return Some(found);
             }
             std::thread::yield_now();
+            let before = std::mem::replace(&mut now, self.now());
+            if now.saturating_sub(before) > nanoseconds(CROWDED) {
+                self.pause_from(now);
+            }
         }
         None
     }
 
+    fn is_time_to_look(&self, now: u64) -> bool {
+        // Relaxed: hints about time.
+        let last = self.last.load(Ordering::Relaxed);
+        now.saturating_sub(last) < nanoseconds(LINGER) && now >= self.resumes.load(Ordering::Relaxed)
+    }
+
+    /// Begins a pause, twice as long as the last one.
+    fn pause_from(&self, now: u64) {
+        let [first, most] = PAUSES.map(nanoseconds);
+        // Relaxed: hints about time.
+        let pause = self.pause.load(Ordering::Relaxed).saturating_mul(2).clamp(first, most);
+        self.pause.store(pause, Ordering::Relaxed);
+        self.resumes.store(now + pause, Ordering::Relaxed);
+    }
+
+    /// Notes that looking was of use, so that the next pause is shorter.
+    fn note_success(&self) {
+        let pause = self.pause.load(Ordering::Relaxed); // Relaxed: a hint about time.
+        // Not written where it stays as it is: all threads share it.
+        if pause > 0 {
+            self.pause.store(pause / 2, Ordering::Relaxed); // Relaxed: as above.
+        }
+    }
+
     fn now(&self) -> u64 {
-        u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        nanoseconds(self.begun.elapsed())
+    }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_while_others_compute_and_shrink_while_looking_is_of_use() {
+        let linger = Linger::new();
+        let pause = |at: u64| {
+            linger.pause_from(at);
+            linger.resumes.load(Ordering::Relaxed) - at
+        };
+        let [first, most] = PAUSES.map(nanoseconds);
+        assert_eq!([pause(0), pause(7), pause(8)], [first, 2 * first, 4 * first]);
+        assert_eq!((0..20).map(pause).last(), Some(most));
+        linger.note_success();
+        assert_eq!(pause(0), most, "half as long, and then twice as long");
+        (0..100).for_each(|_| linger.note_success());
+        assert_eq!(pause(0), first);
+    }
+
+    #[test]
+    fn nothing_is_looked_for_in_a_pause_or_long_after_a_request() {
+        let linger = Linger::new();
+        let looks = |at| linger.is_time_to_look(at);
+        assert!(looks(0) && looks(nanoseconds(LINGER) - 1) && !looks(nanoseconds(LINGER)));
+        linger.pause_from(0);
+        linger.last.store(nanoseconds(PAUSES[0]), Ordering::Relaxed);
+        assert!(!looks(nanoseconds(PAUSES[0]) - 1) && looks(nanoseconds(PAUSES[0])));
     }
 }

@@ -154,6 +154,7 @@ struct Found {
 ///
 /// Errors: those of the ring, and the kernel's when it takes an entry of it no more.
 fn work(server: &Arc<Server>, mut queue: Queue, affinity: Affinity, halt: &Halt, linger: &Linger) -> io::Result<()> {
+    Linger::take_short_turns();
     let found = Arc::new(Found { entries: Mutex::default(), waker: queue.waker() });
     let mut worker = Worker { server, found, words: Vec::new(), affinity };
     let mut left = DEPTH;

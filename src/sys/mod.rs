@@ -19,6 +19,8 @@ pub mod mount;
 pub mod mountinfo;
 #[cfg(feature = "fuse")]
 pub mod processors;
+#[cfg(feature = "fuse")]
+pub mod scheduling;
 pub mod writeback;
 pub mod xattr;
 
