@@ -26,17 +26,13 @@ use rustix::io::Errno;
 use stress::action::{Action, perform};
 use stress::world::{Mix, World};
 use support::{
-    Io, Layers, LowersUnchanged, Mode, Mounted, OurMount, Placement, Watchdog, is_of_dead_server, on_kernel,
+    Io, Layers, LowersUnchanged, Mode, Mounted, OurMount, Placement, Watchdog, is_of_dead_server, number, on_kernel,
     record_skip, test_name,
 };
 
 const WORKERS: usize = 4;
 /// The files in the lowers: long enough that a kill falls into the middle of their copy-up.
 const FILE_LEN: usize = 2_000_000;
-
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |value| value.parse().unwrap_or_else(|error| panic!("{name}={value}: {error}")))
-}
 
 /// Where a worker was when the daemon died: what it believes, and what it was just doing.
 struct Interrupted {

@@ -35,12 +35,7 @@ use differential::plan::generate;
 use differential::rng::Rng;
 use differential::run::{Case, Metacopy, Played, Source, Subject, draw_prelude, play};
 use differential::tree::Holes;
-use support::{Io, Mode, Placement, Watchdog, require_root};
-
-/// Reads a number from the environment.
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |value| value.parse().unwrap_or_else(|error| panic!("{name}={value}: {error}")))
-}
+use support::{Io, Mode, Placement, Watchdog, number, require_root};
 
 /// Whether the file system of the test directory has a hole where it had one before. In a file that shares extents, xfs
 /// shows a hole that was read as data for as long as it is in the page cache.

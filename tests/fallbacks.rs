@@ -12,10 +12,11 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use rustix::fs::{CWD, RenameFlags, SeekFrom, renameat_with};
-use support::{Io, Layers, LowersUnchanged, Mounted, Placement, Spec, Tree, Watchdog, on_kernel, require_root};
+use support::{
+    Io, Layers, LowersUnchanged, Mounted, Placement, Spec, Tree, Watchdog, on_kernel, require_root, strace_obstacle,
+};
 
 /// A system call that fails, as `strace -e inject` has it.
 #[derive(Clone, Copy, Debug)]
@@ -225,16 +226,6 @@ fn clones_data() -> bool {
     let from = fs::File::open(tree.path("from")).expect("just made");
     let to = fs::OpenOptions::new().write(true).open(tree.path("to")).expect("just made");
     rustix::fs::ioctl_ficlone(&to, &from).is_ok()
-}
-
-/// Why strace cannot be used here, where it cannot.
-fn strace_obstacle() -> Option<String> {
-    let traced = Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).stderr(Stdio::null()).status();
-    match traced {
-        Ok(status) if status.success() => None,
-        Ok(status) => Some(format!("strace cannot trace here ({status}): needs ptrace(2)")),
-        Err(error) => Some(format!("strace cannot be started ({error}): install the package strace")),
-    }
 }
 
 /// Which threads of the daemon are traced.

@@ -28,17 +28,13 @@ use rng::Rng;
 use stress::action::perform;
 use stress::daemon::{AnyMount, Usage, forget_inodes};
 use stress::world::{Mix, World};
-use support::{Io, Layers, LowersUnchanged, Mode, Placement, Watchdog, record_skip, test_name};
+use support::{Io, Layers, LowersUnchanged, Mode, Placement, Watchdog, number, record_skip, test_name};
 
 const WORKERS: usize = 8;
 /// The name of the test function that is a worker.
 const WORKER: &str = "worker_process";
 /// What a worker's test is to do, in its environment.
 const ORDER: &str = "UNIONFS_STRESS_WORKER";
-
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |value| value.parse().unwrap_or_else(|error| panic!("{name}={value}: {error}")))
-}
 
 /// A process that works on its part of a mount, and answers on its stdout.
 struct Worker {

@@ -6,9 +6,8 @@ use std::ffi::OsStr;
 use criterion::Criterion;
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
-use unionfs_rs::union::{NodeId, Union};
-
 use unionfs_rs::config::Fsync;
+use unionfs_rs::union::{NodeId, Union};
 
 use crate::stage::{Disk, Stage, Upper, look_up};
 

@@ -6,9 +6,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use criterion::{Bencher, Criterion, SamplingMode, Throughput};
-use unionfs_rs::union::{Caller, New, NodeId, Union};
-
 use unionfs_rs::config::Fsync;
+use unionfs_rs::union::{Caller, New, NodeId, Union};
 
 use crate::stage::{Disk, Stage, copy_up_directory, look_up, name};
 

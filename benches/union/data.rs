@@ -3,9 +3,8 @@
 use std::cell::LazyCell;
 
 use criterion::{Criterion, Throughput};
-use unionfs_rs::union::{NodeId, Union};
-
 use unionfs_rs::config::Fsync;
+use unionfs_rs::union::{NodeId, Union};
 
 use crate::stage::{Disk, Stage, Upper, look_up};
 

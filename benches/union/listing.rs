@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use criterion::measurement::WallTime;
 use criterion::{BatchSize, BenchmarkGroup, Criterion, SamplingMode, Throughput};
-use unionfs_rs::union::{Flow, Looked, NodeId, Union};
-
 use unionfs_rs::config::Fsync;
+use unionfs_rs::union::{Flow, Looked, NodeId, Union};
 
 use crate::stage::{Disk, Stage, Upper, look_up};
 

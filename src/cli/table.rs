@@ -74,11 +74,17 @@ pub const GROUPS: &[Group] = &[
                     ("strict", |s| s.union.fsync = Fsync::Strict),
                     ("volatile", |s| s.union.fsync = Fsync::Volatile),
                     // As fuse-overlayfs.
-                    ("0", |s| s.union.fsync = Fsync::Never),
+                    ("0", |s| {
+                        // volatile waits for as little, and its mark is not taken back.
+                        if s.union.fsync != Fsync::Volatile {
+                            s.union.fsync = Fsync::Never;
+                        }
+                    }),
                     ("1", |s| s.union.fsync = Fsync::Auto),
                 ]),
-                "What copying up waits for: auto, until a loss of power leaves the old file or the whole copy; strict, fsync of \
-                 every file and directory; volatile, nothing, as --volatile; 0, nothing, and no mark [default: auto]",
+                "What waits for the disk: auto, fsync(2), and copying up until a loss of power leaves the old file or the whole \
+                 copy; strict, the same, with an fsync of every file and directory; volatile, nothing, as --volatile; 0, nothing, \
+                 and no mark [default: auto]",
             ),
         ],
     },

@@ -129,18 +129,26 @@ impl Root {
     }
 }
 
+/// The types of file systems that more than one thing here depends on: statfs(2), `include/uapi/linux/magic.h`.
+///
+/// ext2 and ext3 have that of ext4.
+const EXT4: rustix::fs::FsWord = 0xef53;
+const XFS: rustix::fs::FsWord = 0x5846_5342;
+const BTRFS: rustix::fs::FsWord = 0x9123_683e;
+const TMPFS: rustix::fs::FsWord = 0x0102_1994;
+const F2FS: rustix::fs::FsWord = 0xf2f5_2010;
+
 /// Finds out whether the file system of `root` is known to be local, and none of FUSE, 9p and the network's.
 fn is_local(root: BorrowedFd<'_>) -> bool {
-    /// ext4, xfs, btrfs, tmpfs, ramfs, f2fs, erofs and squashfs: statfs(2), `include/uapi/linux/magic.h`.
-    const LOCAL: [rustix::fs::FsWord; 8] =
-        [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x8584_58f6, 0xf2f5_2010, 0xe0f5_e1e2, 0x7371_7368];
+    /// The last three are ramfs, erofs and squashfs.
+    const LOCAL: [rustix::fs::FsWord; 8] = [EXT4, XFS, BTRFS, TMPFS, F2FS, 0x8584_58f6, 0xe0f5_e1e2, 0x7371_7368];
     is_on(root, &LOCAL)
 }
 
 /// Finds out whether the file system of `root` is known to open files with O_DIRECT: squashfs and others answer EINVAL.
 fn takes_direct(root: BorrowedFd<'_>) -> bool {
-    /// ext4, xfs, btrfs, tmpfs (since Linux 6.6) and f2fs.
-    const DIRECT: [rustix::fs::FsWord; 5] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0xf2f5_2010];
+    /// tmpfs since Linux 6.6.
+    const DIRECT: [rustix::fs::FsWord; 5] = [EXT4, XFS, BTRFS, TMPFS, F2FS];
     is_on(root, &DIRECT)
 }
 

@@ -7,6 +7,7 @@ pub mod caps;
 #[cfg(feature = "cli")]
 pub mod daemon;
 pub mod dents;
+pub mod ext4;
 pub mod fhandle;
 #[cfg(feature = "fuse")]
 pub mod fuse_device;

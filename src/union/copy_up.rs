@@ -174,7 +174,8 @@ impl Union {
             let origin = self.copy_metadata(upper, source, Place::file(target))?;
             // Of an empty file there is nothing that could be missing.
             let holds = if source.attr.size > 0 { Holds::Data } else { Holds::Metadata };
-            upper.durability.settle(target, holds).map_err(|e| upper.layer.error("fsync", &source.name, e))?;
+            let waited = upper.durability.wait_for(target, holds);
+            waited.map_err(|(call, e)| upper.layer.error(call, &source.name, e))?;
             Ok(origin)
         };
         if let Some(target) = upper.tmpfile()? {
@@ -195,11 +196,17 @@ impl Union {
     fn make_other(&self, upper: &Upper, source: &Source, new: New<'_>) -> Result<Copied> {
         upper.work.with_temporary(|temporary| {
             upper.make(temporary, new)?;
-            let origin = self.copy_metadata(upper, source, Place::at(upper.work.fd(), temporary))?;
-            if upper.durability.is_strict() && matches!(new, New::Directory) {
+            // Opened as long as whoever has made it may read it.
+            let to_sync = if upper.durability.is_strict() && matches!(new, New::Directory) {
                 let opened = upper.layer.open(upper.work.fd(), temporary, OFlags::RDONLY | OFlags::DIRECTORY);
-                let synced = opened.and_then(|dir| upper.durability.settle(dir.as_fd(), Holds::Metadata));
-                synced.map_err(|e| upper.layer.error("fsync", temporary, e))?;
+                Some(opened.map_err(|e| upper.layer.error("openat", temporary, e))?)
+            } else {
+                None
+            };
+            let origin = self.copy_metadata(upper, source, Place::at(upper.work.fd(), temporary))?;
+            if let Some(dir) = to_sync {
+                let waited = upper.durability.wait_for(dir.as_fd(), Holds::Metadata);
+                waited.map_err(|(call, e)| upper.layer.error(call, temporary, e))?;
             }
             Ok(Copied { made: Made::Temporary(temporary.to_owned()), origin, whole: false })
         })
@@ -466,7 +473,7 @@ impl Union {
         if kept.mode & 0o6000 != 0 && !upper.keeps_modes_apart() {
             Place::file(target.as_fd()).chmod(kept.mode & 0o7777).map_err(failed("fchmod"))?;
         }
-        upper.durability.settle(target.as_fd(), Holds::Data).map_err(failed("fsync"))?;
+        upper.durability.wait_for(target.as_fd(), Holds::Data).map_err(|(call, e)| failed(call)(e))?;
         Place::file(target.as_fd()).set_times(kept.atime, kept.mtime).map_err(failed("futimens"))?;
         self.namespace.clear(target.as_fd(), OsStr::new(""), Mark::Metacopy).map_err(failed("removexattr"))?;
         inode.set_data_place(DataPlace::Here);

@@ -3,12 +3,11 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
-use std::process::Command;
 
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::attempt::{USER, give_to_user, is_ours, layers, mount, mount_over, text};
-use crate::support::{Io, Privilege, Tmpfs, privilege, record_skip, require_root, test_name};
+use crate::support::{Io, Privilege, Tmpfs, privilege, record_skip, require_root, run, test_name};
 
 #[test]
 fn the_same_directory_as_upper_and_lower_is_refused() {
@@ -197,10 +196,4 @@ fn an_upper_without_d_type_is_refused() {
     });
     run("umount", &[&text(&disk)]);
     attempt.expect("the attempt on an ext4 without d_type");
-}
-
-fn run(program: &str, args: &[&str]) {
-    let status = Command::new(program).args(args).status();
-    let status = status.unwrap_or_else(|error| panic!("{program} cannot be started, is it installed? {error}"));
-    assert!(status.success(), "{program} {args:?}: {status}");
 }

@@ -11,7 +11,7 @@ fn version_names_the_program_and_the_version() {
 }
 
 /// Every flag that `mount` promises.
-const FLAGS: &str = "--lower --upper --work --ro --rw --volatile --redirect-dir --index --metacopy --xino \
+const FLAGS: &str = "--lower --upper --work --ro --rw --volatile --fsync --redirect-dir --index --metacopy --xino \
     --xattr-namespace --whiteout --allow-other --allow-root --no-allow-other --default-permissions \
     --uid-mapping --gid-mapping --squash-uid --squash-gid --xattr-permissions --no-acl --no-xattrs --static-nlink --ino32 \
     --context --propagation --max-write --no-default-permissions --suid --nosuid --dev --nodev --exec --noexec --atime --relatime --strictatime \

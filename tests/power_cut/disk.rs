@@ -14,7 +14,7 @@ use fuser::{
 };
 
 /// What the disk was told, in its order.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub enum Event {
     /// To write this there.
     Write { offset: u64, data: Vec<u8> },
@@ -125,8 +125,8 @@ impl Filesystem for Recorder {
 pub struct Disk {
     at: PathBuf,
     events: Arc<Mutex<Vec<Event>>>,
-    /// Unmounts it.
-    _session: BackgroundSession,
+    /// `None` once it has ended.
+    session: Option<BackgroundSession>,
 }
 
 impl Disk {
@@ -137,10 +137,9 @@ impl Disk {
         let events = Arc::new(Mutex::default());
         let recorder = Recorder { image: file, len, events: Arc::clone(&events) };
         let mut config = Config::default();
-        // The name is what the watchdog finds the mounts of a test by.
-        config.mount_options.push(MountOption::FSName(crate::support::test_name()));
+        config.mount_options.push(MountOption::FSName("recorder".to_owned()));
         let session = fuser::spawn_mount(recorder, at, &config).expect("root can mount");
-        Self { at: at.to_owned(), events, _session: session }
+        Self { at: at.to_owned(), events, session: Some(session) }
     }
 
     /// Returns the file that is the disk.
@@ -153,8 +152,21 @@ impl Disk {
         self.events.lock().expect("nobody panics with the events").len()
     }
 
-    /// Returns all that it was told until now.
-    pub fn events(&self) -> Vec<Event> {
-        self.events.lock().expect("nobody panics with the events").clone()
+    /// Returns the first `count` things that it was told, and ends it.
+    pub fn end(mut self, count: usize) -> Vec<Event> {
+        let mut events = std::mem::take(&mut *self.events.lock().expect("nobody panics with the events"));
+        events.truncate(count);
+        if let Some(session) = self.session.take() {
+            session.umount_and_join().expect("nothing uses the disk any more");
+        }
+        events
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.session.take().map(BackgroundSession::umount_and_join) {
+            eprintln!("{}: {error}", self.at.display());
+        }
     }
 }

@@ -1,4 +1,7 @@
 //! What may be on a disk when power is lost: all that it was told to keep, and any part of what it was told since.
+//!
+//! What was told before a flush counts as kept. A real disk may lose what was under way and not yet answered when the flush
+//! came; the recorder answers one thing after the other, so that this is not tried.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -36,8 +39,7 @@ impl<'a> States<'a> {
             write(&image, event, |_| true);
         }
         self.kept = flushed.max(self.kept);
-        let copied = Command::new("cp").arg("--sparse=always").args([&self.image, state]).status();
-        assert!(copied.is_ok_and(|status| status.success()), "the image can be copied");
+        copy_image(&self.image, state);
         // A disk loses nothing, all, or something of what it had not been told to keep.
         let chance = [0, 50, 50, 90, 100][rng.below(5)];
         let state = open(state);
@@ -45,6 +47,12 @@ impl<'a> States<'a> {
             write(&state, event, |_| rng.below(100) < chance);
         }
     }
+}
+
+/// Copies an image, its holes as holes.
+pub fn copy_image(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("--sparse=always").args([from, to]).status();
+    assert!(copied.is_ok_and(|status| status.success()), "{} can be copied", from.display());
 }
 
 /// Writes those blocks of a write that `stays`.

@@ -132,3 +132,25 @@ pub fn no_mounts() -> Option<String> {
     let doctor = unionfs(["doctor"]);
     (doctor.code != Some(0)).then(|| format!("no FUSE mounts here:\n{}", doctor.out))
 }
+
+/// Runs a program that succeeds.
+pub fn run(program: &str, args: &[&str]) {
+    let status = Command::new(program).args(args).status();
+    let status = status.unwrap_or_else(|error| panic!("{program} cannot be started, is it installed? {error}"));
+    assert!(status.success(), "{program} {args:?}: {status}");
+}
+
+/// Says why strace cannot be used here, where it cannot.
+pub fn strace_obstacle() -> Option<String> {
+    let traced = Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).stderr(Stdio::null()).status();
+    match traced {
+        Ok(status) if status.success() => None,
+        Ok(status) => Some(format!("strace cannot trace here ({status}): needs ptrace(2)")),
+        Err(error) => Some(format!("strace cannot be started ({error}): install the package strace")),
+    }
+}
+
+/// Returns the number that a variable of the environment says, which steers how long a test is.
+pub fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |value| value.parse().unwrap_or_else(|error| panic!("{name}={value}: {error}")))
+}

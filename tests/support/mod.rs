@@ -24,7 +24,8 @@ mod unprivileged;
 mod watchdog;
 
 pub use command::{
-    Cleared, DEADLINE, Ran, eventually, finish, mounted, no_mounts, processes_with, read_all, unionfs, wait,
+    Cleared, DEADLINE, Ran, eventually, finish, mounted, no_mounts, number, processes_with, read_all, run,
+    strace_obstacle, unionfs, wait,
 };
 pub use layers::{Layers, Placement, Tmpfs, Tree};
 pub use lowers::{Atime, LowersUnchanged};

@@ -313,9 +313,18 @@ mod tests {
         assert_eq!(silent("xattr_permissions=0").union.permissions, Permissions::Inode);
         assert_eq!(silent("xattr_permissions=1").union.permissions, Permissions::Security);
         assert_eq!(silent("xattr_permissions=2").union.permissions, Permissions::User);
-        let fsync = ["", "fsync=1", "fsync=strict", "fsync=volatile", "volatile", "volatile,fsync=1"];
-        let expected = [Fsync::Auto, Fsync::Auto, Fsync::Strict, Fsync::Volatile, Fsync::Volatile, Fsync::Auto];
-        assert_eq!(fsync.map(|text| silent(text).union.fsync), expected);
+        for (text, expected) in [
+            ("", Fsync::Auto),
+            ("fsync=1", Fsync::Auto),
+            ("fsync=strict", Fsync::Strict),
+            ("fsync=volatile", Fsync::Volatile),
+            ("volatile", Fsync::Volatile),
+            ("volatile,fsync=1", Fsync::Auto),
+            ("volatile,fsync=0", Fsync::Volatile),
+            ("fsync=0,volatile", Fsync::Volatile),
+        ] {
+            assert_eq!(silent(text).union.fsync, expected, "{text}");
+        }
         assert_eq!(silent("writeback=1").mount.io, IoMode::Writeback);
         assert_eq!(silent("writeback=1,writeback=0").mount.io, IoMode::Auto);
         assert_eq!(silent("io=cached,writeback=0").mount.io, IoMode::Cached);
