@@ -227,6 +227,19 @@ fn a_plain_user_does_through_the_mount_only_what_they_may_do_to_the_layers() {
     assert!(Tree::at(home.path().join("upper")).is_whiteout("shown"));
 }
 
+#[test]
+fn a_plain_user_makes_a_file_in_a_directory_that_cannot_be_read_with_every_way_of_syncing() {
+    let Some(home) = home(Who::PlainUser) else { return };
+    let tree = Tree::at(home.path());
+    for how in ["auto", "strict", "0"] {
+        tree.dir_mode(format!("lower/to-{how}"), 0o300).owner(format!("lower/to-{how}"), USER, USER);
+    }
+    let text = "for how in auto strict 0; do
+                    mount_union --fsync $how >&2; echo new >mnt/to-$how/file; fusermount3 -u mnt; daemon_ends
+                done; chmod 700 upper/to-*; cat upper/to-*/file";
+    assert_eq!(stdout(&script(&home, Who::PlainUser, text)), "new\nnew\nnew\n");
+}
+
 /// Changes that need no redirect: the kernel's overlayfs follows none without root (`userxattr`, since
 /// Linux 5.11).
 const CHANGES_WITHOUT_REDIRECT: &str = "
