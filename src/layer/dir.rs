@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
 use super::attr::{Attr, FileKind};
@@ -15,6 +16,7 @@ use super::name::{NAME_MAX, WH_OPAQUE, WH_PREFIX};
 use super::overlay::{Marks, Namespace};
 use super::{Layer, LayerId};
 use crate::error::{Error, Location, Result};
+use crate::sys::dents;
 
 /// Tells two directories apart, whatever became of their names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -200,7 +202,7 @@ impl Lowers {
         self.fds.len()
     }
 
-    /// Runs `call` with an O_PATH descriptor of `dir`, opened through its parents where it is not open.
+    /// Runs `call` with a descriptor of `dir` for paths below it (O_PATH, or one that a listing has left), opened through its parents where it is not open.
     pub fn with_fd<T>(&self, dir: &Arc<LayerDir>, call: impl FnOnce(BorrowedFd<'_>) -> Result<T>) -> Result<T> {
         let layer = self.layer(dir);
         if dir.parent.is_none() {
@@ -234,12 +236,35 @@ impl Lowers {
             let from = opened.as_ref().map_or(layer.root(), |fd| fd.as_fd());
             let fd = layer.open_dir(from, &step.name).map_err(|e| layer.error("openat", &step.name, e))?;
             let fd = Arc::new(fd);
-            // Relaxed: read again only when nobody else has the directory any more.
-            step.opened.store(true, Ordering::Relaxed);
-            self.fds.insert(step.serial, fd.clone());
+            self.keep(step, fd.clone());
             opened = Some(fd);
         }
         opened.ok_or(Error::Refused(Errno::STALE))
+    }
+
+    /// Calls `each` with the name, type and inode number of every entry of `dir` but `.` and `..`.
+    ///
+    /// The type may be `Unknown` on some file systems. Errors: those of openat(2) and getdents64(2).
+    pub fn each_entry(&self, dir: &Arc<LayerDir>, each: impl FnMut(&[u8], FileType, u64)) -> Result<()> {
+        let layer = self.layer(dir);
+        let failed = |e: Errno| layer.error("getdents", &dir.name, e);
+        let Some(parent) = dir.parent.as_ref().filter(|_| self.fds.get(&dir.serial).is_none()) else {
+            let open = self.with_fd(dir, |fd| layer.open_listing(fd).map_err(failed))?;
+            return dents::each(open.as_fd(), each).map_err(failed);
+        };
+        // What is opened for the listing is as good for what will be looked up in the directory.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let open = self.with_fd(parent, |fd| layer.open_noatime(fd, &dir.name, flags).map_err(failed))?;
+        dents::each(open.as_fd(), each).map_err(failed)?;
+        self.keep(dir, Arc::new(open));
+        Ok(())
+    }
+
+    /// Keeps a descriptor of `dir`.
+    fn keep(&self, dir: &LayerDir, fd: Arc<OwnedFd>) {
+        // Relaxed: read again only when nobody else has the directory any more.
+        dir.opened.store(true, Ordering::Relaxed);
+        self.fds.insert(dir.serial, fd);
     }
 
     /// Returns what the layer of `dir` says about `name`, `.wh.` names aside.

@@ -1,15 +1,11 @@
 //! What a directory is merged of, for those who compare two unions: what an upper has changed, above all.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-
-use rustix::io::Errno;
 
 use super::{NodeId, Union, dir_of};
 use crate::error::Result;
 use crate::layer::name::WH_PREFIX;
-use crate::sys::dents;
 
 /// A directory of a lower layer, which is the same in every union that has the layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,13 +33,8 @@ impl Union {
     pub fn names_of_topmost_part(&self, id: NodeId) -> Result<Vec<OsString>> {
         let inode = self.directory(id)?;
         let Some(part) = dir_of(&inode)?.lower.first() else { return Ok(Vec::new()) };
-        let layer = self.lowers.layer(part);
         let mut names = Vec::new();
-        self.lowers.with_fd(part, |fd| {
-            let failed = |e: Errno| layer.error("getdents", OsStr::new("."), e);
-            let open = layer.open_listing(fd).map_err(failed)?;
-            dents::each(open.as_fd(), |name, _, _| names.extend(meant(name))).map_err(failed)
-        })?;
+        self.lowers.each_entry(part, |name, _, _| names.extend(meant(name)))?;
         names.sort_unstable();
         names.dedup();
         Ok(names)

@@ -332,18 +332,15 @@ impl Union {
 
     fn merge_lowers(&self, dir: &Dir, merge: &mut Merge) -> Result<()> {
         for (part, number) in dir.lower.iter().zip(1..) {
-            let layer = self.lowers.layer(part);
             let mut marks = false;
-            let open = self.open_part(part)?;
-            dents::each(open.as_fd(), |name, kind, ino| match name.strip_prefix(WH_PREFIX.as_bytes()) {
+            self.lowers.each_entry(part, |name, kind, ino| match name.strip_prefix(WH_PREFIX.as_bytes()) {
                 Some(_) if name == WH_OPAQUE.as_bytes() => {}
                 Some(hidden) => {
                     marks = true;
                     merge.hide(number, hidden);
                 }
                 None => merge.add(number, name, kind, ino),
-            })
-            .map_err(|e| layer.error("getdents", OsStr::new("."), e))?;
+            })?;
             // So that nobody looks for marks where there are none.
             part.dotwh.listed(marks);
         }
