@@ -22,7 +22,6 @@ const BEFORE_DATA: usize = size_of::<InHeader>() + size_of::<WriteIn>();
 /// Takes requests until the mount is gone; with `linger` the next one is looked for a while before the thread sleeps, and
 /// the connection must not wait.
 pub(super) fn work(server: &Arc<Server>, agreed: &Agreed, linger: Option<&Linger>) -> io::Result<()> {
-    Linger::take_short_turns();
     let mut desk = Desk::new(agreed)?;
     loop {
         let mut came = desk.receive(server)?;

@@ -5,8 +5,8 @@
 //! thread sleeps, the scheduler sees another processor idle, wakes it, and moves the program there, for each request.
 //!
 //! Whoever looks gives way all the time. Where somebody computes beside, or the kernel copies data, the scheduler gives
-//! them a whole turn for it, some milliseconds, in which requests wait; a thread that sleeps is next when it is woken. So
-//! nobody looks for a while after that has happened.
+//! them a whole turn for it, some milliseconds; a thread that sleeps is next when it is woken. Where requests wait for one
+//! thread meanwhile, nobody looks for a while after that has happened.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -28,11 +28,21 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(4), Duration::from_millis(5
 /// So many threads, each for a processor, stay awake together for a mount that is in use.
 pub(super) const FEW: usize = 4;
 
+/// Who serves a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Servers {
+    /// One thread, that of the processor that it came from.
+    One,
+    /// Whichever thread comes first.
+    Any,
+}
+
 /// The requests that threads wait for together: while some come, none of these threads sleeps.
 ///
 /// All times are nanoseconds since it was made, and hints: no order among them is relied upon.
 #[derive(Debug)]
 pub(super) struct Linger {
+    servers: Servers,
     begun: Instant,
     /// When a request last came.
     last: AtomicU64,
@@ -42,8 +52,9 @@ pub(super) struct Linger {
 }
 
 impl Linger {
-    pub(super) fn new() -> Self {
-        Self { begun: Instant::now(), last: AtomicU64::new(0), pause: AtomicU64::new(0), resumes: AtomicU64::new(0) }
+    pub(super) fn new(servers: Servers) -> Self {
+        let zero = || AtomicU64::new(0);
+        Self { servers, begun: Instant::now(), last: zero(), pause: zero(), resumes: zero() }
     }
 
     /// Has the scheduler run this thread, which serves requests, soon after one has come.
@@ -68,7 +79,7 @@ impl Linger {
             }
             std::thread::yield_now();
             let before = std::mem::replace(&mut now, self.now());
-            if now.saturating_sub(before) > nanoseconds(CROWDED) {
+            if self.servers == Servers::One && now.saturating_sub(before) > nanoseconds(CROWDED) {
                 self.pause_from(now);
             }
         }
@@ -114,7 +125,7 @@ mod tests {
 
     #[test]
     fn pauses_grow_while_others_compute_and_shrink_while_looking_is_of_use() {
-        let linger = Linger::new();
+        let linger = Linger::new(Servers::One);
         let pause = |at: u64| {
             linger.pause_from(at);
             linger.resumes.load(Ordering::Relaxed) - at
@@ -130,7 +141,7 @@ mod tests {
 
     #[test]
     fn nothing_is_looked_for_in_a_pause_or_long_after_a_request() {
-        let linger = Linger::new();
+        let linger = Linger::new(Servers::One);
         let looks = |at| linger.is_time_to_look(at);
         assert!(looks(0) && looks(nanoseconds(LINGER) - 1) && !looks(nanoseconds(LINGER)));
         linger.pause_from(0);

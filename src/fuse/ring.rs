@@ -25,7 +25,7 @@ use super::connection::{Connection, HEADER};
 use super::dev;
 use super::halt::Halt;
 use super::handshake::Agreed;
-use super::linger::{self, Linger};
+use super::linger::{self, Linger, Servers};
 use super::protocol::{Opcode, OutHeader, ReadIn};
 use super::request::{Malformed, Request};
 use super::serve::{finish, serve};
@@ -93,9 +93,9 @@ impl Ring {
         let wakers = self.queues.iter().map(|queue| queue.waker.clone()).chain([dev.clone()]);
         let halt = Arc::new(Halt::new(wakers.collect()));
         // On a few processors all of them stay awake together; on many each thread for itself.
-        let together = (self.queues.len() <= linger::FEW).then(|| Arc::new(Linger::new()));
+        let together = (self.queues.len() <= linger::FEW).then(|| Arc::new(Linger::new(Servers::One)));
         let threads = self.queues.into_iter().map(|queue| {
-            let linger = together.clone().unwrap_or_else(|| Arc::new(Linger::new()));
+            let linger = together.clone().unwrap_or_else(|| Arc::new(Linger::new(Servers::One)));
             // A thread that is gone is found out when it is waited for.
             let _ = queue.begin.send(Begin { server: server.clone(), halt: halt.clone(), linger });
             queue.thread

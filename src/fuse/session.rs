@@ -13,7 +13,7 @@ use rustix::io::{Errno, FdFlags};
 
 use super::connection::Connection;
 use super::handshake::{self, Agreed, Failure, Wishes};
-use super::linger::{self, Linger};
+use super::linger::{self, Linger, Servers};
 use super::server::Server;
 use super::statistics::Statistics;
 use super::unmounter::Unmounter;
@@ -224,7 +224,7 @@ impl Mount {
 /// Where one of them cannot be started or go on, the mount is taken down, which ends the others.
 fn serve(server: &Arc<Server>, agreed: &Agreed, threads: NonZeroUsize, unmounter: &Unmounter) -> io::Result<()> {
     // On many processors, whose threads are as many, somebody would be awake for nothing most of the time.
-    let linger = (threads.get() <= linger::FEW).then(Linger::new);
+    let linger = (threads.get() <= linger::FEW).then(|| Linger::new(Servers::Any));
     if linger.is_some() {
         server.connection.stop_waiting()?;
     }
