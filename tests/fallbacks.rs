@@ -425,3 +425,37 @@ fn without_hard_links() {
     let able = Able { lower_links: LowerLinks::Unknown, links: false, ..EVERYTHING };
     holds_without(&[always("linkat", "EPERM")], able);
 }
+
+/// Copies up a file with data, an empty one and a directory that has them, and returns how often fsync(2) was called.
+fn fsyncs(args: &[&str]) -> usize {
+    let _watchdog = Watchdog::start();
+    let layers = Layers::new(1, Placement::OneFs);
+    layers.lower(0).file("d/data", "data").file("d/empty", "");
+    let unchanged = LowersUnchanged::new(layers.lowers());
+    let trace = layers.path("trace");
+    let spec = layers.spec(Io::Cached).args(args.iter().copied());
+    let mut union = traced(&spec, &trace, Threads::All, &["fsync"], &[]).mount_ours();
+    for name in ["d/data", "d/empty"] {
+        let changed = fs::set_permissions(union.tree().path(name), fs::Permissions::from_mode(0o600));
+        changed.expect("root may chmod");
+    }
+    union.unmount().expect("the union can be unmounted");
+    unchanged.check();
+    assert_eq!(layers.upper().mode("d/data"), 0o600);
+    let trace = fs::read_to_string(&trace).expect("strace has written its trace");
+    trace.lines().filter(|line| line.contains("fsync(")).count()
+}
+
+#[test]
+fn strictly_every_file_and_directory_that_is_copied_up_is_synced() {
+    if on_kernel() || !require_root("strace of a daemon that mounts") {
+        return;
+    }
+    if let Some(reason) = strace_obstacle() {
+        skip!("{reason}");
+    }
+    assert_eq!(fsyncs(&["--fsync", "strict"]), 3, "the directory and both files");
+    assert_eq!(fsyncs(&["--fsync", "strict", "--metacopy", "on"]), 3);
+    assert_eq!(fsyncs(&["--fsync", "0"]), 0);
+    assert!(fsyncs(&[]) <= 1, "the file with data, where the file system does not keep the order");
+}

@@ -4,9 +4,9 @@
 //! more than most requests. A program that waits for an answer leaves its processor to the thread that answers; when that
 //! thread sleeps, the scheduler sees another processor idle, wakes it, and moves the program there, for each request.
 //!
-//! Whoever looks gives way all the time. Where somebody computes beside, or the kernel copies data, the scheduler gives
-//! them a whole turn for it, some milliseconds; a thread that sleeps is next when it is woken. Where requests wait for one
-//! thread meanwhile, nobody looks for a while after that has happened.
+//! Whoever looks gives way all the time. To somebody who computes, or for whom the kernel copies data, the scheduler gives a
+//! turn of some milliseconds each time; a thread that slept would be run as soon as it is woken. So where requests wait for
+//! one thread alone, such a turn begins a pause in which nobody looks.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -92,8 +92,12 @@ impl Linger {
         now.saturating_sub(last) < nanoseconds(LINGER) && now >= self.resumes.load(Ordering::Relaxed)
     }
 
-    /// Begins a pause, twice as long as the last one.
+    /// Begins a pause, twice as long as the last one. One moment begins one pause, however many threads notice it.
     fn pause_from(&self, now: u64) {
+        // Relaxed: a hint about time.
+        if now < self.resumes.load(Ordering::Relaxed) {
+            return;
+        }
         let [first, most] = PAUSES.map(nanoseconds);
         // Relaxed: hints about time.
         let pause = self.pause.load(Ordering::Relaxed).saturating_mul(2).clamp(first, most);
@@ -126,17 +130,25 @@ mod tests {
     #[test]
     fn pauses_grow_while_others_compute_and_shrink_while_looking_is_of_use() {
         let linger = Linger::new(Servers::One);
-        let pause = |at: u64| {
+        let pause = || {
+            let at = linger.resumes.load(Ordering::Relaxed);
             linger.pause_from(at);
-            linger.resumes.load(Ordering::Relaxed) - at
+            let pause = linger.resumes.load(Ordering::Relaxed) - at;
+            // Another thread has noticed the same.
+            linger.pause_from(at + 1);
+            assert_eq!(linger.resumes.load(Ordering::Relaxed), at + pause);
+            pause
         };
         let [first, most] = PAUSES.map(nanoseconds);
-        assert_eq!([pause(0), pause(7), pause(8)], [first, 2 * first, 4 * first]);
-        assert_eq!((0..20).map(pause).last(), Some(most));
+        assert_eq!([pause(), pause(), pause()], [first, 2 * first, 4 * first]);
+        for _ in 0..20 {
+            pause();
+        }
+        assert_eq!(pause(), most);
         linger.note_success();
-        assert_eq!(pause(0), most, "half as long, and then twice as long");
+        assert_eq!(pause(), most, "half as long, and then twice as long");
         (0..100).for_each(|_| linger.note_success());
-        assert_eq!(pause(0), first);
+        assert_eq!(pause(), first);
     }
 
     #[test]
@@ -147,5 +159,24 @@ mod tests {
         linger.pause_from(0);
         linger.last.store(nanoseconds(PAUSES[0]), Ordering::Relaxed);
         assert!(!looks(nanoseconds(PAUSES[0]) - 1) && looks(nanoseconds(PAUSES[0])));
+    }
+
+    #[test]
+    fn a_long_turn_of_others_begins_a_pause_where_one_thread_serves() {
+        for (servers, pauses) in [(Servers::One, true), (Servers::Any, false)] {
+            let linger = Linger::new(servers);
+            let mut looked = 0;
+            let found = linger.look_for(|| {
+                looked += 1;
+                if looked == 1 {
+                    // Taken for a turn of somebody else.
+                    std::thread::sleep(2 * CROWDED);
+                    linger.note_request();
+                }
+                None::<()>
+            });
+            assert_eq!(found, None);
+            assert_eq!(linger.resumes.load(Ordering::Relaxed) > 0, pauses, "{servers:?}");
+        }
     }
 }

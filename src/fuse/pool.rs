@@ -1,4 +1,7 @@
 //! A bounded pool for work that copies data or waits for a disk, so that the threads that take requests do not.
+//!
+//! Its threads are started by those that take requests, of which each may be bound to a processor and run in short turns.
+//! They inherit that and take it back: long work goes wherever there is room, and after whoever serves a request.
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
@@ -7,6 +10,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
+use rustix::thread::CpuSet;
+
+use crate::sys::scheduling::{self, DEFAULT_SLICE};
 
 type Task = Box<dyn FnOnce() + Send>;
 
@@ -22,6 +28,8 @@ struct Shared {
     queue: Mutex<Queue>,
     wake: Condvar,
     max: usize,
+    /// Where its threads may run, if that is known.
+    processors: Option<CpuSet>,
 }
 
 /// Threads that are started when there is work, up to a bound; what is more waits in order.
@@ -31,10 +39,12 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// Makes a pool of at most `max` threads.
+    /// Makes a pool of at most `max` threads, which run where this thread may.
     pub(super) fn new(max: NonZeroUsize) -> Self {
         let queue = Queue { tasks: VecDeque::new(), idle: 0, threads: Vec::new(), closed: false };
-        Self { shared: Arc::new(Shared { queue: Mutex::new(queue), wake: Condvar::new(), max: max.get() }) }
+        let processors = rustix::thread::sched_getaffinity(None).ok();
+        let shared = Shared { queue: Mutex::new(queue), wake: Condvar::new(), max: max.get(), processors };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Runs `task` on the pool, or on this thread where no thread can be had.
@@ -85,6 +95,7 @@ impl Pool {
 
 impl Shared {
     fn work(&self) {
+        self.take_back_what_was_inherited();
         loop {
             let mut queue = self.queue.lock();
             let task = loop {
@@ -104,6 +115,15 @@ impl Shared {
     }
 }
 
+impl Shared {
+    fn take_back_what_was_inherited(&self) {
+        let moved = self.processors.as_ref().map_or(Ok(()), |all| rustix::thread::sched_setaffinity(None, all));
+        if let Err(errno) = moved.and_then(|()| scheduling::set_slice(DEFAULT_SLICE)) {
+            log::debug!("long work is scheduled as the thread that began it: {errno}");
+        }
+    }
+}
+
 /// Runs `work`; a panic ends it, and not the thread.
 fn guard(work: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(work)).is_err() {
@@ -116,6 +136,24 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+
+    #[test]
+    fn tasks_run_wherever_they_may_whoever_begins_them() {
+        let all = rustix::thread::sched_getaffinity(None).unwrap();
+        let pool = Pool::new(NonZeroUsize::MIN);
+        let first = (0..CpuSet::MAX_CPU).find(|&processor| all.is_set(processor)).unwrap();
+        let mut one = CpuSet::new();
+        one.set(first);
+        rustix::thread::sched_setaffinity(None, &one).unwrap();
+        scheduling::set_slice(std::time::Duration::from_micros(100)).unwrap();
+        let (send, found) = std::sync::mpsc::channel();
+        pool.run(move || send.send((rustix::thread::sched_getaffinity(None), scheduling::slice())).unwrap());
+        let (processors, slice) = found.recv().unwrap();
+        assert_eq!(processors.unwrap(), all);
+        // Before Linux 6.12 there are no slices.
+        assert_ne!(slice.unwrap(), std::time::Duration::from_micros(100));
+        pool.end();
+    }
 
     #[test]
     fn every_task_runs_and_a_panic_ends_none_of_the_others() {

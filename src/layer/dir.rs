@@ -116,6 +116,11 @@ impl LayerDir {
         parts
     }
 
+    /// Returns the name of the directory itself, for messages.
+    fn own_name(&self) -> &OsStr {
+        if self.name.is_empty() { OsStr::new(".") } else { &self.name }
+    }
+
     /// Returns the path of `name` in the directory, for messages.
     pub fn path_of(&self, name: &OsStr) -> PathBuf {
         self.components().iter().map(OsString::as_os_str).chain([name]).collect()
@@ -202,7 +207,9 @@ impl Lowers {
         self.fds.len()
     }
 
-    /// Runs `call` with a descriptor of `dir` for paths below it (O_PATH, or one that a listing has left), opened through its parents where it is not open.
+    /// Runs `call` with a descriptor of `dir` for what is below it, opened through its parents where it is not open.
+    ///
+    /// It is opened with O_PATH, or was opened for a listing.
     pub fn with_fd<T>(&self, dir: &Arc<LayerDir>, call: impl FnOnce(BorrowedFd<'_>) -> Result<T>) -> Result<T> {
         let layer = self.layer(dir);
         if dir.parent.is_none() {
@@ -247,17 +254,30 @@ impl Lowers {
     /// The type may be `Unknown` on some file systems. Errors: those of openat(2) and getdents64(2).
     pub fn each_entry(&self, dir: &Arc<LayerDir>, each: impl FnMut(&[u8], FileType, u64)) -> Result<()> {
         let layer = self.layer(dir);
-        let failed = |e: Errno| layer.error("getdents", &dir.name, e);
-        let Some(parent) = dir.parent.as_ref().filter(|_| self.fds.get(&dir.serial).is_none()) else {
-            let open = self.with_fd(dir, |fd| layer.open_listing(fd).map_err(failed))?;
-            return dents::each(open.as_fd(), each).map_err(failed);
-        };
-        // What is opened for the listing is as good for what will be looked up in the directory.
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        let open = self.with_fd(parent, |fd| layer.open_noatime(fd, &dir.name, flags).map_err(failed))?;
-        dents::each(open.as_fd(), each).map_err(failed)?;
-        self.keep(dir, Arc::new(open));
+        let open = self.open_listing(dir)?;
+        dents::each(open.as_fd(), each).map_err(|e| layer.error("getdents", dir.own_name(), e))?;
+        // What was opened for the listing is as good for what will be looked up in the directory. But a server of files may
+        // have few handles, of which O_PATH takes none.
+        if layer.local && dir.parent.is_some() && self.fds.get(&dir.serial).is_none() {
+            self.keep(dir, Arc::new(open));
+        }
         Ok(())
+    }
+
+    /// Opens `dir` for reading its entries. Errors: those of openat(2).
+    pub fn open_listing(&self, dir: &Arc<LayerDir>) -> Result<OwnedFd> {
+        let layer = self.layer(dir);
+        let failed = |e: Errno| layer.error("openat", dir.own_name(), e);
+        let Some(parent) = &dir.parent else { return layer.open_listing(layer.root()).map_err(failed) };
+        if let Some(fd) = self.fds.get(&dir.serial) {
+            match layer.open_listing(fd.as_fd()) {
+                // By "." it takes the right to search it, too.
+                Err(Errno::ACCESS) => {}
+                opened => return opened.map_err(failed),
+            }
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        self.with_fd(parent, |fd| layer.open_noatime(fd, &dir.name, flags).map_err(failed))
     }
 
     /// Keeps a descriptor of `dir`.

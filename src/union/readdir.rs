@@ -1,7 +1,7 @@
 //! Reading directories: the entries of all parts merged, upper's first.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -216,7 +216,7 @@ impl Union {
             return Ok(kept);
         }
         let listing = match alone {
-            Some(part) => Kept::Stream(Arc::new(Stream::new(part.clone(), self.open_part(part)?, version))),
+            Some(part) => Kept::Stream(Arc::new(Stream::new(part.clone(), self.lowers.open_listing(part)?, version))),
             None => {
                 let _names = dir.lock.read();
                 Kept::Listing(Arc::new(self.list(inode)?))
@@ -224,11 +224,6 @@ impl Union {
         };
         self.listings.insert(inode.serial, listing.clone());
         Ok(listing)
-    }
-
-    fn open_part(&self, part: &Arc<LayerDir>) -> Result<OwnedFd> {
-        let layer = self.lowers.layer(part);
-        self.lowers.with_fd(part, |fd| layer.open_listing(fd).map_err(|e| layer.error("getdents", OsStr::new("."), e)))
     }
 
     /// Returns whether the directory shows no entry; the caller holds its lock.
