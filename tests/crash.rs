@@ -6,10 +6,6 @@
 
 mod support;
 
-#[allow(dead_code, reason = "the differential test uses the rest")]
-#[path = "differential/rng.rs"]
-mod rng;
-
 mod stress {
     pub mod action;
     #[allow(dead_code, reason = "the stress test uses the rest")]
@@ -21,13 +17,12 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rng::Rng;
 use rustix::io::Errno;
 use stress::action::{Action, perform};
 use stress::world::{Mix, World};
 use support::{
-    Io, Layers, LowersUnchanged, Mode, Mounted, OurMount, Placement, Watchdog, is_of_dead_server, number, on_kernel,
-    record_skip, test_name,
+    Io, Layers, LowersUnchanged, Mode, Mounted, OurMount, Placement, Rng, Watchdog, is_of_dead_server, number,
+    on_kernel, record_skip, test_name,
 };
 
 const WORKERS: usize = 4;

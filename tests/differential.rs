@@ -23,7 +23,6 @@ mod differential {
     pub mod op;
     pub mod plan;
     pub mod readers;
-    pub mod rng;
     pub mod run;
     pub mod tree;
 }
@@ -32,10 +31,9 @@ use std::time::{Duration, Instant};
 
 use differential::minimise::{minimise, report};
 use differential::plan::generate;
-use differential::rng::Rng;
 use differential::run::{Case, Metacopy, Played, Source, Subject, draw_prelude, play};
 use differential::tree::Holes;
-use support::{Io, Mode, Placement, Watchdog, number, require_root};
+use support::{Io, Mode, Placement, Rng, Watchdog, number, require_root};
 
 /// Whether the file system of the test directory has a hole where it had one before. In a file that shares extents, xfs
 /// shows a hole that was read as data for as long as it is in the page cache.

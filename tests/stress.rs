@@ -6,10 +6,6 @@
 
 mod support;
 
-#[allow(dead_code, reason = "the differential test uses the rest")]
-#[path = "differential/rng.rs"]
-mod rng;
-
 mod stress {
     pub mod action;
     mod counts;
@@ -24,11 +20,10 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rng::Rng;
 use stress::action::perform;
 use stress::daemon::{AnyMount, Usage, forget_inodes};
 use stress::world::{Mix, World};
-use support::{Io, Layers, LowersUnchanged, Mode, Placement, Watchdog, number, record_skip, test_name};
+use support::{Io, Layers, LowersUnchanged, Mode, Placement, Rng, Watchdog, number, record_skip, test_name};
 
 const WORKERS: usize = 8;
 /// The name of the test function that is a worker.

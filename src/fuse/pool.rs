@@ -113,12 +113,11 @@ impl Shared {
             guard(task);
         }
     }
-}
 
-impl Shared {
     fn take_back_what_was_inherited(&self) {
         let moved = self.processors.as_ref().map_or(Ok(()), |all| rustix::thread::sched_setaffinity(None, all));
-        if let Err(errno) = moved.and_then(|()| scheduling::set_slice(DEFAULT_SLICE)) {
+        // Each for itself: a filter of system calls may know one of them.
+        if let Err(errno) = moved.and(scheduling::set_slice(DEFAULT_SLICE)) {
             log::debug!("long work is scheduled as the thread that began it: {errno}");
         }
     }

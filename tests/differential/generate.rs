@@ -6,8 +6,8 @@ use super::actor::Who;
 use super::model::Model;
 use super::op::{Follow, Op, SLOTS, Time, Value};
 use super::plan::{acl, capability, is_longest, mode, owner, target, time};
-use super::rng::Rng;
 use super::tree::Holes;
+use crate::support::Rng;
 
 /// One step of a run.
 #[derive(Clone, Debug)]

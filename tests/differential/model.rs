@@ -7,9 +7,9 @@ use rustix::fs::{FileType, OFlags, RenameFlags};
 
 use super::op::{At, Op, SLOTS};
 use super::plan::{is_longest, is_within, longest_name, name};
-use super::rng::Rng;
 use super::run::Metacopy;
 use super::tree::{Holes, Tree};
+use crate::support::Rng;
 
 /// What the generator believes about the tree. It may be wrong: an operation on something that is
 /// gone is worth a test as well.

@@ -13,8 +13,8 @@ use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps
 use rustix::io::Errno;
 
 use super::observe::brief;
-use super::rng::Rng;
 use super::tree::Holes;
+use crate::support::Rng;
 
 /// What an entry is.
 #[derive(Clone)]

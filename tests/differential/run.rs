@@ -18,8 +18,8 @@ use super::observe::errno;
 use super::op::{At, Follow, Op, Time};
 use super::plan::{Layer, build};
 use super::readers::{Readers, contents, has_copy, only_reads};
-use super::rng::Rng;
 use super::tree::{Holes, Renumbered, Tree, differences, faults, renumbered, walk};
+use crate::support::Rng;
 
 /// What is mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]

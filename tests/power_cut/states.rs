@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::disk::Event;
-use crate::rng::Rng;
+use crate::support::Rng;
 
 /// What is written whole or not at all, in bytes; what is larger may be torn.
 const BLOCK: usize = 4096;

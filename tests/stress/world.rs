@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::action::{Action, UNFINISHED, pattern, set_mode};
-use crate::rng::Rng;
+use crate::support::Rng;
 
 /// What a name is believed to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
