@@ -71,6 +71,16 @@ pub enum Error {
         /// Whose fault it is.
         kind: ErrorKind,
     },
+    /// An image, a part of one, or the store of images cannot be used, or not be made.
+    #[error("{subject}: {reason}")]
+    Image {
+        /// What it is about, from the whole to the part: the image, the layer's digest, the member.
+        subject: String,
+        /// What is wrong with it, and what to do about it where something can be done.
+        reason: String,
+        /// Whose fault it is.
+        kind: ErrorKind,
+    },
     /// A mount that the caller has made cannot be unmounted by the library.
     #[error("{}: was not mounted here; unmount it where it was mounted", mountpoint.display())]
     NotOurs {
@@ -95,6 +105,10 @@ pub enum ErrorKind {
     NotOurs,
     /// A layer holds what cannot be followed, or what this mount was told not to follow.
     Layer,
+    /// What an image, an archive or the store holds is not what it has to be.
+    Image,
+    /// There is no image, layer or container of that name.
+    Absent,
     /// An operation on the tree failed; [`Error::errno`] says why.
     Operation,
 }
@@ -149,9 +163,31 @@ impl Error {
         Self::Mount { mountpoint, reason: reason.into(), remedy: remedy.into(), kind }
     }
 
-    /// Makes it one of `kind`, if it was built by [`Error::setup`] or [`Error::mount`].
+    /// Builds an [`Error::Image`] of [`ErrorKind::Image`].
+    pub fn image(subject: impl fmt::Display, reason: impl Into<String>) -> Self {
+        Self::Image { subject: subject.to_string(), reason: reason.into(), kind: ErrorKind::Image }
+    }
+
+    /// Builds an [`Error::Image`] of what the system, or a stream that holds something wrong, has answered.
+    pub(crate) fn image_io(subject: impl fmt::Display, error: &std::io::Error) -> Self {
+        let kind = match error.kind() {
+            std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof => ErrorKind::Image,
+            _ => Errno::from_io_error(error).map_or(ErrorKind::Image, |errno| ErrorKind::of(errno, ErrorKind::Machine)),
+        };
+        Self::Image { subject: subject.to_string(), reason: error.to_string(), kind }
+    }
+
+    /// Says what larger thing an [`Error::Image`] is about.
+    pub(crate) fn within(mut self, whole: impl fmt::Display) -> Self {
+        if let Self::Image { subject, .. } = &mut self {
+            *subject = format!("{whole}: {subject}");
+        }
+        self
+    }
+
+    /// Makes it one of `kind`, if it was built by [`Error::setup`], [`Error::mount`] or [`Error::image`].
     pub(crate) fn of_kind(mut self, of: ErrorKind) -> Self {
-        if let Self::Setup { kind, .. } | Self::Mount { kind, .. } = &mut self {
+        if let Self::Setup { kind, .. } | Self::Mount { kind, .. } | Self::Image { kind, .. } = &mut self {
             *kind = of;
         }
         self
@@ -167,7 +203,7 @@ impl Error {
     /// Returns what kind of failure it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Setup { kind, .. } | Self::Mount { kind, .. } => *kind,
+            Self::Setup { kind, .. } | Self::Mount { kind, .. } | Self::Image { kind, .. } => *kind,
             Self::NotOurs { .. } => ErrorKind::NotOurs,
             Self::Corrupt { .. } | Self::NotFollowed { .. } => ErrorKind::Layer,
             // What the kernel said about one file says nothing about the mount: EACCES may be the right answer.
@@ -182,8 +218,8 @@ impl Error {
             Self::Call { errno, .. } | Self::Refused(errno) => *errno,
             // overlayfs answers EIO for an entry it cannot make sense of; the rest of the tree works.
             Self::Corrupt { .. } | Self::NotFollowed { .. } => Errno::IO,
-            // Never reaches a request: these end `build`, `Mount::new` and `Unmounter::unmount`.
-            Self::Setup { .. } | Self::Mount { .. } | Self::NotOurs { .. } => Errno::INVAL,
+            // Never reaches a request: these end `build`, `Mount::new` and `Unmounter::unmount`, or are about no mount.
+            Self::Setup { .. } | Self::Mount { .. } | Self::Image { .. } | Self::NotOurs { .. } => Errno::INVAL,
         }
     }
 }

@@ -67,8 +67,8 @@
 //!
 //! # Features
 //!
-//! `fuse` (mounting) and `cli` (the command, which needs `fuse`) are on by default. Without them the crate is the union
-//! alone.
+//! `fuse` (mounting), `image` (container images), `registry` (images from and to registries) and `cli` (the command, which
+//! needs the first two) are on by default. Without them the crate is the union alone.
 
 #[cfg(feature = "cli")]
 pub mod cli;
@@ -76,6 +76,8 @@ pub mod config;
 pub mod error;
 #[cfg(feature = "fuse")]
 pub mod fuse;
+#[cfg(feature = "image")]
+pub mod image;
 pub mod layer;
 pub mod sys;
 pub mod union;

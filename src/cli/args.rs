@@ -11,6 +11,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint, value_parser};
 use clap_complete::Shell;
 
 use super::exit::{Exit, Failure};
+use super::image;
 use super::options;
 use super::settings::{Settings, Spec, Spelling, Takes, all};
 use super::table::GROUPS;
@@ -65,6 +66,7 @@ pub fn command() -> Command {
         .disable_help_subcommand(true)
         .subcommand(mount_command())
         .subcommand(umount_command())
+        .subcommands(image::commands())
         .subcommand(
             Command::new("doctor")
                 .about("Shows what this machine offers, what is missing, and how to get it")
@@ -102,7 +104,9 @@ fn mount_command() -> Command {
                 .action(ArgAction::Append)
                 .value_parser(ValueParser::os_string())
                 .help("Options in the form of mount(8); may be repeated"),
-        );
+        )
+        .next_help_heading("Images")
+        .args(image::mount_args());
     for group in GROUPS {
         mount = mount.next_help_heading(group.heading).args(group.specs.iter().map(flag));
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::process::ExitCode;
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 
 /// What the exit code of the command says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +84,8 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let exit = match &error {
             Error::Setup { .. } => Exit::Setup,
+            Error::Image { .. } if error.kind() == ErrorKind::Machine => Exit::Machine,
+            Error::Image { .. } => Exit::Failed,
             // The library checks every path before it mounts, so what is left is the machine's no.
             Error::Mount { .. } => Exit::Machine,
             Error::Call { .. }

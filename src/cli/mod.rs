@@ -10,6 +10,7 @@ mod completions;
 mod daemon;
 mod doctor;
 mod exit;
+mod image;
 mod logging;
 mod man;
 mod mount;
@@ -86,7 +87,13 @@ fn answer(request: Request) -> Result<Exit, Failure> {
 
 fn dispatch(matches: &ArgMatches) -> Result<Exit, Failure> {
     match matches.subcommand() {
-        Some(("mount", matches)) => mount::run(args::settings(matches)?),
+        Some(("mount", matches)) => {
+            let mut settings = args::settings(matches)?;
+            if let Some(layers) = image::layers_of(matches, settings.mount.read_only)? {
+                settings.take_layers(layers)?;
+            }
+            mount::run(settings)
+        }
         Some(("umount", matches)) => {
             let busy = if matches.get_flag("lazy") { Busy::Detach } else { Busy::Refuse };
             umount::run(&args::mountpoint(matches), busy)
@@ -106,9 +113,14 @@ fn dispatch(matches: &ArgMatches) -> Result<Exit, Failure> {
             man::render(args::command(), &mut page).map_err(|error| no_output(&error))?;
             print(&page)
         }
+        Some((name, matches)) => image::run(name, matches).unwrap_or_else(|| Err(no_command())),
         // clap requires one of the subcommands that it was given.
-        _ => Err(Failure::new(Exit::Usage, "no command is given; see --help")),
+        None => Err(no_command()),
     }
+}
+
+fn no_command() -> Failure {
+    Failure::new(Exit::Usage, "no command is given; see --help")
 }
 
 /// Writes `text` to standard output; a reader that has seen enough (`| head`) is no failure.

@@ -12,10 +12,11 @@ use signal_hook::iterator::Signals;
 
 use super::daemon::{self, Reporter, Side};
 use super::exit::{Exit, Failure};
+use super::image::{Held, Layers};
 use super::logging;
 use super::settings::Settings;
 use super::stats::Report;
-use crate::config::Source;
+use crate::config::{Access, Permissions, Source};
 use crate::error::Error;
 use crate::fuse::{Mount, Unmounter};
 use crate::sys::caps;
@@ -44,9 +45,18 @@ pub fn run(mut settings: Settings) -> Result<Exit, Failure> {
         Side::Command(waiter) => {
             // While it is open here, the kernel would wait for a daemon that has died.
             drop(device);
-            waiter.wait().map(|()| Exit::Done)
+            waiter.wait()?;
+            tell(&settings)
         }
         Side::Daemon(reporter) => Ok(serve(&settings, device, reporter)),
+    }
+}
+
+/// Prints the id of the container that was mounted, if one was.
+fn tell(settings: &Settings) -> Result<Exit, Failure> {
+    match settings.container.as_ref().filter(|container| !container.config.ephemeral) {
+        Some(container) => super::print(format!("{}\n", container.config.id).as_bytes()),
+        None => Ok(Exit::Done),
     }
 }
 
@@ -64,15 +74,16 @@ fn not_inherited(settings: &Settings) -> Failure {
 fn stay(settings: &Settings, device: Option<OwnedFd>) -> Result<Exit, Failure> {
     daemon::clear_umask();
     // As for a daemon: the machine was good enough to mount, so whatever ends it is a failure.
-    let (mount, report) = start(settings, device)?;
-    serve_to_end(mount, report).map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
+    let started = start(settings, device)?;
+    tell(settings)?;
+    serve_to_end(started).map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
     Ok(Exit::Done)
 }
 
 /// Is the daemon: mounts, reports, and serves until the end. Its exit code is for whoever traces it.
 fn serve(settings: &Settings, device: Option<OwnedFd>, reporter: Reporter) -> Exit {
     daemon::clear_umask();
-    let (mount, report) = match start(settings, device) {
+    let started = match start(settings, device) {
         Ok(started) => started,
         Err(failure) => {
             // Without a reader there is nobody to tell.
@@ -82,13 +93,13 @@ fn serve(settings: &Settings, device: Option<OwnedFd>, reporter: Reporter) -> Ex
             return failure.exit;
         }
     };
-    let unmounter = mount.unmounter();
+    let unmounter = started.mount.unmounter();
     if let Err(error) = reporter.ready() {
         log::error!("the command that asked for the mount is gone: {error}; unmounting");
         // What the caller has mounted itself (/dev/fd/N) is not ours to unmount, and is served until it is.
         end(&unmounter);
     }
-    match serve_to_end(mount, report) {
+    match serve_to_end(started) {
         Ok(()) => Exit::Done,
         Err(error) => {
             log::error!("{error}");
@@ -98,28 +109,42 @@ fn serve(settings: &Settings, device: Option<OwnedFd>, reporter: Reporter) -> Ex
 }
 
 /// Serves until the mount has ended, also where it ends by a failure, and then reports what was done.
-fn serve_to_end(mount: Mount, report: Option<Report>) -> Result<(), Error> {
+fn serve_to_end(started: Started) -> Result<(), Error> {
+    let Started { mount, report, held } = started;
     let (served, statistics) = mount.run_counted();
     if let Some(report) = report {
         report.write(&statistics);
     }
+    if let Some(held) = held {
+        held.end();
+    }
     served
 }
 
-/// Opens the layers and mounts, and what is reported to in the end; signals that end a process end the mount from here on.
+/// A mount that is to be served.
+struct Started {
+    mount: Mount,
+    /// What is reported to in the end.
+    report: Option<Report>,
+    /// The container that the layers are of.
+    held: Option<Held>,
+}
+
+/// Opens the layers and mounts; signals that end a process end the mount from here on.
 ///
 /// What the caller has mounted as `device` is the caller's to unmount: there signals end the process, which leaves a mount
 /// that nobody answers for, as with every program on libfuse.
-fn start(settings: &Settings, device: Option<OwnedFd>) -> Result<(Mount, Option<Report>), Failure> {
+fn start(settings: &Settings, device: Option<OwnedFd>) -> Result<Started, Failure> {
     logging::start(settings.log_file.as_deref(), settings.log_level)?;
     let report = Report::open(settings)?;
     caps::raise_open_files();
+    let held = settings.container.as_ref().map(|one| Held::take(one, &settings.mount.mountpoint)).transpose()?;
     let union = Union::from_config(&settings.union)?;
     if let Some(device) = device {
         if settings.mount.context.is_some() || settings.mount.propagation.is_some() {
             log::warn!("the caller has mounted, and alone can give the mount a context or propagation");
         }
-        return Ok((Mount::attach(union, device, &settings.mount)?, report));
+        return Ok(Started { mount: Mount::attach(union, device, &settings.mount)?, report, held });
     }
     // Before the mount: a signal that comes while it is made is kept, and ends it when it is.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| no_signals(&error))?;
@@ -130,7 +155,7 @@ fn start(settings: &Settings, device: Option<OwnedFd>) -> Result<(Mount, Option<
         mount.withdraw();
         return Err(no_signals(&error));
     }
-    Ok((mount, report))
+    Ok(Started { mount, report, held })
 }
 
 fn no_signals(error: &io::Error) -> Failure {
@@ -155,6 +180,31 @@ fn end(unmounter: &Unmounter) {
 }
 
 impl Settings {
+    /// Takes the layers of a container in place of directories.
+    pub fn take_layers(&mut self, layers: Layers) -> Result<(), Failure> {
+        if !self.union.lowers.is_empty() || self.union.upper.is_some() || self.union.work.is_some() {
+            let reason =
+                "layers are given, and an image or a container; --lower, --upper and --work are for directories";
+            return Err(Failure::new(Exit::Usage, reason));
+        }
+        let Layers { lowers, container, owners_apart } = layers;
+        if lowers.is_empty() {
+            let image = container.config.image_name.as_ref().unwrap_or(&container.config.image);
+            return Err(Failure::new(Exit::Failed, format!("{image}: has no layers, so there is nothing to show")));
+        }
+        self.union.lowers = lowers.into_iter().map(Source::Path).collect();
+        if !self.mount.read_only {
+            (self.union.upper, self.union.work) = (Some(container.upper().into()), Some(container.work().into()));
+        }
+        if owners_apart {
+            self.union.permissions = Permissions::User;
+            // All of it is this user's in truth, and nobody else comes in: what the modes say is for those who get the image.
+            self.mount.default_permissions &= self.mount.access != Access::Owner;
+        }
+        self.container = Some(container);
+        Ok(())
+    }
+
     /// Makes every path independent of the working directory, which a daemon leaves.
     fn make_absolute(&mut self) -> Result<(), Failure> {
         let layers = self.union.lowers.iter_mut().chain(&mut self.union.upper).chain(&mut self.union.work);

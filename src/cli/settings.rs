@@ -15,6 +15,7 @@ use log::LevelFilter;
 use super::options::{self, SyntaxError};
 use super::table::{GROUPS, IGNORED, TEXT_ONLY};
 use crate::config::{IdMap, MountConfig, UnionConfig};
+use crate::image::store::Container;
 
 /// How long an upper is waited for whose mount was just unmounted.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -34,6 +35,8 @@ pub struct Settings {
     pub log_level: Option<LevelFilter>,
     /// Whether what was done is reported when the mount has ended.
     pub stats: bool,
+    /// The container of a store that the layers are of.
+    pub container: Option<Container>,
 }
 
 /// What an option takes, and what it then sets.
@@ -167,6 +170,7 @@ impl Settings {
             log_file: None,
             log_level: None,
             stats: false,
+            container: None,
         }
     }
 

@@ -18,6 +18,13 @@ pub fn in_initial_user_namespace() -> bool {
     std::fs::metadata("/proc/self/ns/user").is_ok_and(|namespace| namespace.ino() == INITIAL)
 }
 
+/// Returns how many user ids this user namespace has (/proc/self/uid_map, user_namespaces(7)); none without /proc.
+pub fn mapped_ids() -> u64 {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let counts = map.lines().filter_map(|line| line.split_ascii_whitespace().nth(2)?.parse::<u64>().ok());
+    counts.fold(0, u64::saturating_add)
+}
+
 /// Returns whether `trusted.` xattrs can be read and written: CAP_SYS_ADMIN in the initial user namespace.
 pub fn trusted_xattrs() -> bool {
     effective(CapabilitySet::SYS_ADMIN) && in_initial_user_namespace()

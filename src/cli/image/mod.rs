@@ -1,0 +1,129 @@
+//! The subcommands about images and containers: one file for those that belong together.
+
+mod containers;
+mod list;
+mod names;
+mod output;
+mod progress;
+#[cfg(feature = "registry")]
+mod registry;
+mod show;
+mod transfer;
+mod upkeep;
+
+use std::path::PathBuf;
+
+use clap::{Arg, ArgMatches, Command, ValueHint, value_parser};
+
+use super::exit::{Exit, Failure};
+use crate::image::manifest::Platform;
+use crate::image::store::Store;
+
+pub use containers::{Held, Layers, layers_of, mount_args};
+
+const STORE: &str = "store";
+const PLATFORM: &str = "platform";
+
+/// Returns the subcommands.
+pub fn commands() -> impl Iterator<Item = Command> {
+    let all = [
+        #[cfg(feature = "registry")]
+        registry::commands(),
+        transfer::commands(),
+        list::commands(),
+        show::commands(),
+        names::commands(),
+        containers::commands(),
+        upkeep::commands(),
+    ];
+    all.into_iter().flatten()
+}
+
+/// Runs the subcommand `name`, if it is one of these.
+pub fn run(name: &str, matches: &ArgMatches) -> Option<Result<Exit, Failure>> {
+    let call: fn(&ArgMatches) -> Result<Exit, Failure> = match name {
+        #[cfg(feature = "registry")]
+        "pull" => registry::pull,
+        #[cfg(feature = "registry")]
+        "push" => registry::push,
+        "load" => transfer::load,
+        "save" => transfer::save,
+        "images" => list::images,
+        "inspect" => show::inspect,
+        "history" => show::history,
+        "tag" => names::tag,
+        "rmi" => names::rmi,
+        "create" => containers::create,
+        "ps" => containers::ps,
+        "rm" => containers::rm,
+        "diff" => containers::diff,
+        "commit" => containers::commit,
+        "gc" => upkeep::gc,
+        "verify" => upkeep::verify,
+        "df" => upkeep::df,
+        _ => return None,
+    };
+    Some(crate::cli::logging::start(None, None).and_then(|()| call(matches)))
+}
+
+/// Returns the option that names a store.
+pub fn store_arg() -> Arg {
+    Arg::new(STORE)
+        .long("store")
+        .value_name("DIR")
+        .value_parser(value_parser!(PathBuf))
+        .value_hint(ValueHint::DirPath)
+        .env("UNIONFS_RS_STORE")
+        .help(
+            "The store of images [default: /var/lib/unionfs-rs as root, else unionfs-rs in the user's data directory]",
+        )
+}
+
+/// Returns the option that names a platform.
+fn platform_arg() -> Arg {
+    Arg::new(PLATFORM)
+        .long("platform")
+        .value_name("OS/ARCH[/VARIANT]")
+        .help("Which image of an index to take [default: that for this machine]")
+}
+
+fn image_arg(name: &'static str) -> Arg {
+    Arg::new(name).required(true).help("An image: its name, or the first digits of its id or digest")
+}
+
+/// Returns a required word of the command line.
+fn word<'a>(matches: &'a ArgMatches, name: &str) -> &'a str {
+    // clap lets no command line without it through.
+    matches.get_one::<String>(name).map_or("", String::as_str)
+}
+
+fn words<'a>(matches: &'a ArgMatches, name: &str) -> impl Iterator<Item = &'a str> {
+    matches.get_many::<String>(name).into_iter().flatten().map(String::as_str)
+}
+
+/// Opens the store that the command line names, or this user's.
+pub fn open_store(matches: &ArgMatches) -> Result<Store, Failure> {
+    let path = match matches.get_one::<PathBuf>(STORE) {
+        Some(path) => path.clone(),
+        None => default_store()?,
+    };
+    Ok(Store::open(&path)?)
+}
+
+fn default_store() -> Result<PathBuf, Failure> {
+    if rustix::process::geteuid().is_root() && crate::sys::caps::in_initial_user_namespace() {
+        return Ok("/var/lib/unionfs-rs".into());
+    }
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let data = absolute("XDG_DATA_HOME").or_else(|| Some(absolute("HOME")?.join(".local/share")));
+    data.map(|data| data.join("unionfs-rs")).ok_or_else(|| {
+        Failure::new(Exit::Usage, "neither XDG_DATA_HOME nor HOME says where the store is; name one with --store DIR")
+    })
+}
+
+fn platform(matches: &ArgMatches) -> Result<Platform, Failure> {
+    match matches.get_one::<String>(PLATFORM) {
+        Some(text) => Platform::parse(text).map_err(|error| Failure::new(Exit::Usage, error.to_string())),
+        None => Ok(Platform::here()),
+    }
+}

@@ -1,0 +1,49 @@
+//! How far long work is: bars on a terminal, nothing in a pipe.
+
+use std::collections::HashMap;
+use std::io::IsTerminal;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use oci_spec::image::Digest;
+use parking_lot::Mutex;
+
+use crate::image::digest;
+use crate::image::store::Progress;
+
+/// Bars, one for each blob that is worked on.
+#[derive(Debug)]
+pub struct Bars {
+    all: Option<MultiProgress>,
+    verb: &'static str,
+    bars: Mutex<HashMap<String, ProgressBar>>,
+}
+
+impl Bars {
+    /// Shows bars where standard error is a terminal; each begins with `verb`.
+    pub fn new(verb: &'static str) -> Self {
+        let all = std::io::stderr().is_terminal().then(MultiProgress::new);
+        Self { all, verb, bars: Mutex::new(HashMap::new()) }
+    }
+
+    fn with(&self, blob: &Digest, call: impl FnOnce(&ProgressBar)) {
+        let Some(all) = &self.all else { return };
+        let mut bars = self.bars.lock();
+        let bar = bars.entry(blob.to_string()).or_insert_with(|| {
+            let style =
+                ProgressStyle::with_template("{prefix} {decimal_bytes:>10} {decimal_bytes_per_sec:>12} {spinner}");
+            let bar = ProgressBar::no_length().with_prefix(format!("{} {}", self.verb, digest::short(blob)));
+            all.add(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner())))
+        });
+        call(bar);
+    }
+}
+
+impl Progress for Bars {
+    fn read(&self, blob: &Digest, bytes: u64) {
+        self.with(blob, |bar| bar.inc(bytes));
+    }
+
+    fn done(&self, blob: &Digest) {
+        self.with(blob, ProgressBar::finish);
+    }
+}

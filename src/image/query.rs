@@ -1,0 +1,75 @@
+//! Finding an image by what people write: a name, short or whole, or the beginning of an id or digest.
+
+use oci_spec::image::Digest;
+
+use super::manifest::Image;
+use super::reference::ImageName;
+use super::store::{Named, Store};
+use crate::error::{Error, ErrorKind, Result};
+
+/// The fewest digits that are taken for the beginning of an id.
+const DIGITS_MIN: usize = 4;
+
+/// An image that was found.
+#[derive(Debug)]
+pub struct Found {
+    /// The image.
+    pub image: Image,
+    /// The name by which it was found; `None` for one that was found by id or digest.
+    pub name: Option<ImageName>,
+}
+
+impl Store {
+    /// Finds the image that `text` names. Errors: [`ErrorKind::Absent`] where there is none, or several begin so.
+    pub fn find(&self, text: &str) -> Result<Found> {
+        let images = self.images()?;
+        if let Ok(candidates) = ImageName::candidates(text) {
+            for name in &candidates {
+                if let Some(found) = by_name(&images, name) {
+                    return Ok(Found { image: Image::read(self, &found.manifest)?, name: Some(name.clone()) });
+                }
+            }
+        }
+        let digits = text.strip_prefix("sha256:").unwrap_or(text);
+        let hexadecimal =
+            digits.len() >= DIGITS_MIN && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let mut found: Vec<Image> = Vec::new();
+        if hexadecimal {
+            for image in self.distinct_images()? {
+                let begins = |digest: &Digest| digest.digest().starts_with(digits);
+                if begins(image.id()) || begins(image.descriptor.digest()) {
+                    found.push(image);
+                }
+            }
+        }
+        match (found.pop(), found.pop()) {
+            (Some(image), None) => Ok(Found { image, name: None }),
+            (Some(_), Some(_)) => Err(absent(text, "several images begin so; write more of the digits")),
+            _ => Err(absent(text, "there is no such image; unionfs-rs images lists them, pull and load bring more")),
+        }
+    }
+
+    /// Returns the names of the image with the manifest `digest`.
+    pub fn names_of(&self, digest: &Digest) -> Result<Vec<ImageName>> {
+        let images = self.images()?;
+        Ok(images
+            .into_iter()
+            .filter(|image| image.manifest.digest() == digest)
+            .filter_map(|image| image.name)
+            .collect())
+    }
+}
+
+/// Returns the image with this name, or of this repository with this digest.
+fn by_name<'a>(images: &'a [Named], name: &ImageName) -> Option<&'a Named> {
+    let exact = images.iter().find(|image| image.name.as_ref() == Some(name));
+    exact.or_else(|| {
+        let digest = name.digest()?;
+        let of_repository = |image: &&Named| image.name.as_ref().is_some_and(|other| other.base() == name.base());
+        images.iter().filter(of_repository).find(|image| image.manifest.digest().as_ref() == digest)
+    })
+}
+
+fn absent(text: &str, reason: &str) -> Error {
+    Error::image(text, reason).of_kind(ErrorKind::Absent)
+}

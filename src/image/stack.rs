@@ -1,0 +1,317 @@
+//! Layers on disk seen as one tree, to be read: what an image shows, or a container.
+//!
+//! The rules are the union's, of which this needs little: nothing here is mounted or changed, no inode is kept, and each
+//! question is asked of the layers anew.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::OFlags;
+
+use super::tar::{Member, MemberKind};
+use super::unpack::keep::Keep;
+use crate::error::{Error, Result};
+use crate::layer::attr::{Attr, FileKind};
+use crate::layer::dir::{Below, Found, LayerDir, Lowers};
+use crate::layer::directory::Directory;
+use crate::layer::name::WH_PREFIX;
+use crate::layer::overlay::{Marks, Namespace};
+use crate::layer::redirect::Redirect;
+use crate::layer::{Layer, LayerId, Root};
+
+/// How many directories of the layers stay open.
+const OPEN_MAX: usize = 1024;
+
+/// Layers, seen as one tree.
+pub struct Stack {
+    lowers: Lowers,
+    namespace: Namespace,
+    /// Which layer's root has the attributes of the tree's, counted from the topmost.
+    root: usize,
+}
+
+/// A layer of a stack.
+#[derive(Debug, Clone, Copy)]
+pub struct Part<'a> {
+    /// The directory.
+    pub path: &'a Path,
+    /// Whether the attributes of its root are the root's, or were made up for want of any.
+    pub says_root: bool,
+}
+
+/// A directory of the tree: what the layers have of it, topmost first.
+#[derive(Debug, Clone)]
+pub struct Merged {
+    parts: Vec<Arc<LayerDir>>,
+}
+
+impl Merged {
+    /// Returns what tells the parts apart from all others: device and inode number.
+    pub fn identities(&self) -> Vec<((u32, u32), u64)> {
+        self.parts.iter().map(|part| (part.dev, part.ino)).collect()
+    }
+
+    /// Returns the parts, topmost first.
+    pub fn parts(&self) -> &[Arc<LayerDir>] {
+        &self.parts
+    }
+}
+
+/// What the tree has under a name.
+#[derive(Debug, Clone)]
+pub enum Object {
+    /// A directory, with the attributes of its topmost part.
+    Dir(Merged, Attr),
+    /// Anything else, under a name in a directory of one layer.
+    File(Arc<LayerDir>, OsString, Attr),
+}
+
+impl Object {
+    /// Returns the attributes.
+    pub fn attr(&self) -> &Attr {
+        match self {
+            Self::Dir(_, attr) | Self::File(_, _, attr) => attr,
+        }
+    }
+}
+
+impl Stack {
+    /// Opens the trees of layers, topmost first. Errors: those of opening each, by its path.
+    pub fn open<'a>(parts: impl IntoIterator<Item = Part<'a>>, keep: Keep) -> Result<Self> {
+        let (mut layers, mut says_root) = (Vec::new(), None);
+        for (at, part) in parts.into_iter().enumerate() {
+            let path = part.path;
+            let id = LayerId(u16::try_from(at + 1).map_err(|_| Error::image(path.display(), "is one layer too many"))?);
+            let root = Root { fd: Directory::at(path)?.into_fd(), private: false, quiet: false };
+            layers.push(Layer::new(id, path, root)?);
+            if part.says_root {
+                says_root.get_or_insert(at);
+            }
+        }
+        let lowers = Lowers::new(layers, keep.namespace, OPEN_MAX)?;
+        Ok(Self { lowers, namespace: keep.namespace, root: says_root.unwrap_or_default() })
+    }
+
+    /// Returns the root.
+    pub fn root(&self) -> Result<Object> {
+        let parts = self.roots(0);
+        let of = self.lowers.roots().get(self.root).ok_or_else(|| Error::image("tree", "has no layers"))?;
+        let attr = self.lowers.stat(of, OsStr::new(""))?;
+        Ok(Object::Dir(Merged { parts }, attr))
+    }
+
+    /// Returns the root as the member of a tar that would make it.
+    pub fn root_member(&self) -> Result<Member> {
+        let root = self.root()?;
+        let (mut member, _) = self.to_member(b"./".to_vec(), &root)?;
+        if let Some(of) = self.lowers.roots().get(self.root) {
+            member.xattrs = self.xattrs(of, OsStr::new(""))?;
+        }
+        Ok(member)
+    }
+
+    /// Returns the roots of the layers from the one at `first`, counted from the topmost, down to an opaque one.
+    fn roots(&self, first: usize) -> Vec<Arc<LayerDir>> {
+        let mut parts = Vec::new();
+        for root in self.lowers.roots().iter().skip(first) {
+            parts.push(root.clone());
+            if root.opaque {
+                break;
+            }
+        }
+        parts
+    }
+
+    /// Finds `name` in `dir`.
+    pub fn lookup(&self, dir: &Merged, name: &OsStr) -> Result<Option<Object>> {
+        self.find(dir.parts.clone(), name)
+    }
+
+    fn find(&self, mut parts: Vec<Arc<LayerDir>>, name: &OsStr) -> Result<Option<Object>> {
+        let mut name = name.to_owned();
+        let mut found: Option<(Vec<Arc<LayerDir>>, Attr)> = None;
+        let mut at = 0;
+        while let Some(part) = parts.get(at).cloned() {
+            at += 1;
+            match self.lowers.examine(&part, &name, Below::Something)? {
+                Found::Absent => {}
+                Found::Whiteout => break,
+                Found::File(attr) if found.is_none() => return Ok(Some(Object::File(part, name, attr))),
+                Found::File(_) => break,
+                Found::Dir(attr, marks) => {
+                    found.get_or_insert_with(|| (Vec::new(), attr)).0.push(part.child(&name, &attr, &marks));
+                    if marks.opaque {
+                        break;
+                    }
+                    match self.redirect(&part, &name, &marks)? {
+                        None => {}
+                        Some(Redirect::Sibling(other)) => {
+                            name = other;
+                            continue;
+                        }
+                        Some(Redirect::Absolute(path)) => {
+                            let Some((last, above)) = path.split_last() else { break };
+                            let below = usize::from(part.layer.0);
+                            (parts, at) = (self.descend(self.roots(below), above)?, 0);
+                            name = last.clone();
+                            continue;
+                        }
+                    }
+                }
+            }
+            if self.lowers.hides_by_name(&part, &name)? {
+                break;
+            }
+        }
+        Ok(found.map(|(parts, attr)| Object::Dir(Merged { parts }, attr)))
+    }
+
+    fn redirect(&self, part: &Arc<LayerDir>, name: &OsStr, marks: &Marks) -> Result<Option<Redirect>> {
+        let parse = |value: &Vec<u8>| Redirect::parse(value).map_err(|reason| self.lowers.corrupt(part, name, reason));
+        marks.redirect.as_ref().map(parse).transpose()
+    }
+
+    /// Goes down from `parts` along `path`; to nothing where it is no directory.
+    fn descend(&self, parts: Vec<Arc<LayerDir>>, path: &[OsString]) -> Result<Vec<Arc<LayerDir>>> {
+        let mut parts = parts;
+        for name in path {
+            parts = match self.find(parts, name)? {
+                Some(Object::Dir(merged, _)) => merged.parts,
+                _ => return Ok(Vec::new()),
+            };
+        }
+        Ok(parts)
+    }
+
+    /// Finds what is at `path`, whose components are names; links are not followed.
+    pub fn at(&self, path: &[&OsStr]) -> Result<Option<Object>> {
+        let mut object = self.root()?;
+        for name in path {
+            let Object::Dir(dir, _) = &object else { return Ok(None) };
+            match self.lookup(dir, name)? {
+                Some(next) => object = next,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(object))
+    }
+
+    /// Collects the names that `parts` have, whether they show or are marks, but for those of `.wh.` files: the names that
+    /// these hide take their place.
+    pub fn names(&self, parts: &[Arc<LayerDir>]) -> Result<BTreeSet<OsString>> {
+        let mut names = BTreeSet::new();
+        for part in parts {
+            self.lowers.each_entry(part, |name, _, _| {
+                let name = match name.strip_prefix(WH_PREFIX.as_bytes()) {
+                    // `.wh..wh..opq` and its like are about no name.
+                    Some(hidden) if hidden.starts_with(WH_PREFIX.as_bytes()) => return,
+                    Some(hidden) => hidden,
+                    None => name,
+                };
+                names.insert(OsStr::from_bytes(name).to_owned());
+            })?;
+        }
+        Ok(names)
+    }
+
+    /// Lists what shows in `dir`, by name in the order of bytes.
+    pub fn list(&self, dir: &Merged) -> Result<Vec<(OsString, Object)>> {
+        let mut list = Vec::new();
+        for name in self.names(&dir.parts)? {
+            if let Some(object) = self.lookup(dir, &name)? {
+                list.push((name, object));
+            }
+        }
+        Ok(list)
+    }
+
+    /// Reads the target of a symbolic link.
+    pub fn read_link(&self, dir: &Arc<LayerDir>, name: &OsStr) -> Result<OsString> {
+        let layer = self.lowers.layer(dir);
+        self.lowers.with_fd(dir, |fd| layer.read_link(fd, name).map_err(|e| layer.error("readlinkat", name, e)))
+    }
+
+    /// Opens a regular file for reading.
+    pub fn open_file(&self, dir: &Arc<LayerDir>, name: &OsStr) -> Result<File> {
+        let layer = self.lowers.layer(dir);
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+        let opened = self
+            .lowers
+            .with_fd(dir, |fd| layer.open_noatime(fd, name, flags).map_err(|e| layer.error("openat", name, e)));
+        opened.map(File::from)
+    }
+
+    /// Returns the extended attributes that the tree shows, sorted by name; an empty name is `dir` itself.
+    pub fn xattrs(&self, dir: &Arc<LayerDir>, name: &OsStr) -> Result<Vec<(OsString, Vec<u8>)>> {
+        let layer = self.lowers.layer(dir);
+        self.lowers.with_fd(dir, |fd| {
+            let mut xattrs = Vec::new();
+            for key in layer.xattrs(fd, name).map_err(|e| layer.error("listxattr", name, e))? {
+                let value = layer.xattr(fd, name, &key).map_err(|e| layer.error("getxattr", name, e))?;
+                xattrs.push((key, value));
+            }
+            xattrs.sort();
+            Ok(xattrs)
+        })
+    }
+
+    /// Returns the extended attributes of an object.
+    pub fn xattrs_of(&self, object: &Object) -> Result<Vec<(OsString, Vec<u8>)>> {
+        match object {
+            Object::File(dir, name, _) => self.xattrs(dir, name),
+            Object::Dir(merged, _) => match merged.parts.first() {
+                Some(top) => self.xattrs(top, OsStr::new("")),
+                None => Ok(Vec::new()),
+            },
+        }
+    }
+
+    /// Returns an object as the member of a tar that would make it at `path`, and the data of a regular file.
+    ///
+    /// Errors: [`crate::error::ErrorKind::Image`] for a file of an upper whose data is still in another layer (metacopy).
+    pub fn to_member(&self, path: Vec<u8>, object: &Object) -> Result<(Member, Option<File>)> {
+        let attr = object.attr();
+        let (mut link, mut data) = (Vec::new(), None);
+        if let Object::File(dir, name, _) = object {
+            match attr.kind {
+                FileKind::Symlink => link = self.read_link(dir, name)?.into_vec(),
+                FileKind::Regular => {
+                    self.refuse_metacopy(dir, name)?;
+                    data = Some(self.open_file(dir, name)?);
+                }
+                _ => {}
+            }
+        }
+        let member = Member {
+            path,
+            kind: MemberKind::File(attr.kind),
+            mode: attr.mode,
+            uid: attr.uid,
+            gid: attr.gid,
+            mtime: attr.mtime,
+            size: if attr.kind == FileKind::Regular { attr.size } else { 0 },
+            link,
+            rdev: if matches!(attr.kind, FileKind::Char | FileKind::Block) { attr.rdev } else { (0, 0) },
+            xattrs: self.xattrs_of(object)?,
+            extents: None,
+        };
+        Ok((member, data))
+    }
+
+    fn refuse_metacopy(&self, dir: &Arc<LayerDir>, name: &OsStr) -> Result<()> {
+        let layer = self.lowers.layer(dir);
+        let marks = self
+            .lowers
+            .with_fd(dir, |fd| self.namespace.marks(fd, name).map_err(|e| layer.error("listxattr", name, e)))?;
+        if marks.metacopy || marks.foreign {
+            let path = dir.path_of(name);
+            let reason = "has its data in another layer (metacopy=on); write to it, or mount without metacopy";
+            return Err(Error::image(path.display(), reason));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,230 @@
+//! Writable layers over images, and the read-only mounts of images that hold their layers.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::super::manifest::Image;
+use super::super::stack::{Part, Stack};
+use super::layers::Tree;
+use super::{Store, open_lock, remove, replace};
+use crate::error::{Error, ErrorKind, Result};
+use crate::layer::attr::FileKind;
+
+/// The file with what is known of a container.
+const CONFIG: &str = "config.json";
+
+/// How many digits the name of a container has, as those of other tools.
+const ID_BYTES: usize = 6;
+
+/// What is known of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ContainerConfig {
+    /// Twelve hexadecimal digits.
+    pub id: String,
+    /// The digest of the image's manifest.
+    pub image: String,
+    /// What the image was called.
+    pub image_name: Option<String>,
+    /// The names of its trees in `layers`, lowest first.
+    pub layers: Vec<String>,
+    /// When it was made, in seconds since 1970.
+    pub created: u64,
+    /// Where it was mounted last.
+    pub mountpoint: Option<PathBuf>,
+    /// Whether it is gone when it is unmounted.
+    pub ephemeral: bool,
+}
+
+/// A writable layer over an image.
+#[derive(Debug, Clone)]
+pub struct Container {
+    /// What is known of it.
+    pub config: ContainerConfig,
+    /// Its directory, with `upper` and `work`.
+    pub path: PathBuf,
+}
+
+/// What holds a container while it is in use.
+#[derive(Debug)]
+pub struct InUse(#[expect(dead_code, reason = "the lock is let go of when it is closed")] File);
+
+impl Container {
+    /// Returns its writable layer.
+    pub fn upper(&self) -> PathBuf {
+        self.path.join("upper")
+    }
+
+    /// Returns its workdir.
+    pub fn work(&self) -> PathBuf {
+        self.path.join("work")
+    }
+
+    /// Takes the container for this process and those that it starts; `None` where somebody else has it.
+    pub fn hold(&self) -> Result<Option<InUse>> {
+        let lock = open_lock(&self.path.join("lock"))?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(InUse(lock))),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(Error::image_io(self.path.display(), &errno.into())),
+        }
+    }
+
+    /// Removes the container with all that was written to it. Errors: [`ErrorKind::InUse`].
+    pub fn remove(&self) -> Result<()> {
+        let id = &self.config.id;
+        let Some(_held) = self.hold()? else {
+            let at = self.config.mountpoint.as_ref().map_or_else(String::new, |at| format!(" at {}", at.display()));
+            return Err(Error::image(id, format!("is mounted{at}; unmount it first")).of_kind(ErrorKind::InUse));
+        };
+        let failed = |error: io::Error| Error::image_io(id, &error);
+        // Without this it is no container any more, whatever is left of it: the next one that is alone takes that away.
+        fs::remove_file(self.path.join(CONFIG)).map_err(failed)?;
+        remove(&self.path).map_err(failed)
+    }
+
+    /// Notes what has changed about it.
+    pub fn save(&self) -> Result<()> {
+        let bytes = serde_json::to_vec_pretty(&self.config);
+        let written = bytes.map_err(io::Error::from).and_then(|bytes| replace(&self.path.join(CONFIG), &bytes));
+        written.map_err(|error| Error::image_io(self.path.display(), &error))
+    }
+}
+
+impl Store {
+    /// Makes a container of `image`, whose trees are `trees`, lowest first.
+    pub fn create_container(
+        &self,
+        image: &Image,
+        name: Option<String>,
+        trees: &[Tree],
+        ephemeral: bool,
+    ) -> Result<Container> {
+        let id = new_id().map_err(|error| self.error("containers", &error))?;
+        let of_tree = |tree: &Tree| {
+            let name = tree.path.parent().and_then(|dir| dir.file_name());
+            name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+        };
+        let config = ContainerConfig {
+            id: id.clone(),
+            image: image.descriptor.digest().to_string(),
+            image_name: name,
+            layers: trees.iter().map(of_tree).collect(),
+            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+            mountpoint: None,
+            ephemeral,
+        };
+        let root = match trees {
+            [] => None,
+            trees => Some(Stack::open(trees.iter().rev().map(Tree::part), self.keep())?.root_member()?),
+        };
+        let work = self.workspace()?;
+        let made = || -> io::Result<()> {
+            for name in ["upper", "work"] {
+                fs::create_dir(work.path().join(name))?;
+            }
+            // The topmost layer may not say what the root is, and upper's is what shows.
+            if let Some(root) = &root {
+                let upper = File::open(work.path().join("upper"))?;
+                self.keep().dress(upper.as_fd(), OsStr::new(""), FileKind::Directory, root)?;
+            }
+            replace(&work.path().join(CONFIG), &serde_json::to_vec_pretty(&config)?)?;
+            fs::rename(work.path(), self.path("containers").join(&id))
+        };
+        made().map_err(|error| self.error("containers", &error))?;
+        // It has moved away from where it would be removed.
+        let _moved = work.keep();
+        self.sync_dir("containers")?;
+        Ok(Container { config, path: self.path("containers").join(id) })
+    }
+
+    /// Returns the trees of a container, lowest first. Errors: [`ErrorKind::Absent`] where one is gone.
+    pub fn trees_of(&self, container: &Container) -> Result<Vec<Tree>> {
+        let mut trees = Vec::new();
+        for name in &container.config.layers {
+            let absent =
+                || Error::image(name, "is a layer that is not in the store any more").of_kind(ErrorKind::Absent);
+            let tree = self.tree_named(name)?.ok_or_else(absent);
+            trees.push(tree.map_err(|error| error.within(&container.config.id))?);
+        }
+        Ok(trees)
+    }
+
+    /// Opens what a container shows, and what its image does.
+    pub fn stacks_of(&self, container: &Container) -> Result<(Stack, Stack)> {
+        let trees = self.trees_of(container)?;
+        let upper = container.upper();
+        let lowers = || trees.iter().rev().map(Tree::part);
+        let now = Stack::open([Part { path: &upper, says_root: true }].into_iter().chain(lowers()), self.keep())?;
+        Ok((now, Stack::open(lowers(), self.keep())?))
+    }
+
+    /// Returns the containers of the store, oldest first.
+    pub fn containers(&self) -> Result<Vec<Container>> {
+        let mut containers = Vec::new();
+        for id in self.entries("containers")? {
+            let path = self.path("containers").join(&id);
+            let bytes = match fs::read(path.join(CONFIG)) {
+                Ok(bytes) => bytes,
+                // It is being removed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(Error::image_io(path.display(), &error)),
+            };
+            let config = serde_json::from_slice(&bytes)
+                .map_err(|error| Error::image(path.display(), format!("its {CONFIG} cannot be read: {error}")))?;
+            containers.push(Container { config, path });
+        }
+        containers.sort_by(|a, b| (a.config.created, &a.config.id).cmp(&(b.config.created, &b.config.id)));
+        Ok(containers)
+    }
+
+    /// Removes what is left of containers that were being removed, and those of mounts that are gone with their server. The
+    /// store must be locked alone.
+    pub(super) fn remove_dead_containers(&self) -> Result<()> {
+        for id in self.entries("containers")? {
+            let path = self.path("containers").join(&id);
+            if !path.join(CONFIG).exists() {
+                remove(&path).map_err(|error| self.error("containers", &error))?;
+            }
+        }
+        for container in self.containers()?.iter().filter(|container| container.config.ephemeral) {
+            if container.config.mountpoint.is_some() && container.hold()?.is_some() {
+                container.remove()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds the container whose id begins with `text`. Errors: [`ErrorKind::Absent`] for none, or several.
+    pub fn container(&self, text: &str) -> Result<Container> {
+        let mut found = self.containers()?.into_iter().filter(|container| container.config.id.starts_with(text));
+        match (found.next(), found.next()) {
+            (Some(container), None) if !text.is_empty() => Ok(container),
+            (Some(_), Some(_)) => {
+                Err(Error::image(text, "several containers begin so; write more of the id").of_kind(ErrorKind::Absent))
+            }
+            _ => {
+                Err(Error::image(text, "there is no such container; unionfs-rs ps lists them")
+                    .of_kind(ErrorKind::Absent))
+            }
+        }
+    }
+}
+
+/// Draws the name of a container.
+fn new_id() -> io::Result<String> {
+    let mut bytes = [0_u8; ID_BYTES];
+    let mut filled = 0;
+    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        filled += rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty())?;
+    }
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}

@@ -1,0 +1,185 @@
+//! How a layer keeps what a plain user may not set: owners, modes, devices, capabilities.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::io::{Errno, Result};
+use rustix::thread::CapabilitySet;
+
+use super::super::tar::Member;
+use crate::layer::acl::{self, Acl};
+use crate::layer::attr::{FileKind, Timestamp};
+use crate::layer::name::WH_OPAQUE;
+use crate::layer::overlay::{self, Mark, Namespace, SECURITY_APART, View};
+use crate::layer::override_stat::{OverrideStat, Store};
+use crate::sys::{caps, proc_path, xattr};
+
+/// How many owners the files of images may have: those below the ids that systemd and others give out.
+const IDS_OF_IMAGES: u64 = 1000;
+
+/// How the trees of layers are kept by this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    /// Where owners and modes are, if not with the files.
+    pub store: Option<Store>,
+    /// Where the marks of the overlay are.
+    pub namespace: Namespace,
+}
+
+impl Keep {
+    /// Returns what this process can do: keep everything with the files, if it may give them to any owner.
+    pub fn here() -> Self {
+        let initial = caps::in_initial_user_namespace();
+        let gives = caps::effective(CapabilitySet::CHOWN) && (initial || caps::mapped_ids() >= IDS_OF_IMAGES);
+        let namespace = if caps::trusted_xattrs() { Namespace::Trusted } else { Namespace::User };
+        Self { store: (!gives).then_some(Store::Containers), namespace }
+    }
+
+    /// Makes what is neither a regular file nor a directory under `name` in `dir`.
+    ///
+    /// Errors: EEXIST; EPERM for a device in a user namespace; EINVAL for the device 0:0, which marks what is removed.
+    pub fn make_special(self, dir: BorrowedFd<'_>, name: &OsStr, kind: FileKind, member: &Member) -> Result<()> {
+        if kind == FileKind::Char && member.rdev == (0, 0) {
+            return Err(Errno::INVAL);
+        }
+        if self.store.is_some() {
+            // A plain file stands for it, which holds the target of a link.
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;
+            let mut rest = &member.link[..];
+            while !rest.is_empty() {
+                let written = rustix::io::write(&file, rest)?;
+                rest = rest.get(written..).unwrap_or_default();
+            }
+            return Ok(());
+        }
+        if kind == FileKind::Symlink {
+            return rustix::fs::symlinkat(OsStr::from_bytes(&member.link), dir, name);
+        }
+        let (major, minor) = member.rdev;
+        rustix::fs::mknodat(dir, name, kind.file_type(), Mode::RUSR | Mode::WUSR, rustix::fs::makedev(major, minor))
+    }
+
+    /// Gives what was made under `name` in `dir` the owner, xattrs, mode and times of `member`; an empty name is `dir` itself.
+    ///
+    /// Returns how many xattrs had to be left out.
+    pub fn dress(self, dir: BorrowedFd<'_>, name: &OsStr, kind: FileKind, member: &Member) -> Result<usize> {
+        if self.store.is_none() {
+            let (uid, gid) = (Some(Uid::from_raw(member.uid)), Some(Gid::from_raw(member.gid)));
+            rustix::fs::chownat(dir, name, uid, gid, at(name))?;
+        }
+        let mut mode = member.mode;
+        let mut left_out = 0;
+        for (key, value) in &member.xattrs {
+            match self.set_xattr(dir, name, (key, value), &mut mode) {
+                Ok(true) => {}
+                Ok(false) => left_out += 1,
+                // `trusted.` of a plain user, `user.` on what is neither file nor directory, a file system without.
+                Err(errno @ (Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP)) => {
+                    log::warn!("{}: its xattr {key:?} is left out: {errno}", String::from_utf8_lossy(&member.path));
+                    left_out += 1;
+                }
+                Err(errno) => return Err(errno),
+            }
+        }
+        let itself = matches!(kind, FileKind::Regular | FileKind::Directory);
+        let stands_for = (!itself).then_some((kind, member.rdev));
+        self.set_mode(dir, name, kind, OverrideStat { uid: member.uid, gid: member.gid, mode, stands_for })?;
+        set_times(dir, name, member.mtime)?;
+        Ok(left_out)
+    }
+
+    /// Sets one xattr of a member; false where it belongs to the overlay and is none of the image's.
+    fn set_xattr(self, dir: BorrowedFd<'_>, name: &OsStr, xattr: (&OsStr, &[u8]), mode: &mut u32) -> Result<bool> {
+        let (key, value) = xattr;
+        if overlay::view(key) != View::Same {
+            return Ok(false);
+        }
+        let none = XattrFlags::empty();
+        if self.store.is_none() {
+            return xattr::set(dir, name, key, value, none).map(|()| true);
+        }
+        if key == acl::ACCESS {
+            // The ACL of the file itself allows its owner everything; what it says of the others goes into the mode.
+            let mut acl = Acl::parse(value)?;
+            *mode = *mode & !0o777 | acl.mode()?;
+            acl.set_mode(0o700)?;
+            return xattr::set(dir, name, key, &acl.to_bytes(), none).map(|()| true);
+        }
+        if key.as_bytes().starts_with(b"security.") {
+            let mut apart = OsString::from(SECURITY_APART);
+            apart.push(key);
+            return xattr::set(dir, name, &apart, value, none).map(|()| true);
+        }
+        xattr::set(dir, name, key, value, none).map(|()| true)
+    }
+
+    /// Sets the mode, and what is kept beside it.
+    fn set_mode(self, dir: BorrowedFd<'_>, name: &OsStr, kind: FileKind, stat: OverrideStat) -> Result<()> {
+        let Some(store) = self.store else {
+            return if kind == FileKind::Symlink { Ok(()) } else { chmod(dir, name, stat.mode) };
+        };
+        chmod(dir, name, if kind == FileKind::Directory { 0o700 } else { 0o600 })?;
+        store.set(dir, name, stat)
+    }
+
+    /// Marks that `name` is removed from the layers below, where nothing is under the name.
+    pub fn whiteout(self, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+        match rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0) {
+            // A plain user may since Linux 5.8; before, or where a filter forbids it, there is the form of images.
+            Err(Errno::PERM) => {
+                let mark = crate::layer::dir::dotwh_name(name).ok_or(Errno::NAMETOOLONG)?;
+                touch(dir, &mark)
+            }
+            done => done,
+        }
+    }
+
+    /// Marks that nothing of the layers below shows in `dir`.
+    pub fn make_opaque(self, dir: BorrowedFd<'_>) -> Result<()> {
+        match self.namespace.set(dir, OsStr::new(""), Mark::Opaque, b"y") {
+            Err(Errno::OPNOTSUPP | Errno::PERM) => touch(dir, OsStr::new(WH_OPAQUE)),
+            done => done,
+        }
+    }
+}
+
+/// Makes an empty file, where there is none yet.
+fn touch(dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR).map(drop)
+}
+
+fn at(name: &OsStr) -> AtFlags {
+    if name.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::SYMLINK_NOFOLLOW }
+}
+
+/// Sets the permission bits of what is no symbolic link.
+fn chmod(dir: BorrowedFd<'_>, name: &OsStr, mode: u32) -> Result<()> {
+    let mode = Mode::from_raw_mode(mode);
+    if name.is_empty() {
+        return match rustix::fs::fchmod(dir, mode) {
+            // It was opened with O_PATH.
+            Err(Errno::BADF) => rustix::fs::chmod(proc_path(dir), mode),
+            done => done,
+        };
+    }
+    // Nobody else has the tree while it is made, so it is still what was made a moment ago.
+    rustix::fs::chmodat(dir, name, mode, AtFlags::empty())
+}
+
+/// Sets the time of the last change, and of the last access to the same, so that trees of one layer are equal.
+pub fn set_times(dir: BorrowedFd<'_>, name: &OsStr, mtime: Timestamp) -> Result<()> {
+    let time = Timespec { tv_sec: mtime.secs, tv_nsec: i64::from(mtime.nanos) };
+    let times = Timestamps { last_access: time, last_modification: time };
+    if name.is_empty() {
+        return match rustix::fs::futimens(dir, &times) {
+            // It was opened with O_PATH.
+            Err(Errno::BADF) => rustix::fs::utimensat(rustix::fs::CWD, proc_path(dir), &times, AtFlags::empty()),
+            done => done,
+        };
+    }
+    rustix::fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)
+}
