@@ -123,7 +123,7 @@ impl Registry {
             BlobResponse::Full(stream) => (0, stream),
             BlobResponse::Partial(stream) => (offset, stream),
         };
-        Ok((from, Stream { runtime: &self.runtime, stream: stream.stream, chunk: bytes::Bytes::new() }))
+        Ok((from, Stream { runtime: &self.runtime, stream: stream.stream.fuse(), chunk: bytes::Bytes::new() }))
     }
 
     /// Puts `image` into the repository under the name, with what that lacks; `each` is called with each blob that is sent.
@@ -187,7 +187,8 @@ impl Source for Registry {
 /// A blob as it comes.
 struct Stream<'a> {
     runtime: &'a Runtime,
-    stream: futures_util::stream::BoxStream<'static, io::Result<bytes::Bytes>>,
+    /// Fused: the library's must not be asked again after its end.
+    stream: futures_util::stream::Fuse<futures_util::stream::BoxStream<'static, io::Result<bytes::Bytes>>>,
     chunk: bytes::Bytes,
 }
 
