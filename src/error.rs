@@ -172,6 +172,9 @@ impl Error {
     pub(crate) fn image_io(subject: impl fmt::Display, error: &std::io::Error) -> Self {
         let kind = match error.kind() {
             std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof => ErrorKind::Image,
+            // What is wrapped with a path has no errno any more.
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::Machine,
+            std::io::ErrorKind::PermissionDenied => ErrorKind::Permission,
             _ => Errno::from_io_error(error).map_or(ErrorKind::Image, |errno| ErrorKind::of(errno, ErrorKind::Machine)),
         };
         Self::Image { subject: subject.to_string(), reason: error.to_string(), kind }

@@ -141,9 +141,8 @@ impl Content<'_> {
             Self::Bytes(bytes) => out.write_all(bytes).map_err(|error| Error::image_io("output", &error)),
             Self::Blob(blob) => {
                 let mut stream = store.read_blob(blob)?;
-                io::copy(&mut stream, out)
-                    .and_then(|_| stream.finish())
-                    .map_err(|error| Error::image_io("output", &error))
+                io::copy(&mut stream, out).map_err(|error| Error::image_io("output", &error))?;
+                stream.finish().map_err(|error| Error::image_io(blob.digest(), &error))
             }
             Self::Tar(blob, diff_id) => {
                 let stream = store.read_blob(blob)?;

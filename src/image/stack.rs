@@ -189,6 +189,9 @@ impl Stack {
 
     /// Finds what is at `path`, whose components are names; links are not followed.
     pub fn at(&self, path: &[&OsStr]) -> Result<Option<Object>> {
+        if self.lowers.layers().is_empty() {
+            return Ok(None);
+        }
         let mut object = self.root()?;
         for name in path {
             let Object::Dir(dir, _) = &object else { return Ok(None) };

@@ -51,10 +51,14 @@ impl Records {
         self.values.get(keyword.as_bytes()).map(Vec::as_slice).filter(|value| !value.is_empty())
     }
 
-    /// Returns the value of `keyword`, a whole number. Errors: `InvalidData` for what is none.
+    /// Returns the value of `keyword`, a whole number. Errors: `InvalidData` for what is none, or is more than anything here
+    /// can have.
     pub fn number(&self, keyword: &str) -> io::Result<Option<u64>> {
+        let number = |value| digits(value).filter(|number| *number < NUMBER_MAX);
         let value = self.get(keyword);
-        value.map(|value| digits(value).ok_or_else(|| invalid(format!("its {keyword} is no number")))).transpose()
+        value
+            .map(|value| number(value).ok_or_else(|| invalid(format!("its {keyword} is no number that can be"))))
+            .transpose()
     }
 
     /// Returns the value of `keyword`, a time. Errors: `InvalidData` for what is none.
@@ -68,6 +72,9 @@ impl Records {
         self.values.iter().filter_map(|(key, value)| key.strip_prefix(XATTR).map(|name| (name, value.as_slice())))
     }
 }
+
+/// Beyond this nothing can be right, and sums would overflow.
+pub const NUMBER_MAX: u64 = 1 << 62;
 
 /// What a keyword of an extended attribute begins with, as star, GNU tar and all container tools write it.
 pub const XATTR: &[u8] = b"SCHILY.xattr.";

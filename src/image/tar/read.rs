@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use super::super::digest::invalid;
 use super::header::{self, Field, Header};
-use super::pax::Records;
+use super::pax::{NUMBER_MAX, Records};
 use super::{BLOCK, Member, MemberKind, PATH_MAX, sparse};
 use crate::layer::attr::{FileKind, Timestamp};
 
@@ -272,14 +272,17 @@ fn padding(size: u64) -> u64 {
     size.next_multiple_of(BLOCK as u64).saturating_sub(size)
 }
 
-/// The size that a header says. Beyond 2⁶² nothing can be right, and sums of it overflow.
+/// The size that a header says.
 fn size(header: &Header) -> io::Result<u64> {
     unsigned_long(header, header::SIZE, "size")
 }
 
 fn unsigned_long(header: &Header, field: Field, what: &str) -> io::Result<u64> {
     let number = header.number(field, what)?;
-    u64::try_from(number).ok().filter(|size| *size < 1 << 62).ok_or_else(|| invalid(format!("has the {what} {number}")))
+    u64::try_from(number)
+        .ok()
+        .filter(|size| *size < NUMBER_MAX)
+        .ok_or_else(|| invalid(format!("has the {what} {number}")))
 }
 
 fn unsigned(header: &Header, field: Field, what: &str) -> io::Result<u32> {

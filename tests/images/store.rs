@@ -1,0 +1,208 @@
+//! A store is whole, whatever comes and whenever whoever writes it dies.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use unionfs_rs::image::digest;
+use unionfs_rs::image::store::Store;
+
+use crate::archive::{Layer, Shop, docker_archive, docker_archive_with, lines, show};
+use crate::support::{Rng, Tmpfs, binary, finish, number, require_root};
+
+/// An image with enough in it for a death to come in the middle.
+fn large_image() -> Vec<u8> {
+    let layer = |n: usize| {
+        let mut layer = Layer::new().dir("./", 0o755);
+        for file in 0..300 {
+            layer = layer.file(&format!("d{}/l{n}-{file}", file % 20), &"x".repeat(file * 37));
+        }
+        layer.file(&format!("d{n}/.wh.gone"), "").tar()
+    };
+    docker_archive("localhost/large:1", &(0..4).map(layer).collect::<Vec<_>>())
+}
+
+fn command(store: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary());
+    command.args(arguments).arg("--store").arg(store);
+    command
+}
+
+/// What `verify` says, and that the store has no more in it than its images need.
+fn assert_whole(store: &Path, when: &str) {
+    let ran = finish(&mut command(store, &["verify"]));
+    assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{when}: {}", ran.out);
+}
+
+#[test]
+fn a_layer_that_is_another_than_its_digest_says_is_never_seen() {
+    let shop = Shop::new();
+    let (right, wrong) = (Layer::new().file("a", "a").tar(), Layer::new().file("a", "b").tar());
+    let diff_id = digest::of(&right).unwrap().to_string();
+    let error = shop
+        .load(&docker_archive_with("localhost/x:1", &[wrong], std::slice::from_ref(&diff_id)))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("layer sha256:") && error.contains(&diff_id), "{error}");
+    assert!(shop.trees().is_empty() && shop.store.images().unwrap().is_empty());
+    let error = shop
+        .load(&docker_archive_with("localhost/x:1", &[right], &[diff_id.clone(), diff_id]))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("has 1 layers, and its configuration 2"), "{error}");
+}
+
+#[test]
+fn a_blob_of_a_layout_that_was_damaged_is_refused_and_one_of_the_store_is_found() {
+    let shop = Shop::new();
+    let image = shop.image(vec![Layer::new().file("a", &"a".repeat(5000))]).unwrap();
+    let (store, layout) = (shop.dir.path().join("store"), shop.dir.path().join("layout"));
+    let saved =
+        finish(&mut command(&store, &["save", "--format", "oci", "-o", layout.to_str().unwrap(), "localhost/test:1"]));
+    assert_eq!(saved.code, Some(0), "{}", saved.err);
+    let digest = image.layers[0].blob.digest();
+    let flip = |path: &Path| {
+        let mut bytes = fs::read(path).unwrap();
+        bytes[600] ^= 1;
+        fs::write(path, bytes).unwrap();
+    };
+    for damage in [
+        |bytes: &mut Vec<u8>| bytes[600] ^= 1,
+        |bytes: &mut Vec<u8>| bytes.push(0),
+        |bytes: &mut Vec<u8>| bytes.truncate(900),
+    ] {
+        let path = layout.join("blobs/sha256").join(digest.digest());
+        let whole = fs::read(&path).unwrap();
+        let mut bytes = whole.clone();
+        damage(&mut bytes);
+        fs::write(&path, bytes).unwrap();
+        let other = shop.dir.path().join("other");
+        let ran = finish(&mut command(&other, &["load", layout.to_str().unwrap()]));
+        assert_eq!(ran.code, Some(1), "{}", ran.out);
+        assert!(ran.err.contains(&format!("layer {digest}")), "{}", ran.err);
+        assert!(!other.join("blobs/sha256").join(digest.digest()).exists());
+        assert_eq!(fs::read_dir(other.join("layers")).unwrap().count(), 0);
+        assert_eq!(finish(&mut command(&other, &["images", "-q"])).out, "");
+        fs::write(&path, whole).unwrap();
+        // And with the right bytes the same store takes it.
+        let ran = finish(&mut command(&other, &["load", layout.to_str().unwrap()]));
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+        fs::remove_dir_all(other).unwrap();
+    }
+    flip(&store.join("blobs/sha256").join(digest.digest()));
+    let ran = finish(&mut command(&store, &["verify"]));
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.out.contains(&format!("blob {digest}")), "{}", ran.out);
+    let ran = finish(&mut command(&store, &["save", "localhost/test:1", "-o", "/dev/null"]));
+    assert!(ran.code == Some(1) && ran.err.contains(&digest.to_string()), "{}", ran.err);
+}
+
+#[test]
+fn layers_are_shared_and_gc_takes_what_nobody_needs() {
+    let shop = Shop::new();
+    let base = || Layer::new().file("base", "base");
+    let one =
+        shop.load(&docker_archive("localhost/one:1", &[base().tar(), Layer::new().file("1", "1").tar()])).unwrap();
+    let two =
+        shop.load(&docker_archive("localhost/two:1", &[base().tar(), Layer::new().file("2", "2").tar()])).unwrap();
+    assert_eq!(shop.trees().len(), 3);
+    let usage = shop.store.usage().unwrap();
+    assert!(usage.iter().all(|one| one.shared > 0 && one.unique > 0), "{usage:?}");
+    assert_eq!(shop.store.gc().unwrap().layers, 0);
+    let trees = shop.store.trees(&one, &()).unwrap();
+    let container = shop.store.create_container(&one, None, &trees, false).unwrap();
+    shop.store.forget(one.descriptor.digest()).unwrap();
+    // A container keeps the layers of its image, and they can be read.
+    shop.store.gc().unwrap();
+    assert_eq!(shop.trees().len(), 3);
+    assert_eq!(show(&shop.store.stacks_of(&container).unwrap().1).len(), 2);
+    container.remove().unwrap();
+    let removed = shop.store.gc().unwrap();
+    assert_eq!((removed.layers, shop.trees().len()), (1, 2));
+    assert_eq!(show(&shop.stack(&two)).len(), 2);
+    assert!(shop.store.verify(|_| ()).unwrap().is_empty());
+}
+
+#[test]
+fn two_processes_may_load_the_same_and_gc_between_them() {
+    let shop = Shop::new();
+    let (store, archive) = (shop.dir.path().join("shared"), shop.dir.path().join("image.tar"));
+    fs::write(&archive, large_image()).unwrap();
+    let mut children = Vec::new();
+    for n in 0..6 {
+        let mut one =
+            if n % 3 == 2 { command(&store, &["gc"]) } else { command(&store, &["load", archive.to_str().unwrap()]) };
+        children.push(one.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
+    }
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert_whole(&store, "after six at once");
+    let store = Store::open(&store).unwrap();
+    let image = store.find("localhost/large:1").unwrap().image;
+    assert_eq!(store.trees(&image, &()).unwrap().len(), 4);
+}
+
+/// Kills whoever loads, commits and takes away, at any moment: `UNIONFS_IMAGE_KILLS`, `UNIONFS_IMAGE_SEED`.
+#[test]
+fn a_process_that_is_killed_leaves_a_store_that_works() {
+    let (kills, seed) = (number("UNIONFS_IMAGE_KILLS", 24), number("UNIONFS_IMAGE_SEED", 1));
+    let mut rng = Rng::new(seed);
+    let shop = Shop::new();
+    let (store, archive) = (shop.dir.path().join("killed"), shop.dir.path().join("image.tar"));
+    fs::write(&archive, large_image()).unwrap();
+    let load = ["load", archive.to_str().unwrap()];
+    let mut died = 0;
+    for round in 0..kills {
+        let other: &[&str] = if round % 4 == 3 { &["gc"] } else { &load };
+        let mut child = command(&store, other).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_micros(500 * rng.below(200) as u64));
+        died += usize::from(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let when = format!("seed {seed}, round {round}, {other:?}");
+        assert_whole(&store, &when);
+        // What a dead one was making is gone as soon as somebody comes.
+        assert_eq!(fs::read_dir(store.join("tmp")).unwrap().count(), 0, "{when}");
+        let ran = finish(&mut command(&store, &load));
+        assert_eq!(ran.code, Some(0), "{when}: {}", ran.err);
+        // What is under a final name is whole: each tree is the one that a new store has.
+        let open = Store::open(&store).unwrap();
+        let image = open.find("localhost/large:1").unwrap().image;
+        for tree in open.trees(&image, &()).unwrap() {
+            let files = lines("find", &[tree.path.to_str().unwrap(), "-type", "f"]);
+            assert_eq!(files.len(), 300, "{when}");
+        }
+        drop(open);
+        if round % 2 == 1 {
+            assert_eq!(finish(&mut command(&store, &["rmi", "localhost/large:1"])).code, Some(0), "{when}");
+        }
+    }
+    assert!(died > 0, "nobody was killed in time");
+}
+
+#[test]
+fn a_full_disk_loses_nothing_and_says_so() {
+    if !require_root("mounting a small tmpfs") {
+        return;
+    }
+    let shop = Shop::new();
+    let archive = shop.dir.path().join("image.tar");
+    fs::write(&archive, large_image()).unwrap();
+    let small = shop.dir.path().join("small");
+    let _mounted = Tmpfs::mount(&small, "size=4m").unwrap();
+    let store = small.join("store");
+    let ran = finish(&mut command(&store, &["load", archive.to_str().unwrap()]));
+    assert!(ran.code == Some(4) && ran.err.contains("No space left on device"), "{:?} {}", ran.code, ran.err);
+    assert_eq!(finish(&mut command(&store, &["images", "-q"])).out, "");
+    assert_eq!(finish(&mut command(&store, &["gc"])).code, Some(0));
+    for part in ["blobs/sha256", "layers", "tmp"] {
+        assert_eq!(fs::read_dir(store.join(part)).unwrap().count(), 0, "{part}");
+    }
+    let tiny = shop.dir.path().join("tiny.tar");
+    fs::write(&tiny, docker_archive("localhost/tiny:1", &[Layer::new().file("a", "a").tar()])).unwrap();
+    assert_eq!(finish(&mut command(&store, &["load", tiny.to_str().unwrap()])).code, Some(0));
+    assert_whole(&store, "after the disk was full");
+}
