@@ -23,7 +23,7 @@ use super::tar::write::Writer;
 use super::tar::{Member, MemberKind};
 use crate::error::{Error, Result};
 use crate::layer::attr::{FileKind, Timestamp};
-use crate::layer::name::WH_PREFIX;
+use crate::layer::name::{NAME_MAX, WH_PREFIX};
 
 /// What is said of a commit in the image's history.
 #[derive(Debug, Clone, Default)]
@@ -60,12 +60,23 @@ pub fn write_layer(now: &Stack, was: &Stack, out: impl Write) -> Result<i64> {
     for change in changes(now, was, Compare::Presence)? {
         let path = member_path(&change);
         let Some(object) = &change.now else {
+            // Nothing could unpack the mark.
+            let longest = NAME_MAX - WH_PREFIX.len();
+            if change.path.file_name().is_some_and(|name| name.len() > longest) {
+                let reason = format!(
+                    "was removed, and a name of more than {longest} bytes cannot be marked as removed in a layer"
+                );
+                return Err(Error::image(change.path.display(), reason));
+            }
             writer.append(&whiteout(&change.path), io::empty()).map_err(failed)?;
             continue;
         };
         let attr = object.attr();
         if attr.kind == FileKind::Socket {
             log::info!("{}: a socket is no part of a layer", change.path.display());
+            if change.was.is_some() {
+                writer.append(&whiteout(&change.path), io::empty()).map_err(failed)?;
+            }
             continue;
         }
         let (mut member, data) = now.to_member(path.clone(), object)?;

@@ -18,8 +18,8 @@ use crate::error::{Error, Result};
 use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::{Below, Found, LayerDir, Lowers};
 use crate::layer::directory::Directory;
-use crate::layer::name::WH_PREFIX;
-use crate::layer::overlay::{Marks, Namespace};
+use crate::layer::name::{Name, WH_PREFIX};
+use crate::layer::overlay::{self, Marks, Namespace, View};
 use crate::layer::redirect::Redirect;
 use crate::layer::{Layer, LayerId, Root};
 
@@ -215,7 +215,10 @@ impl Stack {
                     Some(hidden) => hidden,
                     None => name,
                 };
-                names.insert(OsStr::from_bytes(name).to_owned());
+                // What is left of `.wh...` is none.
+                if let Ok(name) = Name::new(OsStr::from_bytes(name)) {
+                    names.insert(name.as_os_str().to_owned());
+                }
             })?;
         }
         Ok(names)
@@ -299,7 +302,7 @@ impl Stack {
             size: if attr.kind == FileKind::Regular { attr.size } else { 0 },
             link,
             rdev: if matches!(attr.kind, FileKind::Char | FileKind::Block) { attr.rdev } else { (0, 0) },
-            xattrs: self.xattrs_of(object)?,
+            xattrs: self.xattrs_of(object)?.into_iter().filter(|(key, _)| is_for_layers(key)).collect(),
             extents: None,
         };
         Ok((member, data))
@@ -317,4 +320,14 @@ impl Stack {
         }
         Ok(())
     }
+}
+
+/// Returns whether the xattr `key` of a tree can be in a layer: one that an overlay would take for its own cannot, nor can one
+/// that pax records have no way to write.
+fn is_for_layers(key: &OsStr) -> bool {
+    let right = overlay::view(key) == View::Same && !key.as_bytes().contains(&b'=');
+    if !right {
+        log::warn!("the xattr {key:?} is left out of the layer");
+    }
+    right
 }

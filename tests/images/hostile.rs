@@ -109,6 +109,27 @@ fn what_belongs_to_the_overlay_cannot_be_forged() {
 }
 
 #[test]
+fn no_name_of_a_mark_is_made_by_way_of_a_link() {
+    for target in [".wh...", ".wh.", ".wh.t", "d/.wh.x"] {
+        let error = Shop::new().refused(vec![Layer::new().dir("d", 0o755).symlink("l", target).file("l/x", "x")]);
+        assert!(error.contains("member \"l/x\"") && error.contains("mark"), "{error}");
+    }
+}
+
+#[test]
+fn many_links_to_one_file_below_take_time_for_each_alone() {
+    let shop = Shop::new();
+    let mut upper = Layer::new();
+    for n in 0..20_000 {
+        upper = upper.hard_link(&format!("links/{n}"), "t");
+    }
+    let image = shop.image(vec![Layer::new().file("t", "t"), upper]).unwrap();
+    let stack = shop.stack(&image);
+    let Some(object) = stack.at(&["links".as_ref(), "19999".as_ref()]).unwrap() else { panic!("it is there") };
+    assert_eq!(object.attr().nlink, 20_000);
+}
+
+#[test]
 fn the_device_that_marks_what_is_removed_cannot_be_made() {
     let error = Shop::new().refused(vec![Layer::new().device("d/null", (0, 0))]);
     assert!(error.contains("member \"d/null\"") && error.contains("0:0"), "{error}");

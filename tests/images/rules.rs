@@ -227,3 +227,69 @@ fn a_layer_may_be_packed_and_of_several_members() {
     }
     assert_eq!(shop.trees().len(), 1, "one tar is one tree, however it was packed");
 }
+
+#[test]
+fn what_is_removed_below_stays_so_whatever_becomes_of_the_name() {
+    let lower = || Layer::new().file("d/secret", "secret").file("d/sub/secret", "secret");
+    let new = |layer: Layer| layer.dir("d", 0o755).file("d/new", "new");
+    let dir = "dir 755 0:0";
+    let expected = tree(&[("/d", dir), ("/d/new", &format!("file \"new\" {FILE}"))]);
+    for upper in [
+        new(Layer::new().file(".wh.d", "").file("d", "file")),
+        new(Layer::new().file("d", "file").file(".wh.d", "")),
+        new(Layer::new().dir("d", 0o755).file("d/.wh..wh..opq", "").file("d", "file")),
+        new(Layer::new().file("d/.wh.secret", "").file("d/.wh.sub", "").file("d", "file")),
+        new(Layer::new()).file("d/.wh..wh..opq", ""),
+    ] {
+        assert_eq!(Shop::new().shown(vec![lower(), upper]), expected);
+    }
+}
+
+#[test]
+fn a_name_that_was_to_be_a_file_of_below_is_what_came_last() {
+    let lower = || Layer::new().file("t", "old").file("e/was", "was");
+    let shown = |upper: Layer| Shop::new().shown(vec![lower(), upper]);
+    let old = format!("file \"old\" {FILE}");
+    let all = shown(Layer::new().hard_link("a", "t").hard_link("b", "t").file("a", "new"));
+    assert_eq!((&all["/a"], &all["/b"]), (&format!("file \"new\" {FILE}"), &old));
+    let all = shown(Layer::new().dir("q", 0o755).hard_link("q/x", "t").file("q", "file"));
+    assert_eq!(all["/q"], format!("file \"file\" {FILE}"));
+    let all = shown(Layer::new().dir("q", 0o755).hard_link("q/x", "t").dir("e", 0o755).symlink("q", "e"));
+    assert!(!all.contains_key("/e/x"), "{all:?}");
+    // A file that comes later in the same layer is nearer than one below.
+    let all = shown(Layer::new().hard_link("x", "t").file("t", "own"));
+    assert_eq!(all["/x"], format!("file \"own\" {FILE}"));
+}
+
+#[test]
+fn what_a_directory_was_given_before_or_passes_on_is_no_part_of_its_files() {
+    // user::rwx user:1000:rwx group::r-x mask::rwx other::r-x
+    let entry =
+        |tag: u16, perm: u16, id: u32| [&tag.to_le_bytes()[..], &perm.to_le_bytes(), &id.to_le_bytes()].concat();
+    let none = u32::MAX;
+    let acl = [
+        2_u32.to_le_bytes().to_vec(),
+        entry(1, 7, none),
+        entry(2, 7, 1000),
+        entry(4, 5, none),
+        entry(16, 7, none),
+        entry(32, 5, none),
+    ]
+    .concat();
+    let shop = Shop::new();
+    let layer = Layer::new()
+        .pax(&[("SCHILY.xattr.system.posix_acl_default", &acl), ("SCHILY.xattr.user.one", b"1")])
+        .dir("d", 0o755)
+        .file("d/f", "f")
+        .pax(&[("SCHILY.xattr.system.posix_acl_default", &acl), ("SCHILY.xattr.user.two", b"2")])
+        .dir("d", 0o755);
+    let image = shop.image(vec![layer]).unwrap();
+    let stack = shop.stack(&image);
+    let names = |path: &[&str]| {
+        let parts: Vec<&std::ffi::OsStr> = path.iter().map(std::ffi::OsStr::new).collect();
+        let object = stack.at(&parts).unwrap().unwrap();
+        stack.xattrs_of(&object).unwrap().into_iter().map(|(name, _)| name.into_string().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&["d", "f"]), [""; 0]);
+    assert_eq!(names(&["d"]), ["system.posix_acl_default", "user.two"]);
+}

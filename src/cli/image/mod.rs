@@ -63,6 +63,8 @@ pub fn run(name: &str, matches: &ArgMatches) -> Option<Result<Exit, Failure>> {
         "df" => upkeep::df,
         _ => return None,
     };
+    // Trees are read and made with many directories open.
+    crate::sys::caps::raise_open_files();
     Some(crate::cli::logging::start(None, None).and_then(|()| call(matches)))
 }
 

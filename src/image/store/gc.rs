@@ -199,11 +199,19 @@ fn disk_usage(path: &Path) -> io::Result<u64> {
     while let Some(path) = todo.pop() {
         let metadata = match fs::symlink_metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            // Deeper than a path can say: what is there is not counted.
+            Err(error) if error.kind() == io::ErrorKind::InvalidFilename => continue,
             metadata => metadata?,
         };
         if metadata.is_dir() {
-            for entry in fs::read_dir(&path)? {
-                todo.push(entry?.path());
+            match fs::read_dir(&path) {
+                Ok(entries) => {
+                    for entry in entries {
+                        todo.push(entry?.path());
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
             }
         } else if metadata.nlink() > 1 && !seen.insert((metadata.dev(), metadata.ino())) {
             continue;

@@ -38,15 +38,7 @@ impl Records {
         Ok(())
     }
 
-    /// Takes over the records of `other`, which hold over those here.
-    pub fn merge(&mut self, other: Self) {
-        self.values.extend(other.values);
-        if !other.sparse.is_empty() {
-            self.sparse = other.sparse;
-        }
-    }
-
-    /// Returns the value of `keyword`; `None` also for an empty one, which takes back that of a global header.
+    /// Returns the value of `keyword`; `None` also for an empty one, which takes back that of the header.
     pub fn get(&self, keyword: &str) -> Option<&[u8]> {
         self.values.get(keyword.as_bytes()).map(Vec::as_slice).filter(|value| !value.is_empty())
     }

@@ -23,9 +23,6 @@ pub struct Members<R> {
     left: u64,
     /// How many bytes follow them up to the next header.
     padding: u64,
-    /// What holds for all members.
-    global: Records,
-    global_bytes: u64,
 }
 
 /// What headers before the one of the member say.
@@ -40,7 +37,7 @@ struct Before {
 impl<R: Read> Members<R> {
     /// Reads `stream` from where it is.
     pub fn new(stream: R) -> Self {
-        Self { stream, at: 0, left: 0, padding: 0, global: Records::default(), global_bytes: 0 }
+        Self { stream, at: 0, left: 0, padding: 0 }
     }
 
     /// Returns the stream, behind what was read of it.
@@ -119,11 +116,11 @@ impl<R: Read> Members<R> {
                 let bytes = self.small(header, &mut before.bytes)?;
                 before.records.extend(&bytes)?;
             }
+            // Of all members at once, as Docker and containers/storage do: it means nothing in a layer.
             b"g" => {
-                let mut sum = self.global_bytes;
-                let bytes = self.small(header, &mut sum)?;
-                self.global_bytes = sum;
-                self.global.extend(&bytes)?;
+                let size = size(header)?;
+                (self.left, self.padding) = (size, padding(size));
+                self.skip()?;
             }
             b"L" => before.path = Some(header::up_to_zero(&self.small(header, &mut before.bytes)?).to_vec()),
             b"K" => before.link = Some(header::up_to_zero(&self.small(header, &mut before.bytes)?).to_vec()),
@@ -148,8 +145,7 @@ impl<R: Read> Members<R> {
 
     /// Makes the member that `header` is the header of.
     fn member(&mut self, header: &Header, before: Before) -> io::Result<Member> {
-        let mut records = self.global.clone();
-        records.merge(before.records);
+        let records = before.records;
         let stored = match records.number("size")? {
             Some(size) => size,
             None => size(header)?,

@@ -9,12 +9,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, StatxFlags};
+use rustix::io::Errno;
 
 use super::super::stack::{Object, Part, Stack};
 use super::super::tar::{Member, MemberKind};
 use super::keep::{self, Keep};
 use super::tree::{Missing, Standing};
-use super::{Borrowed, Unpacking, named, path};
+use super::{Borrowed, Unpacking, is, named, path};
 use crate::error::{Error, Result};
 use crate::layer::attr::Attr;
 use crate::layer::name::Name;
@@ -30,27 +31,39 @@ pub fn borrow(tree: &Path, borrowed: &[Borrowed], below: &[Part<'_>], keep: Keep
     // Two names of one file stay that.
     let mut first: HashMap<&[u8], &[u8]> = HashMap::new();
     for Borrowed { path, target } in borrowed {
-        let done = match first.get(target.as_slice()) {
-            Some(other) => unpacking.put(&link(path, other), None),
+        let failed = |error: io::Error| Error::image_io("tar", &named(path, &error));
+        // What the layer itself has got since is nearer than what is below.
+        let own = unpacking.has_file(target).map_err(failed)?.then_some(target.as_slice());
+        match own.or(first.get(target.as_slice()).copied()) {
+            Some(other) => unpacking.put(&link(path, other), None).map_err(failed)?,
             None => {
                 let (member, data) = find(&stack, path, target)?;
-                unpacking.put(&member, data)
+                unpacking.put(&member, data).map_err(failed)?;
+                first.insert(target, path);
             }
-        };
-        done.map_err(|error| Error::image_io("tar", &named(path, &error)))?;
-        first.entry(target).or_insert(path);
+        }
     }
     unpacking.tree.finish().map_err(failed)
 }
 
 impl Unpacking {
-    /// Makes `member`, unless a later member of the tar has taken its name; the directory keeps its times.
-    fn put(&mut self, member: &Member, data: Option<File>) -> io::Result<()> {
-        let (parts, name) = path::target(&member.path)?;
-        let dir = self.tree.dir(&parts, Missing::Make)?;
-        if !matches!(self.tree.standing(&dir, OsStr::from_bytes(name))?, Standing::Nothing | Standing::Whiteout) {
-            return Ok(());
+    /// Returns whether the tree has at `path` something that is no directory.
+    fn has_file(&mut self, path: &[u8]) -> io::Result<bool> {
+        let (parts, name) = path::target(path)?;
+        match self.tree.dir(&parts, Missing::Refuse) {
+            Ok(dir) => {
+                let standing = self.tree.standing(&dir, OsStr::from_bytes(name))?;
+                Ok(matches!(standing, Standing::File | Standing::Link(_)))
+            }
+            Err(error) if is(&error, Errno::NOENT) => Ok(false),
+            Err(error) => Err(error),
         }
+    }
+
+    /// Makes `member`; the directory that it is in keeps its times.
+    fn put(&mut self, member: &Member, data: Option<File>) -> io::Result<()> {
+        let (parts, _) = path::target(&member.path)?;
+        let dir = self.tree.dir(&parts, Missing::Make)?;
         let before = Attr::from(&rustix::fs::statx(&dir.fd, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?);
         match data {
             Some(mut data) => self.take(member, &mut data)?,

@@ -73,6 +73,9 @@ impl Keep {
         let mut mode = member.mode;
         let mut left_out = 0;
         for (key, value) in &member.xattrs {
+            if key == acl::DEFAULT && kind == FileKind::Directory {
+                continue; // In the end, or what is made in it would inherit it.
+            }
             match self.set_xattr(dir, name, (key, value), &mut mode) {
                 Ok(true) => {}
                 Ok(false) => left_out += 1,
@@ -89,6 +92,33 @@ impl Keep {
         self.set_mode(dir, name, kind, OverrideStat { uid: member.uid, gid: member.gid, mode, stands_for })?;
         set_times(dir, name, member.mtime)?;
         Ok(left_out)
+    }
+
+    /// Sets the ACL that what is made in `dir` from now on gets.
+    pub fn set_default_acl(self, dir: BorrowedFd<'_>, value: &[u8]) -> Result<()> {
+        match xattr::set(dir, OsStr::new(""), OsStr::new(acl::DEFAULT), value, XattrFlags::empty()) {
+            Err(Errno::OPNOTSUPP) => {
+                log::warn!("a default ACL is left out: {}", Errno::OPNOTSUPP);
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    /// Takes from the directory `name` in `dir` the xattrs that an earlier member of the same path has given it.
+    pub fn undress(self, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+        for key in xattr::list(dir, name)? {
+            let apart = key.as_bytes().starts_with(SECURITY_APART.as_bytes());
+            // Where the kernel has SELinux, its label is no member's.
+            if key == "security.selinux" || (overlay::view(&key) != View::Same && !apart) {
+                continue;
+            }
+            match xattr::remove(dir, name, &key) {
+                Ok(()) | Err(Errno::NODATA | Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
     }
 
     /// Sets one xattr of a member; false where it belongs to the overlay and is none of the image's.

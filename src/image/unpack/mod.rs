@@ -8,6 +8,7 @@
 
 mod borrow;
 pub mod keep;
+mod notes;
 mod path;
 mod tree;
 
@@ -15,7 +16,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -27,7 +28,7 @@ use super::tar::{Member, MemberKind};
 use crate::layer::attr::FileKind;
 pub use borrow::borrow;
 use keep::Keep;
-use path::{Entry, Parts};
+use path::Entry;
 use tree::{Dir, Missing, Standing, Tree};
 
 /// How much is copied at once.
@@ -72,8 +73,10 @@ pub fn unpack(stream: impl Read, root: OwnedFd, keep: Keep) -> io::Result<Outcom
     }
     // What follows the end belongs to the layer's digest.
     io::copy(&mut members.into_inner(), &mut io::sink())?;
+    let borrowed = std::mem::take(&mut unpacking.tree.notes.borrowed).into_iter();
+    let borrowed = borrowed.map(|(path, target)| Borrowed { path: path.into_os_string().into_vec(), target }).collect();
     unpacking.tree.finish()?;
-    Ok(unpacking.outcome)
+    Ok(Outcome { borrowed, ..unpacking.outcome })
 }
 
 /// Says which member it is that `error` is about.
@@ -104,16 +107,16 @@ impl Unpacking {
             Entry::Root => Err(invalid("is the root, and no directory")),
             Entry::Opaque(parts) => {
                 let dir = self.tree.dir(&parts, Missing::Make)?;
-                Ok(self.tree.keep.make_opaque(dir.fd.as_fd())?)
+                self.tree.notes.make_opaque(&dir.path)
             }
             Entry::Whiteout(parts, name) => {
                 let dir = self.tree.dir(&parts, Missing::Make)?;
-                self.tree.put_whiteout(&dir, OsStr::from_bytes(name))
+                self.tree.notes.whiteout(dir.path.join(OsStr::from_bytes(name)))
             }
             Entry::Name(parts, name) => {
                 let dir = self.tree.dir(&parts, Missing::Make)?;
                 match member.kind {
-                    MemberKind::HardLink => self.link(member, &dir, (&parts, name)),
+                    MemberKind::HardLink => self.link(member, &dir, OsStr::from_bytes(name)),
                     MemberKind::File(kind) => self.make(member, kind, data, &dir, OsStr::from_bytes(name)),
                 }
             }
@@ -189,17 +192,16 @@ impl Unpacking {
     }
 
     /// Makes one more name for a file of the layer, or notes that only lower layers can have it.
-    fn link(&mut self, member: &Member, dir: &Dir, (parts, name): (&Parts<'_>, &[u8])) -> io::Result<()> {
-        let (target_parts, target) = path::target(&member.link)?;
-        let from = match self.tree.dir(&target_parts, Missing::Refuse) {
+    fn link(&mut self, member: &Member, dir: &Dir, name: &OsStr) -> io::Result<()> {
+        let (parts, target) = path::target(&member.link)?;
+        let from = match self.tree.dir(&parts, Missing::Refuse) {
             Ok(from) => Some(from),
             Err(error) if is(&error, Errno::NOENT) => None,
             Err(error) => return Err(error),
         };
-        let (name, path) = (OsStr::from_bytes(name), path::joined(parts, name));
         let target_name = OsStr::from_bytes(target);
         let standing = from.as_ref().map_or(Ok(Standing::Nothing), |from| self.tree.standing(from, target_name))?;
-        match (standing, from) {
+        match (standing, &from) {
             (Standing::Directory, _) => Err(invalid("is a link to a directory")),
             (Standing::Link(_) | Standing::File, Some(from)) => {
                 if (&from.path, target_name) == (&dir.path, name) {
@@ -209,20 +211,17 @@ impl Unpacking {
                 self.tree.replace(dir, name, || rustix::fs::linkat(from, target_name, to, name, AtFlags::empty()))
             }
             _ => {
-                let target = path::joined(&target_parts, target);
-                if target == path {
+                let path = dir.path.join(name);
+                let target = path::joined(&parts, target);
+                if target == path.as_os_str().as_bytes() {
                     return Err(invalid("is a link to itself"));
                 }
                 // A link to what is borrowed is a link to what that leads to.
-                let first = self.outcome.borrowed.iter().find(|borrowed| borrowed.path == target);
-                let target = first.map_or(target, |first| first.target.clone());
-                // Whatever comes under this name later is there when the borrowed file would be.
+                let first = from.and_then(|from| self.tree.notes.borrowed.get(&from.path.join(target_name)).cloned());
                 if !matches!(self.tree.standing(dir, name)?, Standing::Nothing) {
                     self.tree.remove(dir, name)?;
                 }
-                self.outcome.borrowed.retain(|borrowed| borrowed.path != path);
-                self.outcome.borrowed.push(Borrowed { path, target });
-                Ok(())
+                self.tree.notes.borrow(path, first.unwrap_or(target))
             }
         }
     }

@@ -3,7 +3,7 @@
 //! Each step is one component that is not followed if it is a symbolic link; links are resolved here, below the root. Only
 //! this layer is looked at, as containers/storage and Docker's overlay2 do: a link in a lower layer leads nowhere from here.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
@@ -18,7 +18,9 @@ use rustix::io::Errno;
 use super::super::digest::invalid;
 use super::super::tar::{Member, MemberKind, PATH_MAX};
 use super::keep::{self, Keep};
+use super::notes::Notes;
 use crate::layer::attr::{Attr, FileKind, Timestamp};
+use crate::layer::name::WH_PREFIX;
 use crate::sys::proc_path;
 
 /// How many symbolic links one path may lead through, as in the kernel (path_resolution(7)).
@@ -70,15 +72,15 @@ pub struct Tree {
     open: HashMap<Arc<Path>, Arc<OwnedFd>>,
     /// The directory of the member before, by its path as it is written: most often also that of the next.
     last: Option<(Vec<u8>, Dir)>,
-    /// The times that directories are to have in the end: whatever is made in one changes its own.
-    times: BTreeMap<PathBuf, Timestamp>,
+    /// What is done in the end.
+    pub notes: Notes,
 }
 
 impl Tree {
     /// Makes a tree in `root`, an empty directory.
     pub fn new(root: OwnedFd, keep: Keep) -> Self {
         let root = Dir { fd: Arc::new(root), path: Path::new("").into() };
-        Self { root, keep, open: HashMap::new(), last: None, times: BTreeMap::new() }
+        Self { root, keep, open: HashMap::new(), last: None, notes: Notes::default() }
     }
 
     /// Finds the directory that `parts` lead to from the root.
@@ -135,6 +137,10 @@ impl Tree {
 
     /// Goes from `dir` to what is under `name`: a directory, or the target of a link.
     fn step(&mut self, dir: &Dir, name: &OsStr, missing: Missing) -> io::Result<Result<Dir, Vec<u8>>> {
+        if name.as_bytes().starts_with(WH_PREFIX.as_bytes()) {
+            // Nothing of a layer is inside of a mark, whatever has led there.
+            return Err(invalid(format!("leads into a mark that something is removed ({WH_PREFIX}NAME)")));
+        }
         let path = dir.path.join(name);
         if let Some((path, fd)) = self.open.get_key_value(path.as_path()) {
             return Ok(Ok(Dir { fd: fd.clone(), path: path.clone() }));
@@ -152,11 +158,6 @@ impl Tree {
             }
             Err(errno @ (Errno::NOTDIR | Errno::LOOP)) => match self.standing(dir, name)? {
                 Standing::Link(target) => Ok(Err(target)),
-                Standing::Whiteout if missing == Missing::Make => {
-                    self.make_dir_over_whiteout(dir, name)?;
-                    self.dress_dir(dir, name, &Member::implied())?;
-                    Ok(Ok(self.opened(open_dir(dir, name)?, path.into())))
-                }
                 Standing::Whiteout => Err(Errno::NOENT.into()),
                 _ => Err(errno.into()),
             },
@@ -213,19 +214,11 @@ impl Tree {
         Ok(rustix::fs::mkdirat(&dir.fd, name, Mode::RWXU)?)
     }
 
-    /// Makes a directory where a mark says that what is below is removed: nothing of that shows in it.
-    fn make_dir_over_whiteout(&self, dir: &Dir, name: &OsStr) -> io::Result<()> {
-        rustix::fs::unlinkat(&dir.fd, name, AtFlags::empty())?;
-        self.make_dir(dir, name)?;
-        Ok(self.keep.make_opaque(open_dir(dir, name)?.as_fd())?)
-    }
-
     /// Makes the directory `name`, or takes the one that is there, whose children stay; anything else is removed.
     pub fn put_dir(&mut self, dir: &Dir, name: &OsStr, member: &Member) -> io::Result<usize> {
         match self.make_dir(dir, name) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match self.standing(dir, name)? {
-                Standing::Directory => {}
-                Standing::Whiteout => self.make_dir_over_whiteout(dir, name)?,
+                Standing::Directory => self.keep.undress(dir.fd.as_fd(), name)?,
                 _ => {
                     self.remove(dir, name)?;
                     self.make_dir(dir, name)?;
@@ -233,34 +226,31 @@ impl Tree {
             },
             done => done?,
         }
+        self.notes.made(&dir.path.join(name));
         self.dress_dir(dir, name, member)
     }
 
-    /// Gives a directory what `member` says of it, its times in the end.
+    /// Gives a directory what `member` says of it; its times and what is inherited from it in the end.
     fn dress_dir(&mut self, dir: &Dir, name: &OsStr, member: &Member) -> io::Result<usize> {
-        self.times.insert(dir.path.join(name), member.mtime);
+        self.notes.directory(dir.path.join(name), member)?;
         Ok(self.keep.dress(dir.fd.as_fd(), name, FileKind::Directory, member)?)
     }
 
     /// Gives the root what `member` says of it.
     pub fn dress_root(&mut self, member: &Member) -> io::Result<usize> {
-        self.times.insert(PathBuf::new(), member.mtime);
+        self.notes.directory(PathBuf::new(), member)?;
         Ok(self.keep.dress(self.root.fd.as_fd(), OsStr::new(""), FileKind::Directory, member)?)
     }
 
     /// Removes what is under `name`, with all that is in it.
     pub fn remove(&mut self, dir: &Dir, name: &OsStr) -> io::Result<()> {
+        self.last = None;
         match rustix::fs::unlinkat(&dir.fd, name, AtFlags::empty()) {
             Err(Errno::ISDIR) => {}
             done => return Ok(done?),
         }
-        (self.last, self.open) = (None, HashMap::new());
-        let path = dir.path.join(name);
-        let below = self.times.range(path.clone()..).take_while(|(at, _)| at.starts_with(&path));
-        let below: Vec<_> = below.map(|(at, _)| at.clone()).collect();
-        for gone in below {
-            self.times.remove(&gone);
-        }
+        self.open = HashMap::new();
+        self.notes.removed(&dir.path.join(name));
         std::fs::remove_dir_all(Path::new(&proc_path(&dir.fd)).join(name))
     }
 
@@ -273,33 +263,63 @@ impl Tree {
         name: &OsStr,
         mut make: impl FnMut() -> rustix::io::Result<T>,
     ) -> io::Result<T> {
-        match make() {
+        let made = match make() {
             Err(Errno::EXIST) => {
                 self.remove(dir, name)?;
-                Ok(make()?)
+                make()?
             }
-            done => Ok(done?),
-        }
+            done => done?,
+        };
+        self.notes.made(&dir.path.join(name));
+        Ok(made)
     }
 
-    /// Marks that what lower layers have under `name` is removed; what this layer has there stays.
-    pub fn put_whiteout(&mut self, dir: &Dir, name: &OsStr) -> io::Result<()> {
-        match self.standing(dir, name)? {
-            Standing::Nothing => Ok(self.keep.whiteout(dir.fd.as_fd(), name)?),
-            Standing::Directory => Ok(self.keep.make_opaque(open_dir(dir, name)?.as_fd())?),
-            Standing::Whiteout | Standing::Link(_) | Standing::File => Ok(()),
-        }
-    }
-
-    /// Gives directories their times. Is the last thing that is done.
+    /// Marks what was removed, and gives directories their times. Is the last thing that is done.
+    ///
+    /// Only now is it known what this layer has under a name that it also says is removed below, in whatever order.
     pub fn finish(mut self) -> io::Result<()> {
         self.last = None;
-        for (path, time) in std::mem::take(&mut self.times) {
+        let notes = std::mem::take(&mut self.notes);
+        for path in &notes.whiteouts {
+            let (Some(name), Some(dir)) = (path.file_name(), self.still_at(path.parent().unwrap_or(Path::new("")))?)
+            else {
+                continue;
+            };
+            match self.standing(&dir, name)? {
+                Standing::Nothing => self.keep.whiteout(dir.fd.as_fd(), name)?,
+                Standing::Directory => self.keep.make_opaque(open_dir(&dir, name)?.as_fd())?,
+                Standing::Whiteout | Standing::Link(_) | Standing::File => {}
+            }
+        }
+        for path in &notes.opaque {
+            if let Some(dir) = self.still_at(path)? {
+                self.keep.make_opaque(dir.fd.as_fd())?;
+            }
+        }
+        for (path, end) in notes.directories {
             // Setting the time of one changes no other.
             let dir = self.at(&path)?;
-            keep::set_times(dir.fd.as_fd(), OsStr::new(""), time)?;
+            if let Some(acl) = end.default_acl {
+                self.keep.set_default_acl(dir.fd.as_fd(), &acl)?;
+            }
+            keep::set_times(dir.fd.as_fd(), OsStr::new(""), end.mtime)?;
         }
         Ok(())
+    }
+
+    /// Returns the directory at `path`, unless a later member has put something else in its place or its parents'.
+    fn still_at(&mut self, path: &Path) -> io::Result<Option<Dir>> {
+        match self.at(path) {
+            Ok(dir) => Ok(Some(dir)),
+            Err(error)
+                if [Errno::NOENT, Errno::NOTDIR, Errno::LOOP]
+                    .iter()
+                    .any(|e| error.raw_os_error() == Some(e.raw_os_error())) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
