@@ -89,10 +89,16 @@ fn dispatch(matches: &ArgMatches) -> Result<Exit, Failure> {
     match matches.subcommand() {
         Some(("mount", matches)) => {
             let mut settings = args::settings(matches)?;
-            if let Some(layers) = image::layers_of(matches, settings.mount.read_only)? {
-                settings.take_layers(layers)?;
+            let Some(wanted) = image::wanted(matches) else { return mount::run(settings) };
+            settings.refuse_layers()?;
+            let layers = image::layers_of(matches, wanted, settings.mount.read_only)?;
+            let made = layers.made.clone();
+            let mounted = settings.take_layers(layers).and_then(|()| mount::run(settings));
+            if let Some(container) = made.filter(|_| mounted.is_err()) {
+                // Nobody was told of it. That it goes on being there is said by ps.
+                let _ = container.remove();
             }
-            mount::run(settings)
+            mounted
         }
         Some(("umount", matches)) => {
             let busy = if matches.get_flag("lazy") { Busy::Detach } else { Busy::Refuse };

@@ -180,14 +180,19 @@ fn end(unmounter: &Unmounter) {
 }
 
 impl Settings {
-    /// Takes the layers of a container in place of directories.
-    pub fn take_layers(&mut self, layers: Layers) -> Result<(), Failure> {
+    /// Refuses layers beside those of a container.
+    pub fn refuse_layers(&self) -> Result<(), Failure> {
         if !self.union.lowers.is_empty() || self.union.upper.is_some() || self.union.work.is_some() {
             let reason =
                 "layers are given, and an image or a container; --lower, --upper and --work are for directories";
             return Err(Failure::new(Exit::Usage, reason));
         }
-        let Layers { lowers, container, owners_apart } = layers;
+        Ok(())
+    }
+
+    /// Takes the layers of a container in place of directories.
+    pub fn take_layers(&mut self, layers: Layers) -> Result<(), Failure> {
+        let Layers { lowers, container, owners_apart, .. } = layers;
         if lowers.is_empty() {
             let image = container.config.image_name.as_ref().unwrap_or(&container.config.image);
             return Err(Failure::new(Exit::Failed, format!("{image}: has no layers, so there is nothing to show")));
@@ -196,6 +201,8 @@ impl Settings {
         if !self.mount.read_only {
             (self.union.upper, self.union.work) = (Some(container.upper().into()), Some(container.work().into()));
         }
+        // A layer has no place for what the index knows: there, names of a lower file that is changed part, as in Docker.
+        self.union.index.get_or_insert(false);
         if owners_apart {
             self.union.permissions = Permissions::User;
             // All of it is this user's in truth, and nobody else comes in: what the modes say is for those who get the image.

@@ -19,18 +19,18 @@ pub struct Entry {
 
 /// Returns the steps, newest first. Layers that the history says nothing of are the oldest.
 pub fn entries(image: &Image) -> Vec<Entry> {
-    let history = image.config.history().as_deref().unwrap_or_default();
-    let told = history.iter().filter(|step| step.empty_layer() != Some(true)).count();
+    let history = image.config.history.as_deref().unwrap_or_default();
+    let told = history.iter().filter(|step| step.empty_layer != Some(true)).count();
     let untold = image.layers.len().saturating_sub(told);
     let mut entries: Vec<Entry> = (0..untold).map(|at| Entry { layer: Some(at), ..Entry::default() }).collect();
     let mut next = untold;
     for step in history {
-        let made = step.empty_layer() != Some(true) && next < image.layers.len();
+        let made = step.empty_layer != Some(true) && next < image.layers.len();
         entries.push(Entry {
-            created: step.created().clone(),
-            created_by: step.created_by().clone(),
-            author: step.author().clone(),
-            comment: step.comment().clone(),
+            created: step.created.clone(),
+            created_by: step.created_by.clone(),
+            author: step.author.clone(),
+            comment: step.comment.clone(),
             layer: made.then_some(next),
         });
         next += usize::from(made);

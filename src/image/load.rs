@@ -8,14 +8,14 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-use oci_spec::image::{Descriptor, Digest, MediaType};
+use oci_spec::image::{Descriptor, Digest, ImageIndex, MediaType};
 use serde::Deserialize;
 
 use super::digest;
-use super::manifest::{Image, Platform};
+use super::manifest::{Image, Platform, is_attachment};
 use super::media::{self, Unpacked};
 use super::reference::ImageName;
-use super::source::{Layout, Watch, fetch, parse_index};
+use super::source::{Layout, Source, Watch, fetch, parse_index};
 use super::store::{DOCUMENT_MAX, Store, ref_name};
 use super::tar::read::Members;
 use super::tar::{Member, MemberKind};
@@ -24,6 +24,9 @@ use crate::layer::attr::FileKind;
 
 /// The most bytes of documents of an archive that are kept until it is known which are needed.
 const DOCUMENTS_MAX: u64 = 64 << 20;
+
+/// The most links of an archive: one for each layer of many images.
+const LINKS_MAX: usize = 100_000;
 
 /// An image that was loaded.
 #[derive(Debug)]
@@ -41,14 +44,7 @@ pub fn load(store: &Store, path: &Path, platform: &Platform, watch: Watch<'_>) -
     let failed = |error: &io::Error| Error::image_io(path.display(), error);
     if path.is_dir() {
         let layout = Layout::new(path);
-        let loaded = layout.index().and_then(|index| {
-            let mut loaded = Vec::new();
-            for descriptor in index.manifests() {
-                let image = fetch(store, &layout, descriptor, platform, watch)?;
-                loaded.push(name(store, image, annotated(descriptor).into_iter().collect())?);
-            }
-            Ok(loaded)
-        });
+        let loaded = layout.index().and_then(|index| load_index(store, &layout, &index, platform, watch));
         return loaded.map_err(|error| error.within(path.display()));
     }
     let file = File::open(path).map_err(|error| failed(&error))?;
@@ -68,6 +64,23 @@ pub fn load_stream(store: &Store, stream: impl Read, platform: &Platform, watch:
     Err(Error::image("archive", reason))
 }
 
+/// Brings the images of a layout's index into the store, and names them when all of them are there.
+///
+/// What goes with an image and is none (`unknown/unknown`) is left.
+fn load_index(
+    store: &Store,
+    source: &dyn Source,
+    index: &ImageIndex,
+    platform: &Platform,
+    watch: Watch<'_>,
+) -> Result<Vec<Loaded>> {
+    let mut images = Vec::new();
+    for descriptor in index.manifests().iter().filter(|descriptor| !is_attachment(descriptor)) {
+        images.push((fetch(store, source, descriptor, platform, watch)?, annotated(descriptor)));
+    }
+    images.into_iter().map(|(image, called)| name(store, image, called.into_iter().collect())).collect()
+}
+
 /// Calls an image by its names.
 fn name(store: &Store, image: Image, names: Vec<ImageName>) -> Result<Loaded> {
     if names.is_empty() {
@@ -83,9 +96,11 @@ fn name(store: &Store, image: Image, names: Vec<ImageName>) -> Result<Loaded> {
 fn annotated(descriptor: &Descriptor) -> Option<ImageName> {
     let containerd = descriptor.annotations().as_ref().and_then(|all| all.get("io.containerd.image.name"));
     let text = containerd.map(String::as_str).or(ref_name(descriptor))?;
-    let name =
-        if text.contains(['/', ':']) { ImageName::parse(text) } else { ImageName::parse(&format!("localhost/{text}")) };
-    name.inspect_err(|error| log::warn!("{error}; the image has no name")).ok()
+    let name = match containerd {
+        Some(name) => ImageName::parse(name),
+        None => ImageName::local(text),
+    };
+    name.and_then(ImageName::tagged).inspect_err(|error| log::warn!("{error}; the image has no name")).ok()
 }
 
 /// What was found in an archive.
@@ -117,6 +132,9 @@ impl Archive {
         while let Some(member) = members.next_member().map_err(failed)? {
             let path = plain(&member.path);
             match member.kind {
+                MemberKind::HardLink | MemberKind::File(FileKind::Symlink) if archive.links.len() >= LINKS_MAX => {
+                    return Err(Error::image("archive", format!("has more than {LINKS_MAX} links")));
+                }
                 MemberKind::HardLink => drop(archive.links.insert(path, plain(&member.link))),
                 MemberKind::File(FileKind::Symlink) => {
                     let target = beside(&path, &member.link);
@@ -129,6 +147,8 @@ impl Archive {
                 MemberKind::File(_) => {}
             }
         }
+        // Whoever writes to the pipe wants to get rid of it all.
+        io::copy(&mut members.into_inner(), &mut io::sink()).map_err(failed)?;
         Ok(archive)
     }
 
@@ -178,12 +198,7 @@ impl Archive {
     }
 
     fn load_oci(&self, store: &Store, index: &[u8], platform: &Platform, watch: Watch<'_>) -> Result<Vec<Loaded>> {
-        let mut loaded = Vec::new();
-        for descriptor in parse_index(index)?.manifests() {
-            let image = fetch(store, store, descriptor, platform, watch)?;
-            loaded.push(name(store, image, annotated(descriptor).into_iter().collect())?);
-        }
-        Ok(loaded)
+        load_index(store, store, &parse_index(index)?, platform, watch)
     }
 
     fn load_docker(&self, store: &Store, list: &[u8], watch: Watch<'_>) -> Result<Vec<Loaded>> {
@@ -194,7 +209,8 @@ impl Archive {
             let descriptor = self.docker_manifest(store, &entry)?;
             let image = fetch(store, store, &descriptor, &Platform::here(), watch)?;
             let tags = entry.repo_tags.unwrap_or_default();
-            let names = tags.iter().map(|tag| ImageName::parse(tag)).collect::<Result<Vec<_>>>()?;
+            let names =
+                tags.iter().map(|tag| ImageName::parse(tag).and_then(ImageName::tagged)).collect::<Result<Vec<_>>>()?;
             loaded.push(name(store, image, names)?);
         }
         Ok(loaded)
@@ -213,8 +229,14 @@ impl Archive {
         let described = |media_type: &str, digest: &Digest, size: u64| serde_json::json!({"mediaType": media_type, "size": size, "digest": digest.to_string()});
         let mut layers = Vec::new();
         for name in entry.layers.iter().flatten() {
-            let (digest, size) = self.blobs.get(&self.resolve(name)).ok_or_else(|| absent(name))?;
-            layers.push(described(media::DOCKER_LAYER, digest, *size));
+            let path = self.resolve(name);
+            let (digest, size) = match (self.blobs.get(&path), self.documents.get(&path)) {
+                (Some((digest, size)), _) => (digest.clone(), *size),
+                // A small one whose name does not end in .tar.
+                (None, Some(bytes)) => (store.put_bytes(bytes)?, bytes.len() as u64),
+                (None, None) => return Err(absent(name)),
+            };
+            layers.push(described(media::DOCKER_LAYER, &digest, size));
         }
         let manifest = serde_json::json!({
             "schemaVersion": 2,

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use oci_spec::image::{Arch, Descriptor, Digest, ImageConfiguration, ImageIndex, ImageManifest, MediaType, Os};
+use oci_spec::image::{Arch, Descriptor, Digest, ImageIndex, ImageManifest, MediaType, Os};
 
 use super::digest;
 use super::media::Kind;
@@ -66,11 +66,9 @@ impl fmt::Display for Platform {
 ///
 /// An entry without a platform is for any; `unknown/unknown` is of what goes with an image, and no image.
 pub fn select<'a>(index: &'a ImageIndex, platform: &Platform) -> Result<&'a Descriptor> {
-    let unknown =
-        |p: &oci_spec::image::Platform| p.os().to_string() == "unknown" || p.architecture().to_string() == "unknown";
     let images = || {
         let kind = |entry: &&Descriptor| matches!(Kind::of(entry.media_type()), Kind::Manifest | Kind::Index);
-        index.manifests().iter().filter(kind).filter(|entry| !entry.platform().as_ref().is_some_and(unknown))
+        index.manifests().iter().filter(kind).filter(|entry| !is_attachment(entry))
     };
     let fits = |entry: &&Descriptor| entry.platform().as_ref().is_none_or(|other| platform.takes(other));
     images().find(fits).ok_or_else(|| {
@@ -80,6 +78,13 @@ pub fn select<'a>(index: &'a ImageIndex, platform: &Platform) -> Result<&'a Desc
     })
 }
 
+/// Returns whether what an index has is no image, but goes with one: a signature, an attestation.
+pub fn is_attachment(entry: &Descriptor) -> bool {
+    let unknown =
+        |p: &oci_spec::image::Platform| p.os().to_string() == "unknown" || p.architecture().to_string() == "unknown";
+    entry.platform().as_ref().is_some_and(unknown)
+}
+
 fn shown(platform: &oci_spec::image::Platform) -> String {
     let Platform { os, architecture, variant } = Platform {
         os: platform.os().clone(),
@@ -87,6 +92,40 @@ fn shown(platform: &oci_spec::image::Platform) -> String {
         variant: platform.variant().clone(),
     };
     Platform { os, architecture, variant }.to_string()
+}
+
+/// What is needed of an image configuration. All of it may be missing but the layers: other tools write what they like.
+#[derive(Debug, Clone, serde::Deserialize)]
+pub struct Configuration {
+    /// When the image was made, as RFC 3339 writes times.
+    pub created: Option<String>,
+    /// What it is made of.
+    pub rootfs: RootFs,
+    /// How it came to be, oldest first.
+    pub history: Option<Vec<History>>,
+}
+
+/// What an image is made of.
+#[derive(Debug, Clone, serde::Deserialize)]
+pub struct RootFs {
+    /// The digests of the tars of its layers, lowest first.
+    #[serde(default)]
+    pub diff_ids: Vec<String>,
+}
+
+/// One step of an image's history.
+#[derive(Debug, Clone, Default, serde::Deserialize)]
+pub struct History {
+    /// When, as RFC 3339 writes times.
+    pub created: Option<String>,
+    /// By what command.
+    pub created_by: Option<String>,
+    /// By whom.
+    pub author: Option<String>,
+    /// Why.
+    pub comment: Option<String>,
+    /// Whether it made no layer.
+    pub empty_layer: Option<bool>,
 }
 
 /// A layer of an image.
@@ -112,7 +151,7 @@ pub struct Image {
     /// The configuration as it came.
     pub config_bytes: Vec<u8>,
     /// The configuration.
-    pub config: ImageConfiguration,
+    pub config: Configuration,
     /// The layers, lowest first.
     pub layers: Vec<Layer>,
 }
@@ -130,7 +169,7 @@ impl Image {
     /// Makes an image of its documents, which have been compared with their digests.
     pub fn new(descriptor: Descriptor, manifest_bytes: Vec<u8>, config_bytes: Vec<u8>) -> Result<Self> {
         let manifest = parse_manifest(&manifest_bytes)?;
-        let config: ImageConfiguration = serde_json::from_slice(&config_bytes)
+        let config: Configuration = serde_json::from_slice(&config_bytes)
             .map_err(|error| Error::image("configuration", format!("cannot be read: {error}")))?;
         let layers = layers(&manifest, &config)?;
         Ok(Self { descriptor, manifest_bytes, manifest, config_bytes, config, layers })
@@ -167,8 +206,8 @@ pub fn parse_manifest(bytes: &[u8]) -> Result<ImageManifest> {
     }
 }
 
-fn layers(manifest: &ImageManifest, config: &ImageConfiguration) -> Result<Vec<Layer>> {
-    let (blobs, diff_ids) = (manifest.layers(), config.rootfs().diff_ids());
+fn layers(manifest: &ImageManifest, config: &Configuration) -> Result<Vec<Layer>> {
+    let (blobs, diff_ids) = (manifest.layers(), &config.rootfs.diff_ids);
     if blobs.len() != diff_ids.len() {
         let reason = format!("has {} layers, and its configuration {}", blobs.len(), diff_ids.len());
         return Err(Error::image("manifest", reason));
@@ -189,6 +228,12 @@ fn layers(manifest: &ImageManifest, config: &ImageConfiguration) -> Result<Vec<L
         let diff_id: Digest = diff_id
             .parse()
             .map_err(|error| Error::image("configuration", format!("its diff_id {diff_id:?} is no digest: {error}")))?;
+        if digest::Hasher::like(&diff_id).is_none() {
+            return Err(Error::image(
+                "configuration",
+                format!("its diff_id {diff_id} is by an algorithm that is not known"),
+            ));
+        }
         let chain_id = match layers.last() {
             None => diff_id.clone(),
             Some(below) => digest::of(format!("{} {diff_id}", below.chain_id).as_bytes())

@@ -1,6 +1,6 @@
 //! Finding an image by what people write: a name, short or whole, or the beginning of an id or digest.
 
-use oci_spec::image::Digest;
+use oci_spec::image::{Descriptor, Digest};
 
 use super::manifest::Image;
 use super::reference::ImageName;
@@ -19,33 +19,59 @@ pub struct Found {
     pub name: Option<ImageName>,
 }
 
+/// Where an image was found, which need not be whole.
+#[derive(Debug, Clone)]
+pub struct Located {
+    /// Describes its manifest.
+    pub manifest: Descriptor,
+    /// The name by which it was found; `None` for one that was found by id or digest.
+    pub name: Option<ImageName>,
+}
+
 impl Store {
-    /// Finds the image that `text` names. Errors: [`ErrorKind::Absent`] where there is none, or several begin so.
+    /// Finds the image that `text` names, and reads it. Errors: [`ErrorKind::Absent`] where there is none, or several begin so.
     pub fn find(&self, text: &str) -> Result<Found> {
+        let located = self.locate(text)?;
+        let found = located.first().ok_or_else(|| absent(text, "there is no such image"))?;
+        let image = Image::read(self, &found.manifest).map_err(|error| error.within(text))?;
+        Ok(Found { image, name: found.name.clone() })
+    }
+
+    /// Finds the manifests of the image that `text` names: several where one configuration has several, by its id.
+    ///
+    /// Errors: [`ErrorKind::Absent`] where there is none, or several images begin so.
+    pub fn locate(&self, text: &str) -> Result<Vec<Located>> {
         let images = self.images()?;
         if let Ok(candidates) = ImageName::candidates(text) {
             for name in &candidates {
                 if let Some(found) = by_name(&images, name) {
-                    return Ok(Found { image: Image::read(self, &found.manifest)?, name: Some(name.clone()) });
+                    return Ok(vec![Located { manifest: found.manifest.clone(), name: Some(name.clone()) }]);
                 }
             }
         }
         let digits = text.strip_prefix("sha256:").unwrap_or(text);
         let hexadecimal =
             digits.len() >= DIGITS_MIN && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        let mut found: Vec<Image> = Vec::new();
-        if hexadecimal {
-            for image in self.distinct_images()? {
-                let begins = |digest: &Digest| digest.digest().starts_with(digits);
-                if begins(image.id()) || begins(image.descriptor.digest()) {
-                    found.push(image);
-                }
+        let mut found: Vec<(String, Descriptor)> = Vec::new();
+        for named in images.into_iter().filter(|_| hexadecimal) {
+            let digest = named.manifest.digest();
+            if found.iter().any(|(_, manifest)| manifest.digest() == digest) {
+                continue;
+            }
+            // One that cannot be read is found by its digest alone.
+            let id =
+                Image::read(self, &named.manifest).map_or_else(|_| digest.to_string(), |image| image.id().to_string());
+            let of_id = id.strip_prefix("sha256:").is_some_and(|id| id.starts_with(digits));
+            if of_id || digest.digest().starts_with(digits) {
+                found.push((id, named.manifest));
             }
         }
-        match (found.pop(), found.pop()) {
-            (Some(image), None) => Ok(Found { image, name: None }),
-            (Some(_), Some(_)) => Err(absent(text, "several images begin so; write more of the digits")),
-            _ => Err(absent(text, "there is no such image; unionfs-rs images lists them, pull and load bring more")),
+        match found.first() {
+            None => Err(absent(text, "there is no such image; unionfs-rs images lists them, pull and load bring more")),
+            Some((id, _)) if found.iter().any(|(other, _)| other != id) => {
+                Err(absent(text, "several images begin so; write more of the digits"))
+            }
+            Some(_) => Ok(found.into_iter().map(|(_, manifest)| Located { manifest, name: None }).collect()),
         }
     }
 

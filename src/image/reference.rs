@@ -21,6 +21,20 @@ impl ImageName {
             .map_err(|error| Error::image(format!("{text:?}"), format!("is no name of an image: {error}{hint}")))
     }
 
+    /// Reads the name of an image that is made here: without a host it is of this machine, as podman has it.
+    pub fn local(text: &str) -> Result<Self> {
+        let mut candidates = Self::candidates(text)?.into_iter();
+        candidates.next().map_or_else(|| Self::parse(text), Ok)
+    }
+
+    /// Returns the name, if it is one that can be given to any image: one by a digest belongs to what has that digest.
+    pub fn tagged(self) -> Result<Self> {
+        match (self.tag(), self.digest()) {
+            (Some(_), None) => Ok(self),
+            _ => Err(Error::image(&self, "has a digest, and a name that is given has a tag")),
+        }
+    }
+
     /// Returns the host, with its port.
     pub fn registry(&self) -> &str {
         self.0.registry()

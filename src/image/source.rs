@@ -170,18 +170,16 @@ fn resolve(store: &Store, source: &dyn Source, descriptor: &Descriptor, platform
 /// Brings a document into the store, and returns it.
 fn document(store: &Store, source: &dyn Source, descriptor: &Descriptor) -> Result<Vec<u8>> {
     if descriptor.size() <= DOCUMENT_MAX {
-        bring(store, source, descriptor)?;
+        // One that is there and is damaged is brought again.
+        if store.has(descriptor)?
+            && let Ok(bytes) = store.read_document(descriptor)
+        {
+            return Ok(bytes);
+        }
+        let stream = source.open(descriptor)?;
+        store.put_blob(descriptor.digest(), descriptor.size(), stream)?;
     }
     store.read_document(descriptor)
-}
-
-/// Brings a blob into the store, unless it is there.
-fn bring(store: &Store, source: &dyn Source, descriptor: &Descriptor) -> Result<()> {
-    if store.has(descriptor)? {
-        return Ok(());
-    }
-    let stream = source.open(descriptor)?;
-    store.put_blob(descriptor.digest(), descriptor.size(), stream)
 }
 
 /// A store, from which an image can be fetched that is in it: its layers are unpacked, and it is checked.

@@ -8,7 +8,6 @@ use serde_json::json;
 
 use super::{image_arg, open_store, output, store_arg, word, words};
 use crate::cli::exit::{Exit, Failure};
-use crate::error::Error;
 use crate::image::changes::{Change, ChangeKind, Compare, changes};
 use crate::image::commit::Message;
 use crate::image::manifest::Image;
@@ -94,29 +93,40 @@ pub struct Layers {
     pub lowers: Vec<PathBuf>,
     /// The container that they are of.
     pub container: Container,
+    /// The same, where it was made for this mount.
+    pub made: Option<Container>,
     /// Whether owners and modes are in xattrs.
     pub owners_apart: bool,
 }
 
+/// Returns what `mount` was told of images.
+pub fn wanted(matches: &ArgMatches) -> Option<Wanted> {
+    let text = |name: &str| matches.get_one::<String>(name).cloned();
+    text("image").map(Wanted::Image).or_else(|| text("container").map(Wanted::Container))
+}
+
 /// Finds the layers that `mount` was told of, and makes a container for an image.
-pub fn layers_of(matches: &ArgMatches, read_only: bool) -> Result<Option<Layers>, Failure> {
-    let wanted = match (matches.get_one::<String>("image"), matches.get_one::<String>("container")) {
-        (Some(image), _) => Wanted::Image(image.clone()),
-        (None, Some(container)) => Wanted::Container(container.clone()),
-        (None, None) => return Ok(None),
-    };
+pub fn layers_of(matches: &ArgMatches, wanted: Wanted, read_only: bool) -> Result<Layers, Failure> {
     let store = open_store(matches)?;
-    let container = match wanted {
-        Wanted::Image(text) => make(&store, &text, read_only)?,
-        Wanted::Container(text) => store.container(&text)?,
+    let (container, made) = match wanted {
+        Wanted::Image(text) => {
+            let container = make(&store, &text, read_only)?;
+            (container.clone(), Some(container))
+        }
+        Wanted::Container(text) => (store.container(&text)?, None),
     };
-    let mut lowers: Vec<PathBuf> = store.trees_of(&container)?.into_iter().rev().map(|tree| tree.path).collect();
+    let mut lowers: Vec<PathBuf> = Vec::new();
+    for tree in store.trees_of(&container)?.into_iter().rev() {
+        // A layer that stands twice shows nothing below that it does not show above.
+        if !lowers.contains(&tree.path) {
+            lowers.push(tree.path);
+        }
+    }
     if container.config.ephemeral && !lowers.is_empty() {
         // Nothing is in it but what the root is.
         lowers.insert(0, container.upper());
     }
-    let owners_apart = store.keep().store.is_some();
-    Ok(Some(Layers { lowers, container, owners_apart }))
+    Ok(Layers { lowers, container, made, owners_apart: store.keep().store.is_some() })
 }
 
 /// A container that this process has in use.
@@ -259,7 +269,7 @@ pub fn commit(matches: &ArgMatches) -> Result<Exit, Failure> {
         "none" => Compression::None,
         _ => Compression::Gzip,
     };
-    let name = text("NAME").map(|name| local(&name)).transpose()?;
+    let name = text("NAME").map(|name| ImageName::local(&name).and_then(ImageName::tagged)).transpose()?;
     let message = Message {
         created_by: text("created-by").unwrap_or_else(|| "unionfs-rs commit".into()),
         author: text("author"),
@@ -272,11 +282,6 @@ pub fn commit(matches: &ArgMatches) -> Result<Exit, Failure> {
     store.trees(&image, &super::progress::Bars::new("unpacking"))?;
     store.tag(&image.descriptor, name.as_ref())?;
     output::print(format!("{}\n", image.id().digest()).as_bytes())
-}
-
-/// Reads the name of an image that is made here: without a host it is of this machine, as podman has it.
-fn local(text: &str) -> Result<ImageName, Error> {
-    ImageName::candidates(text)?.into_iter().next().map_or_else(|| ImageName::parse(text), Ok)
 }
 
 /// Returns when whoever builds reproducibly wants everything to have happened: reproducible-builds.org/specs/source-date-epoch.

@@ -22,9 +22,19 @@ pub fn images(matches: &ArgMatches) -> Result<Exit, Failure> {
     let store = open_store(matches)?;
     let mut list = Vec::new();
     for named in store.images()? {
-        let image = Image::read(&store, &named.manifest)?;
+        let image = match Image::read(&store, &named.manifest) {
+            Ok(image) => image,
+            Err(error) => {
+                let name = named.name.map_or_else(|| named.manifest.digest().to_string(), |name| name.to_string());
+                crate::cli::complain(&format!(
+                    "{}: {name}: {error}; bring it again or remove it\n",
+                    crate::cli::args::NAME
+                ));
+                continue;
+            }
+        };
         let size = store.unpacked_size(&image)?;
-        let created = image.config.created().as_deref().and_then(output::seconds);
+        let created = image.config.created.as_deref().and_then(output::seconds);
         list.push((created, named.name, image, size));
     }
     // The newest first, as podman has them; those of one time in the order in which they came.

@@ -19,7 +19,7 @@ use super::exit::{Exit, Failure};
 use crate::image::manifest::Platform;
 use crate::image::store::Store;
 
-pub use containers::{Held, Layers, layers_of, mount_args};
+pub use containers::{Held, Layers, layers_of, mount_args, wanted};
 
 const STORE: &str = "store";
 const PLATFORM: &str = "platform";

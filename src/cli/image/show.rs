@@ -80,7 +80,7 @@ fn describe(store: &Store, image: &Image) -> Result<Value, Failure> {
         "Digest": digest.to_string(),
         "RepoTags": tags,
         "RepoDigests": digests,
-        "Comment": history::entries(image).first().and_then(|entry| entry.comment.clone()).unwrap_or_default(),
+        "Comment": history::entries(image).last().and_then(|entry| entry.comment.clone()).unwrap_or_default(),
         "Created": field("created"),
         "Config": inner,
         "Author": config.get("author").cloned().unwrap_or(json!("")),

@@ -21,7 +21,14 @@ pub fn commands() -> Vec<Command> {
 }
 
 pub fn gc(matches: &ArgMatches) -> Result<Exit, Failure> {
-    let removed = open_store(matches)?.gc()?;
+    let store = open_store(matches)?;
+    let removed = match store.try_gc()? {
+        Some(removed) => removed,
+        None => {
+            crate::cli::complain(&format!("{}: waiting for others that use the store\n", crate::cli::args::NAME));
+            store.gc()?
+        }
+    };
     let text =
         format!("Removed {} blobs and {} layers, {}\n", removed.blobs, removed.layers, output::size(removed.bytes, 3));
     output::print(text.as_bytes())

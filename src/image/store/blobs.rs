@@ -111,11 +111,12 @@ impl Store {
         blob.finish().map(|(digest, _)| digest)
     }
 
-    /// Puts the blob that should have `digest` and `size` bytes into the store, unless it is there: then `stream` is not read.
+    /// Puts the blob that should have `digest` and `size` bytes into the store, unless it is there, and is what it should be:
+    /// then `stream` is not read.
     ///
     /// Errors: [`ErrorKind::Image`] where `stream` is another; nothing is left of it.
     pub fn put_blob(&self, digest: &Digest, size: u64, stream: impl Read) -> Result<()> {
-        if self.blob_size(digest)? == Some(size) {
+        if self.blob_size(digest)? == Some(size) && self.rehash(digest).is_ok() {
             return Ok(());
         }
         let failed = |error: io::Error| Error::image_io(digest, &error);
@@ -141,6 +142,7 @@ impl Store {
         // Two that want the same blob: the second waits, and finds it.
         let file = open_locked(&path).map_err(failed)?;
         if self.has(descriptor)? {
+            fs::remove_file(&path).map_err(failed)?;
             progress.done(digest);
             return Ok(());
         }
@@ -155,6 +157,11 @@ impl Store {
             copy(stream.take(most), &file, |bytes| progress.read(digest, bytes))
         });
         if let Err(error) = copied {
+            if error.kind() == io::ErrorKind::StorageFull {
+                // It would keep the disk full.
+                fs::remove_file(&path).map_err(failed)?;
+                return Err(failed(error).of_kind(ErrorKind::Setup));
+            }
             return Err(failed(error).of_kind(ErrorKind::Machine));
         }
         (&file).seek(io::SeekFrom::Start(0)).map_err(failed)?;
@@ -166,7 +173,9 @@ impl Store {
         let verified = Verified::new(&file, digest, descriptor.size()).and_then(Verified::finish);
         if let Err(error) = verified {
             fs::remove_file(&path).map_err(failed)?;
-            return Err(failed(error));
+            // What was there from before may be the wrong part: the next try begins anew.
+            let kind = if from > 0 { ErrorKind::Machine } else { ErrorKind::Image };
+            return Err(failed(error).of_kind(kind));
         }
         file.sync_all().map_err(failed)?;
         let dir = format!("blobs/{}", digest.algorithm());

@@ -21,6 +21,9 @@ use crate::layer::attr::FileKind;
 /// The file with what is known of a container.
 const CONFIG: &str = "config.json";
 
+/// The longest that making a mount takes, in seconds.
+const MOUNT_TAKES: u64 = 600;
+
 /// How many digits the name of a container has, as those of other tools.
 const ID_BYTES: usize = 6;
 
@@ -118,7 +121,7 @@ impl Store {
             image: image.descriptor.digest().to_string(),
             image_name: name,
             layers: trees.iter().map(of_tree).collect(),
-            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+            created: now(),
             mountpoint: None,
             ephemeral,
         };
@@ -167,40 +170,69 @@ impl Store {
         Ok((now, Stack::open(lowers(), self.keep())?))
     }
 
-    /// Returns the containers of the store, oldest first.
+    /// Returns the containers of the store, oldest first; one of which nothing can be known is left out.
     pub fn containers(&self) -> Result<Vec<Container>> {
         let mut containers = Vec::new();
         for id in self.entries("containers")? {
-            let path = self.path("containers").join(&id);
-            let bytes = match fs::read(path.join(CONFIG)) {
-                Ok(bytes) => bytes,
-                // It is being removed.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(Error::image_io(path.display(), &error)),
-            };
-            let config = serde_json::from_slice(&bytes)
-                .map_err(|error| Error::image(path.display(), format!("its {CONFIG} cannot be read: {error}")))?;
-            containers.push(Container { config, path });
+            match self.read_container(&id) {
+                Ok(container) => containers.extend(container),
+                Err(error) => log::warn!("{error}"),
+            }
         }
         containers.sort_by(|a, b| (a.config.created, &a.config.id).cmp(&(b.config.created, &b.config.id)));
         Ok(containers)
     }
 
-    /// Removes what is left of containers that were being removed, and those of mounts that are gone with their server. The
-    /// store must be locked alone.
-    pub(super) fn remove_dead_containers(&self) -> Result<()> {
+    /// As [`Store::containers`]. Errors: also those of reading one.
+    pub(super) fn whole_containers(&self) -> Result<Vec<Container>> {
+        let mut containers = Vec::new();
         for id in self.entries("containers")? {
-            let path = self.path("containers").join(&id);
-            if !path.join(CONFIG).exists() {
-                remove(&path).map_err(|error| self.error("containers", &error))?;
-            }
+            containers.extend(self.read_container(&id)?);
         }
-        for container in self.containers()?.iter().filter(|container| container.config.ephemeral) {
-            if container.config.mountpoint.is_some() && container.hold()?.is_some() {
-                container.remove()?;
-            }
+        Ok(containers)
+    }
+
+    /// Reads what is known of a container; `None` for one that is being removed.
+    fn read_container(&self, id: &str) -> Result<Option<Container>> {
+        let path = self.path("containers").join(id);
+        let bytes = match fs::read(path.join(CONFIG)) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::image_io(path.display(), &error)),
+        };
+        let config: ContainerConfig = serde_json::from_slice(&bytes).map_err(|error| {
+            Error::image(path.display(), format!("its {CONFIG} cannot be read: {error}; remove the directory"))
+        })?;
+        // They are parts of paths.
+        let leads_away = |name: &&String| name.contains('/') || name.starts_with('.');
+        if let Some(name) = config.layers.iter().chain([&config.id]).find(leads_away) {
+            return Err(Error::image(path.display(), format!("its {CONFIG} names {name:?}; remove the directory")));
         }
-        Ok(())
+        Ok(Some(Container { config, path }))
+    }
+
+    /// Removes what is left of containers that were being removed, and those of mounts that are gone with their server. The
+    /// store must be locked alone. What cannot be removed is left, and said in the log.
+    pub(super) fn remove_dead_containers(&self) {
+        let removed = || -> Result<()> {
+            for id in self.entries("containers")? {
+                let path = self.path("containers").join(&id);
+                if !path.join(CONFIG).exists() {
+                    remove(&path).map_err(|error| self.error("containers", &error))?;
+                }
+            }
+            for container in self.containers()?.iter().filter(|container| container.config.ephemeral) {
+                // One that was just made is not held yet.
+                let old = now().saturating_sub(container.config.created) > MOUNT_TAKES;
+                if (old || container.config.mountpoint.is_some()) && container.hold()?.is_some() {
+                    container.remove()?;
+                }
+            }
+            Ok(())
+        };
+        if let Err(error) = removed() {
+            log::warn!("{error}");
+        }
     }
 
     /// Finds the container whose id begins with `text`. Errors: [`ErrorKind::Absent`] for none, or several.
@@ -217,6 +249,11 @@ impl Store {
             }
         }
     }
+}
+
+/// Returns the time, in seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
 /// Draws the name of a container.

@@ -6,7 +6,12 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use oci_spec::image::Descriptor;
+use rustix::fs::FlockOperation;
+
 use super::super::manifest::Image;
+use super::super::media::Kind;
+use super::super::source::parse_index;
 use super::layers::{chain_name, name_of};
 use super::{Store, blobs, remove};
 use crate::error::{Error, Result};
@@ -44,11 +49,18 @@ struct Parts {
 impl Parts {
     /// Adds what `image` is made of; both names that a tree may have.
     fn add(&mut self, image: &Image) {
-        let blobs =
-            [&image.descriptor, image.manifest.config()].into_iter().chain(image.layers.iter().map(|l| &l.blob));
-        self.blobs.extend(blobs.map(|blob| format!("{}/{}", blob.digest().algorithm(), blob.digest().digest())));
+        for blob in [&image.descriptor, image.manifest.config()].into_iter().chain(image.layers.iter().map(|l| &l.blob))
+        {
+            self.add_blob(blob);
+        }
         let trees = image.layers.iter().flat_map(|layer| [name_of(&layer.diff_id), chain_name(&layer.chain_id)]);
         self.layers.extend(trees);
+    }
+}
+
+impl Parts {
+    fn add_blob(&mut self, blob: &Descriptor) {
+        self.blobs.insert(format!("{}/{}", blob.digest().algorithm(), blob.digest().digest()));
     }
 }
 
@@ -57,26 +69,44 @@ impl Store {
     ///
     /// Errors: those of reading an image, of which it could not be said what it needs: then nothing is removed.
     pub fn gc(&self) -> Result<Removed> {
-        self.alone(|| {
-            let needed = self.needed()?;
-            self.empty_tmp()?;
-            self.remove_partial()?;
-            let mut removed = Removed::default();
-            for (algorithm, name) in self.blob_names()? {
-                if needed.blobs.contains(&format!("{algorithm}/{name}")) {
-                    continue;
-                }
-                removed.bytes += self.remove_part(&format!("blobs/{algorithm}/{name}"))?;
-                removed.blobs += 1;
+        self.lock(FlockOperation::LockExclusive)?;
+        let done = self.remove_unneeded();
+        self.lock(FlockOperation::LockShared)?;
+        done
+    }
+
+    /// As [`Store::gc`], where nobody else has the store open now; else `None`.
+    pub fn try_gc(&self) -> Result<Option<Removed>> {
+        if !self.lock(FlockOperation::NonBlockingLockExclusive)? {
+            // What could not be changed may have been given up.
+            self.lock(FlockOperation::LockShared)?;
+            return Ok(None);
+        }
+        let done = self.remove_unneeded();
+        self.lock(FlockOperation::LockShared)?;
+        done.map(Some)
+    }
+
+    /// Removes what nothing needs. The store must be locked alone.
+    fn remove_unneeded(&self) -> Result<Removed> {
+        let needed = self.needed()?;
+        self.empty_tmp()?;
+        self.remove_partial()?;
+        let mut removed = Removed::default();
+        for (algorithm, name) in self.blob_names()? {
+            if needed.blobs.contains(&format!("{algorithm}/{name}")) {
+                continue;
             }
-            for name in self.entries("layers")? {
-                if !needed.layers.contains(&name) {
-                    removed.bytes += self.remove_tree(&name)?;
-                    removed.layers += 1;
-                }
+            removed.bytes += self.remove_part(&format!("blobs/{algorithm}/{name}"))?;
+            removed.blobs += 1;
+        }
+        for name in self.entries("layers")? {
+            if !needed.layers.contains(&name) {
+                removed.bytes += self.remove_tree(&name)?;
+                removed.layers += 1;
             }
-            Ok(removed)
-        })
+        }
+        Ok(removed)
     }
 
     /// Returns what each image takes, in the order of the images; each once, whatever names it has.
@@ -119,12 +149,15 @@ impl Store {
         disk_usage(self.root()).map_err(|error| self.error("", &error))
     }
 
-    /// Reads the images of the store, each once.
+    /// Reads the images of the store, each once; one that cannot be read is left out.
     pub fn distinct_images(&self) -> Result<Vec<Image>> {
         let mut images: Vec<Image> = Vec::new();
         for named in self.images()? {
             if !images.iter().any(|image| image.descriptor.digest() == named.manifest.digest()) {
-                images.push(Image::read(self, &named.manifest)?);
+                match Image::read(self, &named.manifest) {
+                    Ok(image) => images.push(image),
+                    Err(error) => log::warn!("{error}"),
+                }
             }
         }
         Ok(images)
@@ -132,10 +165,28 @@ impl Store {
 
     fn needed(&self) -> Result<Parts> {
         let mut needed = Parts::default();
-        for image in self.distinct_images()? {
-            needed.add(&image);
+        let mut todo: Vec<(Descriptor, String)> = Vec::new();
+        for named in self.images()? {
+            let shown = named.name.map_or_else(|| named.manifest.digest().to_string(), |name| name.to_string());
+            todo.push((named.manifest, shown));
         }
-        for container in self.containers()? {
+        while let Some((manifest, shown)) = todo.pop() {
+            let hint =
+                |error: Error| error.within(format!("{shown}: bring it again, or remove it (unionfs-rs rmi {shown})"));
+            if Kind::of(manifest.media_type()) == Kind::Index {
+                // As other tools put them into a layout: with what it leads to, as far as that is there.
+                needed.add_blob(&manifest);
+                let index = self.read_document(&manifest).and_then(|bytes| parse_index(&bytes)).map_err(hint)?;
+                for entry in index.manifests().iter().filter(|entry| Kind::of(entry.media_type()) != Kind::Other) {
+                    if self.has(entry)? {
+                        todo.push((entry.clone(), shown.clone()));
+                    }
+                }
+                continue;
+            }
+            needed.add(&Image::read(self, &manifest).map_err(hint)?);
+        }
+        for container in self.whole_containers()? {
             needed.layers.extend(container.config.layers);
         }
         Ok(needed)
@@ -158,6 +209,10 @@ impl Store {
     pub(super) fn blob_names(&self) -> Result<Vec<(String, String)>> {
         let mut names = Vec::new();
         for algorithm in self.entries("blobs")? {
+            // What somebody else has put there is no blob.
+            if !self.path("blobs").join(&algorithm).is_dir() {
+                continue;
+            }
             names
                 .extend(self.entries(&format!("blobs/{algorithm}"))?.into_iter().map(|name| (algorithm.clone(), name)));
         }

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use oci_spec::image::{Descriptor, Digest};
+use oci_spec::image::{Descriptor, Digest, DigestAlgorithm};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
@@ -19,7 +19,7 @@ use super::super::manifest::{Image, Layer};
 use super::super::media::Unpacked;
 use super::super::stack::Part;
 use super::super::unpack::{self, Borrowed, Outcome};
-use super::Store;
+use super::{Store, replace};
 use crate::error::{Error, Result};
 
 /// The file beside a tree that says what it was made of.
@@ -46,6 +46,9 @@ pub struct Facts {
     /// How many devices are missing in the tree.
     #[serde(default)]
     pub devices_left_out: u64,
+    /// The blobs whose tar was compared with the diff_id.
+    #[serde(default)]
+    pub blobs: Vec<Digest>,
     /// Whether the tar has the root; else that of a layer below is the root's.
     pub says_root: bool,
 }
@@ -104,8 +107,9 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::image_io(dir.display(), &error)),
         };
-        let facts = serde_json::from_slice(&bytes)
-            .map_err(|error| Error::image(dir.display(), format!("its {FACTS} cannot be read: {error}")))?;
+        let facts = serde_json::from_slice(&bytes).map_err(|error| {
+            Error::image(dir.display(), format!("its {FACTS} cannot be read: {error}; remove the directory"))
+        })?;
         Ok(Some(Tree { path: dir.join(TREE), facts }))
     }
 
@@ -126,7 +130,11 @@ impl Store {
     pub fn trees(&self, image: &Image, progress: &dyn Progress) -> Result<Vec<Tree>> {
         let mut missing: Vec<&Layer> = Vec::new();
         for layer in &image.layers {
-            if self.tree(layer)?.is_none() && !missing.iter().any(|other| other.diff_id == layer.diff_id) {
+            if self.known(layer)? || self.compare(layer, progress)? {
+                continue;
+            }
+            if !missing.iter().any(|other| other.diff_id == layer.diff_id && other.blob.digest() == layer.blob.digest())
+            {
                 missing.push(layer);
             }
         }
@@ -138,7 +146,9 @@ impl Store {
             let tree = match self.tree(layer)? {
                 Some(tree) => tree,
                 None => {
-                    let at = missing.iter().position(|other| other.diff_id == layer.diff_id);
+                    let same =
+                        |other: &&Layer| other.diff_id == layer.diff_id && other.blob.digest() == layer.blob.digest();
+                    let at = missing.iter().position(same);
                     let made = at.and_then(|at| made.get_mut(at)).and_then(Option::take);
                     // A layer that stands twice in an image and borrows from different files below.
                     let made = made.map_or_else(|| self.unpack(layer, &()), Ok)?;
@@ -148,6 +158,28 @@ impl Store {
             trees.push(tree);
         }
         Ok(trees)
+    }
+
+    /// Returns whether the tree of `layer` is there, and its blob is one that was compared with the diff_id.
+    fn known(&self, layer: &Layer) -> Result<bool> {
+        Ok(self.tree(layer)?.is_some_and(|tree| tree.facts.blobs.contains(layer.blob.digest())))
+    }
+
+    /// Compares the blob of `layer` with its diff_id, where a tree of that is there, of another blob; false where none is.
+    ///
+    /// Without this, an image could claim a tree of this store as its own.
+    fn compare(&self, layer: &Layer, progress: &dyn Progress) -> Result<bool> {
+        let Some(tree) = self.tree(layer)? else { return Ok(false) };
+        let blob = self.read_blob(&layer.blob)?;
+        let read = read_layer(&layer.blob, &layer.diff_id, blob, progress, |tar| io::copy(tar, &mut io::sink()));
+        progress.done(layer.blob.digest());
+        read.map_err(|error| error.within(subject(layer)))?;
+        let mut facts = tree.facts;
+        facts.blobs.push(layer.blob.digest().clone());
+        let path = tree.path.with_file_name(FACTS);
+        let written = serde_json::to_vec(&facts).map_err(io::Error::from).and_then(|bytes| replace(&path, &bytes));
+        written.map_err(|error| Error::image_io(path.display(), &error))?;
+        Ok(true)
     }
 
     /// Unpacks layers, as many at once as there are processors.
@@ -201,8 +233,8 @@ impl Store {
             unpack::unpack(stream, root, self.keep())
         })?;
         let Outcome { members, says_root, bytes, xattrs_left_out, devices_left_out, borrowed } = outcome;
-        let diff_id = layer.diff_id.clone();
-        let facts = Facts { diff_id, members, bytes, tar_bytes, xattrs_left_out, devices_left_out, says_root };
+        let (diff_id, blobs) = (layer.diff_id.clone(), vec![layer.blob.digest().clone()]);
+        let facts = Facts { diff_id, members, bytes, tar_bytes, xattrs_left_out, devices_left_out, says_root, blobs };
         Ok(Made { work, facts, borrowed })
     }
 
@@ -221,6 +253,11 @@ impl Store {
         let dir = File::open(work.path()).map_err(failed)?;
         rustix::fs::syncfs(dir.as_fd()).map_err(|errno| failed(errno.into()))?;
         let path = self.path("layers").join(name);
+        if path.exists() && !path.join(FACTS).exists() {
+            // Of a tree that says nothing of itself nobody knows whether it is whole.
+            let aside = self.workspace()?;
+            fs::rename(&path, aside.path().join("broken")).map_err(failed)?;
+        }
         match fs::rename(work.path(), &path) {
             Ok(()) => {
                 // It has moved away from where it would be removed.
@@ -290,7 +327,10 @@ fn subject(layer: &Layer) -> String {
 
 /// Returns the name of the tree of a layer that is nobody else's.
 pub(super) fn name_of(diff_id: &Digest) -> String {
-    diff_id.digest().to_owned()
+    match diff_id.algorithm() {
+        DigestAlgorithm::Sha256 => diff_id.digest().to_owned(),
+        other => format!("{other}-{}", diff_id.digest()),
+    }
 }
 
 /// Returns the name of the tree of a layer with files of those below.

@@ -24,8 +24,9 @@ mod verify;
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
@@ -68,15 +69,17 @@ impl Store {
         make_root(&root)?;
         let mut store = Self { lock: open_lock(&root.join("lock"))?, root, keep: Keep::here() };
         if !store.path("oci-layout").exists() {
-            // Two that make it at once: the second finds it made.
-            store.lock(FlockOperation::LockExclusive)?;
+            // Two that make it at once: the second finds it made, and need not wait for what the first does with it.
+            while !store.lock(FlockOperation::NonBlockingLockExclusive)? && !store.path("oci-layout").exists() {
+                std::thread::sleep(Duration::from_millis(10));
+            }
         }
         make(&store.root)?;
         store.keep = owners::settle(&store.root)?;
         // Whoever is alone here may take away what others have left when they died.
         if store.lock(FlockOperation::NonBlockingLockExclusive)? {
             store.empty_tmp()?;
-            store.remove_dead_containers()?;
+            store.remove_dead_containers();
         }
         store.lock(FlockOperation::LockShared)?;
         Ok(store)
@@ -104,14 +107,6 @@ impl Store {
             Err(Errno::WOULDBLOCK) => Ok(false),
             Err(errno) => Err(self.error("lock", &errno.into())),
         }
-    }
-
-    /// Runs `call` while nobody else has the store open, for whom it waits.
-    fn alone<T>(&self, call: impl FnOnce() -> Result<T>) -> Result<T> {
-        self.lock(FlockOperation::LockExclusive)?;
-        let done = call();
-        self.lock(FlockOperation::LockShared)?;
-        done
     }
 
     /// Removes what was being made by processes that are gone. The store must be locked alone.
@@ -198,7 +193,8 @@ fn check_layout(root: &Path, text: &[u8]) -> Result<()> {
 
 /// Refuses a directory that holds something, none of which is a store's.
 fn refuse_other(root: &Path) -> Result<()> {
-    let known = ["blobs", "layers", "containers", "tmp", "lock", "index.json", "index.lock", owners::FILE];
+    let known =
+        ["lost+found", "blobs", "layers", "containers", "tmp", "lock", "index.json", "index.lock", owners::FILE];
     let entries = fs::read_dir(root).map_err(|error| Error::image_io(root.display(), &error))?;
     for entry in entries {
         let name = entry.map_err(|error| Error::image_io(root.display(), &error))?.file_name();
@@ -234,9 +230,32 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// Removes what is at `path`, a file or a directory with all that is in it.
 fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::IsADirectory => fs::remove_dir_all(path),
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => {}
+        done => return done,
+    }
+    match fs::remove_dir_all(path) {
+        // A plain user's directory that they may not write themselves.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            open_up(path)?;
+            fs::remove_dir_all(path)
+        }
         done => done,
     }
+}
+
+/// Makes all directories at and below `path` such that their owner may remove what is in them.
+fn open_up(path: &Path) -> io::Result<()> {
+    let mut todo = vec![path.to_owned()];
+    while let Some(dir) = todo.pop() {
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))?;
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                todo.push(entry.path());
+            }
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -62,14 +62,17 @@ pub fn with_ref_name(mut descriptor: Descriptor, name: Option<&str>) -> Descript
     descriptor
 }
 
+/// Returns what an image of the index is called. One that another tool has called by something that is no name has none
+/// here, and a mere tag is a name of this machine.
+pub fn called(descriptor: &Descriptor) -> Option<ImageName> {
+    ref_name(descriptor).and_then(|name| ImageName::local(name).ok())
+}
+
 impl Store {
     /// Returns the images of the store, in the order in which they came.
     pub fn images(&self) -> Result<Vec<Named>> {
-        let named = |descriptor: Descriptor| {
-            // One that another tool has called by something that is no name has none here.
-            let name = ref_name(&descriptor).and_then(|name| ImageName::parse(name).ok());
-            Named { name, manifest: with_ref_name(descriptor, None) }
-        };
+        let named =
+            |descriptor: Descriptor| Named { name: called(&descriptor), manifest: with_ref_name(descriptor, None) };
         Ok(self.read_index()?.into_iter().map(named).collect())
     }
 
@@ -104,11 +107,12 @@ impl Store {
         let text = name.map(ToString::to_string);
         self.change_index(|list| {
             let is_it = |entry: &Descriptor| entry.digest() == manifest.digest();
-            if let Some(text) = &text {
-                for entry in list.iter_mut().filter(|entry| ref_name(entry) == Some(text) && !is_it(entry)) {
+            if name.is_some() {
+                let has_it = |entry: &Descriptor| called(entry).as_ref() == name;
+                for entry in list.iter_mut().filter(|entry| has_it(entry) && !is_it(entry)) {
                     *entry = with_ref_name(entry.clone(), None);
                 }
-                if list.iter().any(|entry| is_it(entry) && ref_name(entry) == Some(text)) {
+                if list.iter().any(|entry| is_it(entry) && has_it(entry)) {
                     return;
                 }
                 // A name takes the place of having none.
@@ -123,9 +127,8 @@ impl Store {
 
     /// Takes `name` from the image that has it; false where none has. The image stays, by another name or without one.
     pub fn untag(&self, name: &ImageName) -> Result<bool> {
-        let text = name.to_string();
         self.change_index(|list| {
-            let Some(at) = list.iter().position(|entry| ref_name(entry) == Some(&text)) else { return false };
+            let Some(at) = list.iter().position(|entry| called(entry).as_ref() == Some(name)) else { return false };
             let entry = list.remove(at);
             list.insert(at, with_ref_name(entry, None));
             forget_doubles(list);

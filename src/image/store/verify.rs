@@ -65,7 +65,7 @@ impl Store {
     }
 
     /// Compares a blob with the digest that is its name.
-    fn rehash(&self, digest: &Digest) -> io::Result<()> {
+    pub(super) fn rehash(&self, digest: &Digest) -> io::Result<()> {
         let file = File::open(self.blob_path(digest))?;
         let size = file.metadata()?.len();
         Verified::new(file, digest, size)?.finish()
