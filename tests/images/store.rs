@@ -206,3 +206,157 @@ fn a_full_disk_loses_nothing_and_says_so() {
     assert_eq!(finish(&mut command(&store, &["load", tiny.to_str().unwrap()])).code, Some(0));
     assert_whole(&store, "after the disk was full");
 }
+
+#[test]
+fn an_image_cannot_claim_a_tree_that_is_not_its_own() {
+    let shop = Shop::new();
+    let (secret, evil) = (Layer::new().file("secret", "secret").tar(), Layer::new().file("evil", "evil").tar());
+    shop.load(&docker_archive("localhost/a:1", std::slice::from_ref(&secret))).unwrap();
+    let diff_id = digest::of(&secret).unwrap().to_string();
+    for diff_id in [diff_id.clone(), diff_id.replace("sha256:", "other:")] {
+        let error =
+            shop.load(&docker_archive_with("localhost/b:1", std::slice::from_ref(&evil), &[diff_id])).unwrap_err();
+        assert!(error.to_string().contains("diff_id") || error.to_string().contains("digest"), "{error}");
+    }
+    let twice = docker_archive_with("localhost/b:1", &[secret.clone(), evil], &[diff_id.clone(), diff_id.clone()]);
+    assert!(shop.load(&twice).unwrap_err().to_string().contains("has the digest"));
+    // Packed otherwise it is the same tar, and is compared once.
+    let packed = docker_archive_with("localhost/c:1", &[crate::archive::gzip(&secret)], &[diff_id]);
+    let image = shop.load(&packed).unwrap();
+    assert_eq!(shop.store.trees(&image, &()).unwrap()[0].facts.blobs.len(), 2);
+}
+
+#[test]
+fn a_name_with_a_digest_is_not_an_archives_to_give() {
+    let shop = Shop::new();
+    let right = shop.load(&docker_archive("localhost/a:1", &[Layer::new().file("right", "r").tar()])).unwrap();
+    let pinned = format!("localhost/a@{}", right.descriptor.digest());
+    let error = shop.load(&docker_archive(&pinned, &[Layer::new().file("evil", "e").tar()])).unwrap_err().to_string();
+    assert!(error.contains("a name that is given has a tag"), "{error}");
+    assert_eq!(shop.store.find(&pinned).unwrap().image.id(), right.id());
+}
+
+#[test]
+fn what_is_damaged_can_be_seen_removed_and_brought_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, archive, whole) =
+        (dir.path().join("store"), dir.path().join("image.tar"), dir.path().join("whole.tar"));
+    fs::write(&archive, docker_archive("localhost/broken:1", &[Layer::new().file("a", "a").tar()])).unwrap();
+    fs::write(&whole, docker_archive("localhost/whole:1", &[Layer::new().file("b", "b").tar()])).unwrap();
+    let say = |arguments: &[&str]| finish(&mut command(&store, arguments));
+    for archive in [&archive, &whole] {
+        assert_eq!(say(&["load", archive.to_str().unwrap()]).code, Some(0));
+    }
+    let damage = || {
+        let store = Store::open(&store).unwrap();
+        let image = store.find("broken:1").unwrap().image;
+        for digest in [image.descriptor.digest(), image.layers[0].blob.digest()] {
+            let path = store.blob_path(digest);
+            let mut bytes = fs::read(&path).unwrap();
+            bytes[10] ^= 1;
+            fs::write(path, bytes).unwrap();
+        }
+        fs::remove_file(store.trees(&image, &()).unwrap()[0].path.with_file_name("layer.json")).unwrap();
+    };
+    damage();
+    let listed = say(&["images"]);
+    assert!(listed.code == Some(0) && listed.out.contains("localhost/whole"), "{} {}", listed.out, listed.err);
+    assert!(listed.err.contains("localhost/broken:1: image") && listed.err.contains("remove it"), "{}", listed.err);
+    for arguments in [&["df"][..], &["history", "whole:1"], &["inspect", "whole:1"]] {
+        assert_eq!(say(arguments).code, Some(0), "{arguments:?}");
+    }
+    let refused = say(&["gc"]);
+    assert!(refused.code == Some(1) && refused.err.contains("unionfs-rs rmi localhost/broken:1"), "{}", refused.err);
+    // Brought again it is whole.
+    assert_eq!(say(&["load", archive.to_str().unwrap()]).code, Some(0));
+    assert_whole(&store, "after it was brought again");
+    let trees = || fs::read_dir(store.join("layers")).unwrap().count();
+    assert!(store.join("layers").read_dir().unwrap().all(|tree| tree.unwrap().path().join("layer.json").exists()));
+    damage();
+    let removed = say(&["rmi", "broken:1"]);
+    assert_eq!(removed.code, Some(0), "{}", removed.err);
+    assert_whole(&store, "after it was removed");
+    assert_eq!(trees(), 1);
+}
+
+#[test]
+fn one_bad_container_stops_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, archive) = (dir.path().join("store"), dir.path().join("image.tar"));
+    fs::write(&archive, docker_archive("localhost/test:1", &[Layer::new().file("a", "a").tar()])).unwrap();
+    let say = |arguments: &[&str]| finish(&mut command(&store, arguments));
+    assert_eq!(say(&["load", archive.to_str().unwrap()]).code, Some(0));
+    fs::create_dir_all(store.join("containers/0123456789ab")).unwrap();
+    fs::write(store.join("containers/0123456789ab/config.json"), "").unwrap();
+    for arguments in [&["images"][..], &["ps"], &["create", "test:1"]] {
+        let ran = say(arguments);
+        assert_eq!(ran.code, Some(0), "{arguments:?}: {}", ran.err);
+    }
+    assert!(say(&["ps"]).err.contains("0123456789ab"));
+    // But what it may need is not taken away.
+    assert_eq!(say(&["gc"]).code, Some(1));
+}
+
+#[test]
+fn a_mount_that_fails_leaves_no_container() {
+    let shop = Shop::new();
+    let store = shop.dir.path().join("store");
+    shop.image(vec![Layer::new().file("a", "a")]).unwrap();
+    let nowhere = shop.dir.path().join("nowhere");
+    for arguments in
+        [&["--image", "test:1"][..], &["--ro", "--image", "test:1"], &["--lower", "/", "--image", "test:1"]]
+    {
+        let mut mount = command(&store, &["mount"]);
+        let ran = finish(mount.args(arguments).arg(&nowhere));
+        assert_ne!(ran.code, Some(0), "{arguments:?}");
+        assert_eq!(fs::read_dir(store.join("containers")).unwrap().count(), 0, "{arguments:?}: {}", ran.err);
+    }
+}
+
+#[test]
+fn one_configuration_with_two_manifests_is_one_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, archive, layout) = (dir.path().join("store"), dir.path().join("image.tar"), dir.path().join("layout"));
+    fs::write(&archive, docker_archive("localhost/test:1", &[Layer::new().file("a", "a").tar()])).unwrap();
+    let say = |arguments: &[&str]| {
+        let ran = finish(&mut command(&store, arguments));
+        assert_eq!(ran.code, Some(0), "{arguments:?}: {}", ran.err);
+        ran.out
+    };
+    say(&["load", archive.to_str().unwrap()]);
+    say(&["tag", "test:1", "as-docker-has-it:1"]);
+    // The same as the OCI has it.
+    say(&["save", "--format", "oci", "-o", layout.to_str().unwrap(), "test:1"]);
+    say(&["load", layout.to_str().unwrap()]);
+    let ids = say(&["images", "-q", "--no-trunc"]);
+    let ids: Vec<&str> = ids.lines().collect();
+    assert!(ids.len() == 2 && ids[0] == ids[1], "{ids:?}");
+    say(&["inspect", ids[0]]);
+    assert_eq!(say(&["rmi", ids[0]]).matches("Deleted").count(), 2);
+    assert_eq!(fs::read_dir(store.join("layers")).unwrap().count(), 0);
+}
+
+#[test]
+fn an_archive_may_name_its_layers_as_it_likes() {
+    let shop = Shop::new();
+    let layer = Layer::new().file("a", "a").tar();
+    let archive = docker_archive("localhost/test:1", std::slice::from_ref(&layer));
+    // As go-containerregistry writes them: packed, and named so.
+    let mut renamed = tar::Builder::new(Vec::new());
+    for entry in tar::Archive::new(&archive[..]).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let path = entry.path().unwrap().display().to_string();
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut entry, &mut bytes).unwrap();
+        let (path, bytes) = match path.as_str() {
+            "0.tar" => ("0.tar.gz".to_owned(), crate::archive::gzip(&bytes)),
+            "manifest.json" => (path, String::from_utf8(bytes).unwrap().replace("0.tar", "0.tar.gz").into_bytes()),
+            _ => (path, bytes),
+        };
+        let mut header = Layer::header(path.as_bytes(), tar::EntryType::Regular, bytes.len() as u64);
+        header.set_cksum();
+        renamed.append(&header, &bytes[..]).unwrap();
+    }
+    let image = shop.load(&renamed.into_inner().unwrap()).unwrap();
+    assert_eq!(image.layers[0].diff_id, digest::of(&layer).unwrap());
+}

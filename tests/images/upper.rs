@@ -191,3 +191,64 @@ fn on_disk(root: &Path) -> BTreeMap<String, bool> {
     let names = lines("find", &[root.to_str().unwrap(), "-mindepth", "1", "-printf", "%P\\n"]);
     names.into_iter().map(|name| (name, true)).collect()
 }
+
+#[test]
+fn an_image_with_one_layer_twice_is_mounted_and_committed() {
+    let shop = Shop::new();
+    let empty = || Layer::new().dir("d", 0o755).file("d/.wh.gone", "");
+    let mut seen = BTreeMap::new();
+    let container = changed(
+        &shop,
+        vec![base().file("d/gone", "x"), empty(), Layer::new().file("d/gone", "again"), empty()],
+        |root| {
+            seen = on_disk(root);
+        },
+    );
+    assert!(container.is_some() && seen.contains_key("d/a") && !seen.contains_key("d/gone"), "{seen:?}");
+}
+
+#[test]
+fn names_of_a_lower_file_part_when_one_is_written_in_the_container_and_in_the_commit() {
+    if on_kernel() {
+        crate::skip!("what our own mount leaves in upper is looked at");
+    }
+    let shop = Shop::new();
+    let mut seen = String::new();
+    let container = changed(&shop, vec![Layer::new().file("a", "one").hard_link("b", "a")], |root| {
+        fs::write(root.join("a"), "two").unwrap();
+        seen = fs::read_to_string(root.join("b")).unwrap();
+    })
+    .unwrap();
+    assert_eq!(seen, "one");
+    assert_eq!(listed(&shop, &container), ["C /a"]);
+}
+
+#[test]
+fn what_no_layer_can_have_is_left_out_of_a_commit() {
+    let shop = Shop::new();
+    let container = changed(&shop, vec![base()], |root| {
+        fs::remove_file(root.join("plain")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(root.join("plain")).unwrap();
+        fs::create_dir(root.join("made")).unwrap();
+        let set = |name: &str, value: &[u8]| {
+            rustix::fs::setxattr(root.join("made"), name, value, rustix::fs::XattrFlags::empty()).unwrap();
+        };
+        set("user.overlay.redirect", b"/etc");
+        set("user.containers.override_stat", b"0:0:04755");
+        set("user.a=b", b"v");
+        set("user.kept", b"v");
+    })
+    .unwrap();
+    let (now, was) = shop.store.stacks_of(&container).unwrap();
+    let layer = shop.store.put_layer(&now, &was, Compression::None).unwrap();
+    let image = shop.store.find(&container.config.image).unwrap().image;
+    let image = shop.store.put_image(&image, &layer, &Default::default()).unwrap();
+    let tar = fs::read(shop.store.blob_path(layer.blob.digest())).unwrap();
+    let text = String::from_utf8_lossy(&tar);
+    assert!(text.contains("SCHILY.xattr.user.kept=v") && !text.contains("redirect") && !text.contains("override_stat"));
+    let stack = shop.stack(&image);
+    let shown = show(&stack);
+    assert!(!shown.contains_key("/plain"), "a file that a socket has replaced is gone");
+    let made = stack.at(&["made".as_ref()]).unwrap().unwrap();
+    assert_eq!(stack.xattrs_of(&made).unwrap(), [("user.kept".into(), b"v".to_vec())]);
+}
