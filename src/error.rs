@@ -169,6 +169,7 @@ impl Error {
     }
 
     /// Builds an [`Error::Image`] of what the system, or a stream that holds something wrong, has answered.
+    #[cfg(feature = "image")]
     pub(crate) fn image_io(subject: impl fmt::Display, error: &std::io::Error) -> Self {
         let kind = match error.kind() {
             std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof => ErrorKind::Image,
@@ -181,6 +182,7 @@ impl Error {
     }
 
     /// Says what larger thing an [`Error::Image`] is about.
+    #[cfg(feature = "image")]
     pub(crate) fn within(mut self, whole: impl fmt::Display) -> Self {
         if let Self::Image { subject, .. } = &mut self {
             *subject = format!("{whole}: {subject}");

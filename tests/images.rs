@@ -5,6 +5,8 @@
 
 mod support;
 
+#[path = "images/analyze.rs"]
+mod analyze;
 #[path = "images/archive.rs"]
 mod archive;
 #[path = "images/hostile.rs"]

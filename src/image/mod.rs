@@ -7,6 +7,7 @@
 //! Everything that comes from outside is verified while it streams, and seen by others only when it was. Errors name the
 //! image, the layer's digest and the member. Nothing here mounts: the trees are what a union is given as lower layers.
 
+pub mod analyze;
 pub mod changes;
 pub mod commit;
 pub mod digest;

@@ -79,7 +79,61 @@ impl Object {
     }
 }
 
+/// What one layer says of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Says {
+    /// Nothing, or nothing that could be seen.
+    Nothing,
+    /// It has it, and that is what shows; of a directory, the attributes.
+    Shown,
+    /// It has the directory, whose names show among those of the layers above.
+    Merged,
+    /// It has it, and a layer above hides that.
+    Hidden,
+    /// It marks it, or a directory that it is in, as removed from the layers below.
+    Removes,
+}
+
 impl Stack {
+    /// Returns what each layer says of `path`, whose components are names, topmost first.
+    pub fn says(&self, path: &[&OsStr]) -> Result<Vec<Says>> {
+        let shown = match self.at(path)? {
+            Some(Object::Dir(merged, _)) => merged.parts,
+            Some(Object::File(dir, ..)) => vec![dir],
+            None => Vec::new(),
+        };
+        let mut all = Vec::new();
+        for root in self.lowers.roots() {
+            let layer = shown.iter().position(|part| part.layer == root.layer);
+            let says = match self.says_alone(root.clone(), path)? {
+                Some(true) => match layer {
+                    Some(0) => Says::Shown,
+                    Some(_) => Says::Merged,
+                    None => Says::Hidden,
+                },
+                Some(false) => Says::Removes,
+                None => Says::Nothing,
+            };
+            all.push(says);
+        }
+        Ok(all)
+    }
+
+    /// Returns whether one layer alone has `path` or removes it; `None` where it says nothing.
+    fn says_alone(&self, root: Arc<LayerDir>, path: &[&OsStr]) -> Result<Option<bool>> {
+        let (mut dir, mut removes) = (root, false);
+        for (at, name) in path.iter().enumerate() {
+            removes |= dir.opaque || self.lowers.hides_by_name(&dir, name)?;
+            match self.lowers.examine(&dir, name, Below::Something)? {
+                Found::Absent => return Ok(removes.then_some(false)),
+                Found::Whiteout => return Ok(Some(false)),
+                Found::File(_) => return Ok(Some(at + 1 == path.len())),
+                Found::Dir(attr, marks) => dir = dir.child(name, &attr, &marks),
+            }
+        }
+        Ok(Some(true))
+    }
+
     /// Opens the trees of layers, topmost first. Errors: those of opening each, by its path.
     pub fn open<'a>(parts: impl IntoIterator<Item = Part<'a>>, keep: Keep) -> Result<Self> {
         let (mut layers, mut says_root) = (Vec::new(), None);

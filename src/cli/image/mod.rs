@@ -1,5 +1,6 @@
 //! The subcommands about images and containers: one file for those that belong together.
 
+mod analyze;
 mod containers;
 mod list;
 mod names;
@@ -35,6 +36,7 @@ pub fn commands() -> impl Iterator<Item = Command> {
         names::commands(),
         containers::commands(),
         upkeep::commands(),
+        analyze::commands(),
     ];
     all.into_iter().flatten()
 }
@@ -58,6 +60,8 @@ pub fn run(name: &str, matches: &ArgMatches) -> Option<Result<Exit, Failure>> {
         "rm" => containers::rm,
         "diff" => containers::diff,
         "commit" => containers::commit,
+        "analyze" => analyze::run,
+        "which" => analyze::which,
         "gc" => upkeep::gc,
         "verify" => upkeep::verify,
         "df" => upkeep::df,

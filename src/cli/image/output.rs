@@ -98,6 +98,18 @@ pub fn seconds(text: &str) -> Option<i64> {
     text.parse::<jiff::Timestamp>().ok().map(|time| time.as_second())
 }
 
+/// How much of a command is shown, as podman's `history` does.
+const COMMAND_MAX: usize = 45;
+
+/// Cuts a command off, where it is long.
+pub fn shortened(text: &str) -> String {
+    let text = text.replace('\t', " ");
+    if text.chars().count() <= COMMAND_MAX {
+        return text;
+    }
+    text.chars().take(COMMAND_MAX - 3).chain("...".chars()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,9 +11,6 @@ use crate::image::history;
 use crate::image::manifest::Image;
 use crate::image::store::Store;
 
-/// How much of a command `history` shows, as podman's.
-const COMMAND_MAX: usize = 45;
-
 pub fn commands() -> Vec<Command> {
     vec![
         Command::new("inspect")
@@ -156,19 +153,10 @@ pub fn history(matches: &ArgMatches) -> Result<Exit, Failure> {
         rows.push(vec![
             id,
             created,
-            if whole { by.to_owned() } else { shortened(by) },
+            if whole { by.to_owned() } else { output::shortened(by) },
             if human { output::size(*size, 3) } else { size.to_string() },
             entry.comment.clone().unwrap_or_default(),
         ]);
     }
     output::table(&rows)
-}
-
-/// Cuts a command off, where it is long.
-fn shortened(text: &str) -> String {
-    let text = text.replace('\t', " ");
-    if text.chars().count() <= COMMAND_MAX {
-        return text;
-    }
-    text.chars().take(COMMAND_MAX - 3).chain("...".chars()).collect()
 }

@@ -9,7 +9,7 @@
 mod borrow;
 pub mod keep;
 mod notes;
-mod path;
+pub(super) mod path;
 mod tree;
 
 use std::ffi::OsStr;
