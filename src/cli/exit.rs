@@ -18,10 +18,12 @@ pub enum Exit {
     Setup,
     /// The machine lacks something, or does not permit it.
     Machine,
+    /// As the program ended that was run, or as others say that none was.
+    Other(u8),
 }
 
 impl Exit {
-    /// Every way a command ends, in the order of the codes.
+    /// Every way a command of ours ends, in the order of the codes.
     pub const ALL: [Self; 5] = [Self::Done, Self::Failed, Self::Usage, Self::Setup, Self::Machine];
 
     /// Returns the number that the shell sees.
@@ -32,6 +34,7 @@ impl Exit {
             Self::Usage => 2,
             Self::Setup => 3,
             Self::Machine => 4,
+            Self::Other(code) => code,
         }
     }
 
@@ -43,6 +46,7 @@ impl Exit {
             Self::Usage => "the command line is wrong: an unknown option, an invalid value",
             Self::Setup => "a layer, the work directory or the mount point cannot be used",
             Self::Machine => "the machine lacks something or does not permit it (see unionfs-rs doctor)",
+            Self::Other(_) => "for run: that of the program",
         }
     }
 

@@ -19,6 +19,7 @@ pub mod query;
 pub mod reference;
 #[cfg(feature = "registry")]
 pub mod registry;
+pub mod runtime;
 pub mod save;
 pub mod source;
 pub mod stack;

@@ -18,6 +18,8 @@ pub mod ioctl;
 pub mod memory;
 pub mod mount;
 pub mod mountinfo;
+#[cfg(feature = "cli")]
+pub mod namespace;
 #[cfg(feature = "fuse")]
 pub mod processors;
 #[cfg(feature = "fuse")]

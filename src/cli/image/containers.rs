@@ -115,18 +115,32 @@ pub fn layers_of(matches: &ArgMatches, wanted: Wanted, read_only: bool) -> Resul
         }
         Wanted::Container(text) => (store.container(&text)?, None),
     };
+    let top = if read_only { Top::Readable } else { Top::Writable };
+    Ok(Layers { made, ..layers(&store, &container, top)? })
+}
+
+/// What is done with the container's own layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Top {
+    /// It is written.
+    Writable,
+    /// It is shown as the others are.
+    Readable,
+}
+
+/// Finds the layers of a container.
+pub fn layers(store: &Store, container: &Container, top: Top) -> Result<Layers, Failure> {
     let mut lowers: Vec<PathBuf> = Vec::new();
-    for tree in store.trees_of(&container)?.into_iter().rev() {
+    for tree in store.trees_of(container)?.into_iter().rev() {
         // A layer that stands twice shows nothing below that it does not show above.
         if !lowers.contains(&tree.path) {
             lowers.push(tree.path);
         }
     }
-    if container.config.ephemeral && !lowers.is_empty() {
-        // Nothing is in it but what the root is.
+    if top == Top::Readable && !lowers.is_empty() {
         lowers.insert(0, container.upper());
     }
-    Ok(Layers { lowers, container, made, owners_apart: store.keep().store.is_some() })
+    Ok(Layers { lowers, container: container.clone(), made: None, owners_apart: store.keep().store.is_some() })
 }
 
 /// A container that this process has in use.
@@ -161,7 +175,7 @@ impl Held {
     }
 }
 
-fn make(store: &Store, text: &str, ephemeral: bool) -> Result<Container, Failure> {
+pub fn make(store: &Store, text: &str, ephemeral: bool) -> Result<Container, Failure> {
     let found = store.find(text)?;
     let trees = store.trees(&found.image, &super::progress::Bars::new("unpacking"))?;
     Ok(store.create_container(&found.image, found.name.map(|name| name.to_string()), &trees, ephemeral)?)

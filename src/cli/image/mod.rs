@@ -4,10 +4,12 @@ mod analyze;
 mod containers;
 mod list;
 mod names;
+mod namespaces;
 mod output;
 mod progress;
 #[cfg(feature = "registry")]
 mod registry;
+mod run;
 mod show;
 mod transfer;
 mod upkeep;
@@ -35,6 +37,7 @@ pub fn commands() -> impl Iterator<Item = Command> {
         show::commands(),
         names::commands(),
         containers::commands(),
+        run::commands(),
         upkeep::commands(),
         analyze::commands(),
     ];
@@ -56,6 +59,7 @@ pub fn run(name: &str, matches: &ArgMatches) -> Option<Result<Exit, Failure>> {
         "tag" => names::tag,
         "rmi" => names::rmi,
         "create" => containers::create,
+        "run" => run::run,
         "ps" => containers::ps,
         "rm" => containers::rm,
         "diff" => containers::diff,
