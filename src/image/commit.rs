@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::changes::{Change, Compare, changes};
 use super::digest::{Hasher, Hashing};
+use super::instruction::Instruction;
 use super::manifest::Image;
 use super::media::Compression;
 use super::save::as_oci;
@@ -36,6 +37,8 @@ pub struct Message {
     pub comment: Option<String>,
     /// When, in seconds since 1970; by default when the last of the files was changed.
     pub created: Option<i64>,
+    /// What is changed of how the image is run.
+    pub config: Vec<Instruction>,
 }
 
 /// A layer that was written to a store.
@@ -221,6 +224,12 @@ fn config_with(base: &Image, layer: &Written, message: &Message, created: i64) -
     }
     if let Some(author) = &message.author {
         config.insert("author".into(), json!(author));
+    }
+    if !message.config.is_empty() {
+        let execution = config.remove("config");
+        let mut execution = execution.and_then(|value| value.as_object().cloned()).unwrap_or_default();
+        message.config.iter().for_each(|instruction| instruction.apply(&mut execution));
+        config.insert("config".into(), Value::Object(execution));
     }
     match config.entry("history").or_insert_with(|| json!([])) {
         Value::Array(history) => history.push(Value::Object(entry)),

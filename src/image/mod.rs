@@ -8,10 +8,14 @@
 //! image, the layer's digest and the member. Nothing here mounts: the trees are what a union is given as lower layers.
 
 pub mod analyze;
+pub mod apply;
 pub mod changes;
 pub mod commit;
 pub mod digest;
+pub mod export;
+pub mod extract;
 pub mod history;
+pub mod instruction;
 pub mod load;
 pub mod manifest;
 pub mod media;
@@ -19,6 +23,7 @@ pub mod query;
 pub mod reference;
 #[cfg(feature = "registry")]
 pub mod registry;
+pub mod resolve;
 pub mod runtime;
 pub mod save;
 pub mod source;

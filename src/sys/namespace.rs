@@ -4,8 +4,10 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::AsFd;
 
-use rustix::thread::UnshareFlags;
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags};
+use rustix::thread::{ThreadNameSpaceType, UnshareFlags};
 
 /// Which namespaces are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,13 +23,43 @@ pub enum Namespaces {
 /// Errors: EDEADLK if the process has other threads, which would stay where they are; EPERM; ENOSPC past the limit of
 /// /proc/sys/user/max_user_namespaces. Needs /proc. See unshare(2).
 pub fn unshare(namespaces: Namespaces) -> io::Result<()> {
-    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
-        return Err(io::Error::from_raw_os_error(libc::EDEADLK));
-    }
+    be_alone()?;
     let flags = match namespaces {
         Namespaces::Mounts => UnshareFlags::NEWNS,
         Namespaces::UsersAndMounts => UnshareFlags::NEWNS | UnshareFlags::NEWUSER,
     };
     // SAFETY: descriptors stay shared, which is all that the call could break.
     Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
+}
+
+/// Enters the namespaces of users and mounts that `pid` is in, but for those that this process is in already.
+///
+/// Errors: EDEADLK if the process has other threads; EPERM; ESRCH. Needs /proc. See setns(2).
+pub fn join(pid: Pid) -> io::Result<()> {
+    be_alone()?;
+    let mut others = ThreadNameSpaceType::empty();
+    for (name, kind) in [("user", ThreadNameSpaceType::USER), ("mnt", ThreadNameSpaceType::MOUNT)] {
+        let of = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/{name}"));
+        if of("self")? != of(&pid.as_raw_nonzero().to_string())? {
+            others |= kind;
+        }
+    }
+    if others.is_empty() {
+        return Ok(());
+    }
+    let process = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+    Ok(rustix::thread::move_into_thread_name_spaces(process.as_fd(), others)?)
+}
+
+/// Lets processes of the same user see this one's namespaces again, which gaining privileges has ended.
+pub fn be_seen() -> io::Result<()> {
+    Ok(rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?)
+}
+
+/// Errors: EDEADLK if the process has other threads.
+fn be_alone() -> io::Result<()> {
+    match std::fs::read_dir("/proc/self/task")?.count() {
+        1 => Ok(()),
+        _ => Err(io::Error::from_raw_os_error(libc::EDEADLK)),
+    }
 }

@@ -1,21 +1,12 @@
-//! Containers: writable layers over images, what was changed in them, and new images made of that.
+//! Containers: writable layers over images, and what a mount needs of them.
 
 use std::path::{Path, PathBuf};
 
-use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use serde_json::json;
 
 use super::{image_arg, open_store, output, store_arg, word, words};
 use crate::cli::exit::{Exit, Failure};
-use crate::image::changes::{Change, ChangeKind, Compare, changes};
-use crate::image::commit::Message;
-use crate::image::manifest::Image;
-use crate::image::media::Compression;
-use crate::image::reference::ImageName;
-use crate::image::stack::Stack;
-use crate::image::store::{Container, InUse, Store, Tree};
-use crate::layer::attr::FileKind;
+use crate::image::store::{Container, InUse, Store};
 
 pub fn commands() -> Vec<Command> {
     vec![
@@ -27,38 +18,12 @@ pub fn commands() -> Vec<Command> {
         Command::new("ps").about("Lists the writable layers over images").arg(store_arg()),
         Command::new("rm")
             .about("Removes writable layers, with all that was written to them")
-            .arg(Arg::new("CONTAINER").required(true).action(ArgAction::Append).num_args(1..).help("The first digits of its id"))
-            .arg(store_arg()),
-        Command::new("diff")
-            .about("Shows what was changed in a container, or what differs between two images")
-            .long_about(
-                "Shows what was changed in a container (A: added, C: changed, D: deleted; a directory in which something was \
-                 changed is C), as `docker diff` does, or what differs between two images and which layer brought it. Takes \
-                 time for what was changed, not for what is there.",
-            )
-            .arg(Arg::new("FROM").required(true).help("A container, or the image to compare with"))
-            .arg(Arg::new("TO").help("Another image"))
-            .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON"))
-            .arg(Arg::new("stat").long("stat").action(ArgAction::SetTrue).help("Count files and bytes instead"))
-            .arg(store_arg()),
-        Command::new("commit")
-            .about("Makes an image of what was changed in a container")
-            .long_about(
-                "Makes an image of what was changed in a container. The same changes give the same image, byte for byte: it is \
-                 as old as the last of them, or as SOURCE_DATE_EPOCH says.",
-            )
-            .arg(Arg::new("CONTAINER").required(true).help("The first digits of its id"))
-            .arg(Arg::new("NAME").help("What the image is to be called"))
-            .arg(Arg::new("message").short('m').long("message").value_name("TEXT").help("Why, for the history"))
-            .arg(Arg::new("author").short('a').long("author").value_name("NAME").help("Who, for the history"))
-            .arg(Arg::new("created-by").long("created-by").value_name("COMMAND").help("How, for the history"))
             .arg(
-                Arg::new("compress")
-                    .long("compress")
-                    .value_name("HOW")
-                    .value_parser(PossibleValuesParser::new(["gzip", "zstd", "none"]))
-                    .default_value("gzip")
-                    .help("How the layer is packed"),
+                Arg::new("CONTAINER")
+                    .required(true)
+                    .action(ArgAction::Append)
+                    .num_args(1..)
+                    .help("The first digits of its id"),
             )
             .arg(store_arg()),
     ]
@@ -159,6 +124,7 @@ impl Held {
             return Err(Failure::new(Exit::Setup, format!("{id}: the container is mounted already; unmount it first")));
         };
         container.config.mountpoint = Some(mountpoint.to_owned());
+        container.config.server = Some(std::process::id());
         container.save()?;
         Ok(Self { container, in_use })
     }
@@ -212,98 +178,4 @@ pub fn rm(matches: &ArgMatches) -> Result<Exit, Failure> {
         output::print(format!("{}\n", container.config.id).as_bytes())?;
     }
     Ok(Exit::Done)
-}
-
-pub fn diff(matches: &ArgMatches) -> Result<Exit, Failure> {
-    let store = open_store(matches)?;
-    let from = word(matches, "FROM");
-    let list = match matches.get_one::<String>("TO") {
-        None => {
-            let (now, was) = store.stacks_of(&store.container(from)?)?;
-            changes(&now, &was, Compare::Presence)?
-        }
-        Some(to) => {
-            let (was, now) = (image_tree(&store, from)?, image_tree(&store, to)?);
-            changes(&now.1, &was.1, Compare::Contents)?
-        }
-    };
-    let mut list: Vec<Change> = list;
-    list.sort_by(|a, b| a.path.cmp(&b.path));
-    if matches.get_flag("stat") {
-        return stat(&list);
-    }
-    if matches.get_flag("json") {
-        let path = |change: &Change| change.path.to_string_lossy().into_owned();
-        let of = |kind| list.iter().filter(|change| change.kind == kind).map(path).collect::<Vec<_>>();
-        return output::json(&json!({
-            "changed": of(ChangeKind::Changed),
-            "added": of(ChangeKind::Added),
-            "deleted": of(ChangeKind::Deleted),
-        }));
-    }
-    let mut text = Vec::new();
-    for change in &list {
-        use std::os::unix::ffi::OsStrExt;
-        text.extend_from_slice(format!("{} ", change.kind.letter()).as_bytes());
-        text.extend_from_slice(change.path.as_os_str().as_bytes());
-        text.push(b'\n');
-    }
-    output::print(&text)
-}
-
-/// Opens the tree of an image.
-fn image_tree(store: &Store, text: &str) -> Result<(Image, Stack), Failure> {
-    let image = store.find(text)?.image;
-    let trees = store.trees(&image, &super::progress::Bars::new("unpacking"))?;
-    let stack = Stack::open(trees.iter().rev().map(Tree::part), store.keep())?;
-    Ok((image, stack))
-}
-
-fn stat(list: &[Change]) -> Result<Exit, Failure> {
-    let mut text = String::new();
-    for (kind, word) in
-        [(ChangeKind::Added, "added"), (ChangeKind::Changed, "changed"), (ChangeKind::Deleted, "deleted")]
-    {
-        let of = || list.iter().filter(|change| change.kind == kind && change.itself);
-        let bytes = of().filter_map(|change| change.now.as_ref().or(change.was.as_ref()));
-        let bytes = bytes.map(|object| object.attr()).filter(|attr| attr.kind == FileKind::Regular);
-        let bytes = bytes.fold(0_u64, |sum, attr| sum.saturating_add(attr.size));
-        text.push_str(&format!("{} {word}, {}\n", of().count(), output::size(bytes, 3)));
-    }
-    output::print(text.as_bytes())
-}
-
-pub fn commit(matches: &ArgMatches) -> Result<Exit, Failure> {
-    let store = open_store(matches)?;
-    let container = store.container(word(matches, "CONTAINER"))?;
-    let base = store.find(&container.config.image)?.image;
-    let text = |name: &str| matches.get_one::<String>(name).cloned();
-    let compression = match word(matches, "compress") {
-        "zstd" => Compression::Zstd,
-        "none" => Compression::None,
-        _ => Compression::Gzip,
-    };
-    let name = text("NAME").map(|name| ImageName::local(&name).and_then(ImageName::tagged)).transpose()?;
-    let message = Message {
-        created_by: text("created-by").unwrap_or_else(|| "unionfs-rs commit".into()),
-        author: text("author"),
-        comment: text("message"),
-        created: source_date_epoch()?,
-    };
-    let (now, was) = store.stacks_of(&container)?;
-    let layer = store.put_layer(&now, &was, compression)?;
-    let image = store.put_image(&base, &layer, &message)?;
-    store.trees(&image, &super::progress::Bars::new("unpacking"))?;
-    store.tag(&image.descriptor, name.as_ref())?;
-    output::print(format!("{}\n", image.id().digest()).as_bytes())
-}
-
-/// Returns when whoever builds reproducibly wants everything to have happened: reproducible-builds.org/specs/source-date-epoch.
-fn source_date_epoch() -> Result<Option<i64>, Failure> {
-    let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH") else { return Ok(None) };
-    let seconds = text.to_str().and_then(|text| text.parse().ok());
-    match seconds {
-        Some(seconds) => Ok(Some(seconds)),
-        None => Err(Failure::new(Exit::Usage, format!("SOURCE_DATE_EPOCH {text:?}: not a whole number of seconds"))),
-    }
 }

@@ -1,7 +1,9 @@
 //! The subcommands about images and containers: one file for those that belong together.
 
 mod analyze;
+mod changes;
 mod containers;
+mod copy;
 mod list;
 mod names;
 mod namespaces;
@@ -10,6 +12,7 @@ mod progress;
 #[cfg(feature = "registry")]
 mod registry;
 mod run;
+mod served;
 mod show;
 mod transfer;
 mod upkeep;
@@ -38,6 +41,8 @@ pub fn commands() -> impl Iterator<Item = Command> {
         names::commands(),
         containers::commands(),
         run::commands(),
+        changes::commands(),
+        copy::commands(),
         upkeep::commands(),
         analyze::commands(),
     ];
@@ -62,8 +67,12 @@ pub fn run(name: &str, matches: &ArgMatches) -> Option<Result<Exit, Failure>> {
         "run" => run::run,
         "ps" => containers::ps,
         "rm" => containers::rm,
-        "diff" => containers::diff,
-        "commit" => containers::commit,
+        "diff" => changes::diff,
+        "commit" => changes::commit,
+        "apply" => changes::apply,
+        "discard" => changes::discard,
+        "export" => changes::export,
+        "cp" => copy::cp,
         "analyze" => analyze::run,
         "which" => analyze::which,
         "gc" => upkeep::gc,

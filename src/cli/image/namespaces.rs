@@ -8,11 +8,12 @@ use std::io::{self, Write};
 use std::process::{Child, Command, Stdio};
 
 use rustix::mount::MountPropagationFlags;
+use rustix::process::Pid;
 use rustix::thread::CapabilitySet;
 
 use crate::cli::exit::{Exit, Failure};
 use crate::sys::caps;
-use crate::sys::namespace::{Namespaces, unshare};
+use crate::sys::namespace::{self, Namespaces, be_seen, unshare};
 
 /// Subordinate ids: the first and how many.
 type Range = (u32, u32);
@@ -37,10 +38,24 @@ pub fn enter() -> Result<(), Failure> {
             Some(mapper) => finish(mapper).map_err(|error| failed("newuidmap and newgidmap", error))?,
             None => map_one(uid, gid).map_err(|error| failed("/proc/self/uid_map", error))?,
         }
+        // So that `cp` finds the container.
+        be_seen().map_err(|error| failed("prctl", error))?;
     }
     // What is mounted outside goes on coming in, and nothing goes out.
     let changed = rustix::mount::mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC);
     changed.map_err(|errno| failed("/", errno.into()))
+}
+
+/// Enters the namespaces in which `server` has mounted a container. To be called while the process has one thread.
+pub fn join(server: u32) -> Result<(), Failure> {
+    let pid = i32::try_from(server).ok().and_then(Pid::from_raw);
+    let joined = pid.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound)).and_then(namespace::join);
+    joined.map_err(|error| {
+        Failure::new(
+            Exit::Machine,
+            format!("the namespaces of process {server}: {error}; do it as the user who has mounted"),
+        )
+    })
 }
 
 /// Returns the first subordinate ids of a user; `None` where there are none, or nobody to map them.

@@ -16,17 +16,14 @@ use rustix::process::{Pid, Signal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
-use super::containers::{self, Held};
+use super::containers;
+use super::served::Served;
 use super::{namespaces, open_store, store_arg, words};
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::settings::Settings;
-use crate::config::{Access, Fsync};
-use crate::fuse::{Mount, MountHandle};
 use crate::image::manifest::Image;
 use crate::image::runtime::{self, Bind, Cgroup, Execution, Network, User, Wish};
 use crate::image::store::{Container, Store};
 use crate::sys::caps;
-use crate::union::Union;
 
 /// What `run` exits with where the container was not run, as Docker and podman do.
 const NOT_RUN: u8 = 125;
@@ -130,16 +127,17 @@ fn in_container(
     runtime: &Path,
 ) -> Result<ExitStatus, Failure> {
     let image = store.find(&container.config.image)?.image;
-    let bundle = Bundle::make(container)?;
+    let bundle = Bundle { path: container.bundle() };
     if let Some(file) = matches.get_one::<String>("cidfile") {
         let failed = |error| Failure::new(Exit::Failed, format!("{file}: {error}; name a new file"));
         let mut new = fs::File::create_new(file).map_err(failed)?;
         new.write_all(container.config.id.as_bytes()).map_err(failed)?;
     }
-    let served = Served::start(store, container, &bundle)?;
+    let served = Served::start(store, container, &bundle.rootfs())?;
     let ran =
         bundle.write(matches, &image, container, command).and_then(|()| guarded(matches, runtime, &bundle, container));
-    let ended = served.end(bundle);
+    bundle.clear();
+    let ended = served.end();
     let status = ran?;
     ended?;
     Ok(status)
@@ -164,14 +162,6 @@ struct Bundle {
 }
 
 impl Bundle {
-    fn make(container: &Container) -> Result<Self, Failure> {
-        let path = container.path.join("bundle");
-        let rootfs = path.join("rootfs");
-        fs::create_dir_all(&rootfs)
-            .map_err(|error| Failure::new(Exit::Failed, format!("{}: {error}", rootfs.display())))?;
-        Ok(Self { path })
-    }
-
     fn rootfs(&self) -> PathBuf {
         self.path.join("rootfs")
     }
@@ -216,40 +206,14 @@ impl Bundle {
             .map_err(|error| Failure::new(Exit::Failed, format!("{}: {error}", path.display())))
     }
 
-    /// Removes it; a container that is kept has nothing of it.
-    fn remove(self) {
-        let removed = fs::remove_dir(self.rootfs()).and_then(|()| fs::remove_dir_all(&self.path));
-        if let Err(error) = removed {
-            log::warn!("{}: {error}", self.path.display());
+    /// Removes what is in it but the root: a container that is kept has nothing of it.
+    fn clear(&self) {
+        let removed = [fs::remove_file(self.path.join("config.json")), fs::remove_dir_all(self.state())];
+        for error in removed.into_iter().filter_map(Result::err) {
+            if error.kind() != std::io::ErrorKind::NotFound {
+                log::warn!("{}: {error}", self.path.display());
+            }
         }
-    }
-}
-
-/// The container's tree, mounted.
-struct Served {
-    mount: MountHandle,
-    held: Held,
-}
-
-impl Served {
-    fn start(store: &Store, container: &Container, bundle: &Bundle) -> Result<Self, Failure> {
-        let mut settings = Settings::new(bundle.rootfs());
-        // The container's users are others than its root.
-        settings.mount.access = Access::All;
-        if container.config.ephemeral {
-            settings.union.fsync = Fsync::Volatile;
-        }
-        settings.take_layers(containers::layers(store, container, containers::Top::Writable)?)?;
-        let held = Held::take(container, &settings.mount.mountpoint)?;
-        let union = Union::from_config(&settings.union)?;
-        Ok(Self { mount: Mount::new(union, &settings.mount)?.spawn()?, held })
-    }
-
-    fn end(self, bundle: Bundle) -> Result<(), Failure> {
-        let ended = self.mount.unmount_and_join();
-        bundle.remove();
-        self.held.end();
-        Ok(ended?)
     }
 }
 

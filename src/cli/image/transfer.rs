@@ -13,7 +13,6 @@ use crate::cli::exit::{Exit, Failure};
 use crate::image::load::{self, Loaded};
 use crate::image::save::{self, Saved};
 use crate::image::source::Watch;
-use crate::image::store::Store;
 
 pub fn commands() -> Vec<Command> {
     vec![
@@ -88,40 +87,41 @@ pub fn save(matches: &ArgMatches) -> Result<Exit, Failure> {
             None => images.push(Saved { names: found.name.into_iter().collect(), image: found.image }),
         }
     }
-    let path = matches.get_one::<PathBuf>("output");
+    let path = matches.get_one::<PathBuf>("output").map(PathBuf::as_path);
     match (super::word(matches, "format"), path) {
         ("oci", Some(path)) => save::oci_layout_dir(&store, &images, path)?,
         ("oci", None) => {
             return Err(Failure::new(Exit::Usage, "a layout is a directory; name it with -o DIR"));
         }
-        (format, Some(path)) => to_file(&store, &images, format, path)?,
-        (format, None) => {
-            if io::stdout().is_terminal() {
-                return Err(Failure::new(Exit::Usage, "an archive is not written to a terminal; name a file with -o"));
-            }
-            write(&store, &images, format, io::stdout().lock())?;
-        }
+        ("docker-archive", path) => to_path(path, |out| Ok(save::docker_archive(&store, &images, out)?))?,
+        (_, path) => to_path(path, |out| Ok(save::oci_archive(&store, &images, out)?))?,
     }
     Ok(Exit::Done)
 }
 
-fn write(store: &Store, images: &[Saved], format: &str, out: impl Write) -> Result<(), Failure> {
-    match format {
-        "docker-archive" => save::docker_archive(store, images, out)?,
-        _ => save::oci_archive(store, images, out)?,
+/// Writes an archive to a file, or to standard output.
+pub fn to_path(path: Option<&Path>, write: impl FnOnce(&mut dyn Write) -> Result<(), Failure>) -> Result<(), Failure> {
+    match path {
+        Some(path) => to_file(path, write),
+        None if io::stdout().is_terminal() => {
+            Err(Failure::new(Exit::Usage, "an archive is not written to a terminal; name a file with -o"))
+        }
+        None => write(&mut io::stdout().lock()),
     }
-    Ok(())
 }
 
 /// Writes an archive to a file, which appears when it is whole; to what is no regular file as it comes.
-fn to_file(store: &Store, images: &[Saved], format: &str, path: &Path) -> Result<(), Failure> {
+fn to_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<(), Failure>) -> Result<(), Failure> {
     let failed = |error: &io::Error| Failure::new(Exit::Failed, format!("{}: {error}", path.display()));
     if path.exists() && !path.is_file() {
-        let out = File::options().write(true).open(path).map_err(|error| failed(&error))?;
-        return write(store, images, format, out);
+        let mut out = File::options().write(true).open(path).map_err(|error| failed(&error))?;
+        return write(&mut out);
     }
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let file = tempfile::NamedTempFile::new_in(dir).map_err(|error| failed(&error))?;
-    write(store, images, format, io::BufWriter::with_capacity(256 * 1024, &file))?;
+    let mut out = io::BufWriter::with_capacity(256 * 1024, &file);
+    write(&mut out)?;
+    out.flush().map_err(|error| failed(&error))?;
+    drop(out);
     save::publish(file, path).map_err(|error| failed(&error))
 }

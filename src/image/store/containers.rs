@@ -4,10 +4,10 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{CWD, FlockOperation, RenameFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +20,9 @@ use crate::layer::attr::FileKind;
 
 /// The file with what is known of a container.
 const CONFIG: &str = "config.json";
+
+/// The directories of a container that a mount needs.
+const LAYERS: [&str; 2] = ["upper", "work"];
 
 /// The longest that making a mount takes, in seconds.
 const MOUNT_TAKES: u64 = 600;
@@ -45,6 +48,9 @@ pub struct ContainerConfig {
     pub mountpoint: Option<PathBuf>,
     /// Whether it is gone when it is unmounted.
     pub ephemeral: bool,
+    /// The process that has mounted it last, as that process sees itself.
+    #[serde(default)]
+    pub server: Option<u32>,
 }
 
 /// A writable layer over an image.
@@ -71,6 +77,11 @@ impl Container {
         self.path.join("work")
     }
 
+    /// Returns where it is mounted and run, if that is nobody else's concern.
+    pub fn bundle(&self) -> PathBuf {
+        self.path.join("bundle")
+    }
+
     /// Takes the container for this process and those that it starts; `None` where somebody else has it.
     pub fn hold(&self) -> Result<Option<InUse>> {
         let lock = open_lock(&self.path.join("lock"))?;
@@ -81,13 +92,18 @@ impl Container {
         }
     }
 
+    /// Takes the container, as [`Container::hold`]. Errors: [`ErrorKind::InUse`].
+    pub fn held(&self) -> Result<InUse> {
+        self.hold()?.ok_or_else(|| {
+            let at = self.config.mountpoint.as_ref().map_or_else(String::new, |at| format!(" at {}", at.display()));
+            Error::image(&self.config.id, format!("is mounted{at}; unmount it first")).of_kind(ErrorKind::InUse)
+        })
+    }
+
     /// Removes the container with all that was written to it. Errors: [`ErrorKind::InUse`].
     pub fn remove(&self) -> Result<()> {
         let id = &self.config.id;
-        let Some(_held) = self.hold()? else {
-            let at = self.config.mountpoint.as_ref().map_or_else(String::new, |at| format!(" at {}", at.display()));
-            return Err(Error::image(id, format!("is mounted{at}; unmount it first")).of_kind(ErrorKind::InUse));
-        };
+        let _held = self.held()?;
         let failed = |error: io::Error| Error::image_io(id, &error);
         // Without this it is no container any more, whatever is left of it: the next one that is alone takes that away.
         fs::remove_file(self.path.join(CONFIG)).map_err(failed)?;
@@ -124,21 +140,11 @@ impl Store {
             created: now(),
             mountpoint: None,
             ephemeral,
-        };
-        let root = match trees {
-            [] => None,
-            trees => Some(Stack::open(trees.iter().rev().map(Tree::part), self.keep())?.root_member()?),
+            server: None,
         };
         let work = self.workspace()?;
+        self.make_layers(trees, work.path())?;
         let made = || -> io::Result<()> {
-            for name in ["upper", "work"] {
-                fs::create_dir(work.path().join(name))?;
-            }
-            // The topmost layer may not say what the root is, and upper's is what shows.
-            if let Some(root) = &root {
-                let upper = File::open(work.path().join("upper"))?;
-                self.keep().dress(upper.as_fd(), OsStr::new(""), FileKind::Directory, root)?;
-            }
             replace(&work.path().join(CONFIG), &serde_json::to_vec_pretty(&config)?)?;
             fs::rename(work.path(), self.path("containers").join(&id))
         };
@@ -147,6 +153,39 @@ impl Store {
         let _moved = work.keep();
         self.sync_dir("containers")?;
         Ok(Container { config, path: self.path("containers").join(id) })
+    }
+
+    /// Makes the writable layer and the workdir of a container in `dir`.
+    fn make_layers(&self, trees: &[Tree], dir: &Path) -> Result<()> {
+        let root = match trees {
+            [] => None,
+            trees => Some(Stack::open(trees.iter().rev().map(Tree::part), self.keep())?.root_member()?),
+        };
+        let made = || -> io::Result<()> {
+            for name in LAYERS {
+                fs::create_dir(dir.join(name))?;
+            }
+            // The topmost layer may not say what the root is, and upper's is what shows.
+            if let Some(root) = &root {
+                let upper = File::open(dir.join("upper"))?;
+                self.keep().dress(upper.as_fd(), OsStr::new(""), FileKind::Directory, root)?;
+            }
+            Ok(())
+        };
+        made().map_err(|error| self.error("containers", &error))
+    }
+
+    /// Takes back all that was changed in a container that is [`Container::held`].
+    pub(in super::super) fn discard_all(&self, container: &Container) -> Result<()> {
+        let new = self.workspace()?;
+        self.make_layers(&self.trees_of(container)?, new.path())?;
+        for name in LAYERS {
+            let (old, new) = (container.path.join(name), new.path().join(name));
+            let exchanged = rustix::fs::renameat_with(CWD, old, CWD, new, RenameFlags::EXCHANGE);
+            exchanged.map_err(|errno| Error::image_io(&container.config.id, &errno.into()))?;
+        }
+        // It may have directories that only `remove` can empty.
+        remove(&new.keep()).map_err(|error| self.error("tmp", &error))
     }
 
     /// Returns the trees of a container, lowest first. Errors: [`ErrorKind::Absent`] where one is gone.

@@ -1,0 +1,258 @@
+//! `cp`: files out of containers and images, and into containers.
+//!
+//! What an image says never leads out of it: what is copied out is read from its layers, where links are resolved from its
+//! root, and what is copied in is written through a mount, in which the kernel does the same.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use super::served::Served;
+use super::{changes, namespaces, open_store, store_arg, word};
+use crate::cli::exit::{Exit, Failure};
+use crate::error::ErrorKind;
+use crate::image::export::write_tree;
+use crate::image::extract::{Conflict, Extract, Owners};
+use crate::image::resolve::Last;
+use crate::image::stack::{Object, Part, Stack};
+use crate::image::store::Store;
+use crate::image::unpack::keep::Keep;
+
+pub fn commands() -> Vec<Command> {
+    let switch = |name: &'static str, short: char, help: &'static str| {
+        Arg::new(name).long(name).short(short).action(ArgAction::SetTrue).help(help)
+    };
+    vec![
+        Command::new("cp")
+            .about("Copies files out of a container or an image, or into a container")
+            .long_about(
+                "Copies files and directories out of a container or an image, or into a container, whether it is mounted or \
+                 not. NAME:PATH is a path in one; links in it lead nowhere else. Into a directory that is there, what is \
+                 copied goes under its own name; SOURCE/. is what is in a directory. Sockets are left out; of a file with \
+                 several names each is a copy.",
+            )
+            .after_help(
+                "Examples:\n  unionfs-rs cp debian:/etc/os-release .\n  unionfs-rs cp ./conf 1a2b:/etc/app\n  \
+                 unionfs-rs cp 1a2b:/var/log - | tar t",
+            )
+            .arg(Arg::new("SOURCE").required(true).help("NAME:PATH, or a path of the host"))
+            .arg(Arg::new("TARGET").required(true).help("CONTAINER:PATH, a path of the host, or - for a tar on standard output"))
+            .arg(switch("archive", 'a', "Keep owners, set-id bits and xattrs, which else are those of who copies, or root's"))
+            .arg(switch("follow-link", 'L', "Copy what a link at SOURCE leads to"))
+            .arg(store_arg()),
+    ]
+}
+
+/// A place that the command line names.
+#[derive(Debug, PartialEq, Eq)]
+enum Place<'a> {
+    Host(&'a Path),
+    Inside { name: &'a str, path: &'a Path },
+}
+
+impl<'a> Place<'a> {
+    /// Reads `NAME:PATH` or a path of the host: what begins with `/` or `.` is one of the host.
+    fn parse(text: &'a str) -> Self {
+        // The name of an image may have colons, too, though none before a slash.
+        let colon = text.find(":/").or_else(|| text.rfind(':'));
+        match colon.and_then(|at| Some((text.get(..at)?, text.get(at + 1..)?))) {
+            Some((name, path)) if !text.starts_with(['/', '.']) && !name.is_empty() => {
+                Self::Inside { name, path: Path::new(path) }
+            }
+            _ => Self::Host(Path::new(text)),
+        }
+    }
+}
+
+/// What is copied, of layers.
+struct Source {
+    stack: Stack,
+    object: Object,
+    /// What it is called; nothing for what is in a directory.
+    name: Option<OsString>,
+}
+
+pub fn cp(matches: &ArgMatches) -> Result<Exit, Failure> {
+    let (source, target) = (word(matches, "SOURCE"), word(matches, "TARGET"));
+    let within = |error: crate::error::Error| Failure::from(error.within(source));
+    let owners = |otherwise| if matches.get_flag("archive") { Owners::Kept } else { otherwise };
+    let last = if matches.get_flag("follow-link") { Last::Followed } else { Last::Kept };
+    match (Place::parse(source), Place::parse(target)) {
+        (Place::Inside { name, path }, Place::Host(to)) => {
+            let store = open_store(matches)?;
+            let source = out_of(tree(&store, name)?, path, last)?;
+            if to == Path::new("-") {
+                let name = source.name.unwrap_or_default();
+                write_tree(&source.stack, &source.object, name.as_bytes(), io::stdout().lock()).map_err(within)?;
+                return Ok(Exit::Done);
+            }
+            let how = Extract { owners: owners(Owners::Mine), conflict: Conflict::Refused };
+            let (dir, name) = on_host(to, &source)?;
+            put(how, &source, &dir, name.as_deref()).map_err(within)?;
+        }
+        (Place::Host(from), Place::Inside { name, path }) => {
+            let source = of_host(from, last)?;
+            let how = Extract { owners: owners(Owners::Of(0, 0)), conflict: Conflict::Refused };
+            let store = open_store(matches)?;
+            let container = store.container(name)?;
+            let used = container.hold()?.is_none();
+            let root = match (&container.config.mountpoint, container.config.server) {
+                (Some(mountpoint), Some(server)) if used => {
+                    namespaces::join(server)?;
+                    mountpoint.clone()
+                }
+                _ => {
+                    namespaces::enter()?;
+                    container.bundle().join("rootfs")
+                }
+            };
+            let served = if used { None } else { Some(Served::start(&store, &container, &root)?) };
+            let copied = inside(&root, path, &source).and_then(|(dir, name)| {
+                put(how, &source, &dir, name.as_deref()).map_err(|error| error.within(target).into())
+            });
+            if let Some(served) = served {
+                served.end()?;
+            }
+            copied?;
+        }
+        _ => {
+            let reason = "one of both must be NAME:PATH, and one a path of the host (./a:b for one with a colon)";
+            return Err(Failure::new(Exit::Usage, reason));
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn put(how: Extract, source: &Source, dir: &OwnedFd, name: Option<&OsStr>) -> crate::error::Result<()> {
+    match name {
+        Some(name) => how.copy(&source.stack, &source.object, dir.as_fd(), name),
+        None => how.copy_inside(&source.stack, &source.object, dir.as_fd()),
+    }
+}
+
+/// Opens what a container shows, or an image.
+fn tree(store: &Store, name: &str) -> Result<Stack, Failure> {
+    match store.container(name) {
+        Ok(container) => Ok(store.stacks_of(&container)?.0),
+        Err(error) if error.kind() == ErrorKind::Absent => Ok(changes::image_tree(store, name)?.1),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn ends_in_dot(path: &Path) -> bool {
+    let bytes = path.as_os_str().as_bytes();
+    bytes == b"." || bytes == b"/" || bytes.ends_with(b"/.")
+}
+
+fn out_of(stack: Stack, path: &Path, last: Last) -> Result<Source, Failure> {
+    let contents = ends_in_dot(path);
+    let last = if contents || path.as_os_str().as_bytes().ends_with(b"/") { Last::Followed } else { last };
+    let absent = || Failure::new(Exit::Failed, format!("{}: there is no such file", path.display()));
+    let found = stack.resolve(path, last)?.ok_or_else(absent)?;
+    if contents && !found.object.attr().is_dir() {
+        return Err(Failure::new(Exit::Failed, format!("{}: is no directory", path.display())));
+    }
+    // A link keeps its own name, and what one leads to, too.
+    let name = path.file_name().map(OsStr::to_owned).filter(|_| !contents);
+    Ok(Source { name, object: found.object, stack })
+}
+
+/// Opens what is to be copied of the host.
+fn of_host(path: &Path, last: Last) -> Result<Source, Failure> {
+    let failed = |error: io::Error| Failure::new(Exit::Failed, format!("{}: {error}", path.display()));
+    let contents = ends_in_dot(path);
+    let followed = contents || last == Last::Followed || path.as_os_str().as_bytes().ends_with(b"/");
+    let meta = if followed { std::fs::metadata(path) } else { std::fs::symlink_metadata(path) };
+    let directory = meta.map_err(failed)?.is_dir();
+    let real = match followed || directory {
+        true => std::fs::canonicalize(path).map_err(failed)?,
+        false => std::path::absolute(path).map_err(failed)?,
+    };
+    let at = if directory { Some(real.as_path()) } else { real.parent() }.unwrap_or(Path::new("/"));
+    let stack = Stack::open([Part { path: at, says_root: true }], Keep::here())?;
+    let object = match real.file_name().filter(|_| !directory) {
+        None => stack.root()?,
+        Some(name) => {
+            let found = stack.at(&[name])?;
+            found.ok_or_else(|| failed(io::Error::other("is a mark of an overlay, which no image has as a file")))?
+        }
+    };
+    let own = path.file_name().or(real.file_name());
+    Ok(Source { stack, object, name: own.map(OsStr::to_owned).filter(|_| !contents) })
+}
+
+/// Finds the directory of the host in which the copy is made, and what it is called there.
+fn on_host(to: &Path, source: &Source) -> Result<(OwnedFd, Option<OsString>), Failure> {
+    let open = |path: &Path| {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open(if path.as_os_str().is_empty() { Path::new(".") } else { path }, flags, Mode::empty())
+    };
+    place(to, source, open)
+}
+
+/// Does as [`on_host`] for a path in the tree that is mounted at `root`.
+fn inside(root: &Path, to: &Path, source: &Source) -> Result<(OwnedFd, Option<OsString>), Failure> {
+    let failed = |errno: Errno| Failure::new(Exit::Failed, format!("{}: {errno}", root.display()));
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(root, flags, Mode::empty()).map_err(failed)?;
+    let open = |path: &Path| {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let mut from_root = PathBuf::from("/");
+        from_root.push(path);
+        rustix::fs::openat2(&root, from_root, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+    };
+    place(to, source, open)
+}
+
+/// Decides as cp(1) and `docker cp` do, by what `open` finds to be a directory.
+fn place(
+    to: &Path,
+    source: &Source,
+    open: impl Fn(&Path) -> rustix::io::Result<OwnedFd>,
+) -> Result<(OwnedFd, Option<OsString>), Failure> {
+    let failed = |reason: String| Failure::new(Exit::Failed, format!("{}: {reason}", to.display()));
+    match open(to) {
+        Ok(dir) => return Ok((dir, source.name.clone())),
+        Err(Errno::NOENT | Errno::NOTDIR) => {}
+        Err(errno) => return Err(failed(errno.to_string())),
+    }
+    // A new name, or that of a file.
+    let named = to.file_name().filter(|_| source.object.attr().is_dir() || !to.as_os_str().as_bytes().ends_with(b"/"));
+    let Some(name) = named else { return Err(failed("there is no such directory".into())) };
+    let parent = to.parent().unwrap_or(Path::new("/"));
+    let dir = open(parent).map_err(|errno| failed(format!("the directory {}: {errno}", parent.display())))?;
+    if source.name.is_none() {
+        // What is in a directory goes into a new one.
+        match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o777)) {
+            Ok(()) => return Ok((open(to).map_err(|errno| failed(errno.to_string()))?, None)),
+            Err(errno) => return Err(failed(errno.to_string())),
+        }
+    }
+    Ok((dir, Some(name.to_owned())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_with_a_path_are_told_from_paths() {
+        for (text, name, path) in [
+            ("1a2b:/etc", "1a2b", "/etc"),
+            ("1a2b:etc", "1a2b", "etc"),
+            ("app:1:/etc/a:b", "app:1", "/etc/a:b"),
+            ("host:5000/app:1:/etc", "host:5000/app:1", "/etc"),
+        ] {
+            assert_eq!(Place::parse(text), Place::Inside { name, path: Path::new(path) }, "{text}");
+        }
+        for text in ["/a:/b", "./a:b", "../a:b", "a/b", "-", ":a"] {
+            assert_eq!(Place::parse(text), Place::Host(Path::new(text)), "{text}");
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Changes taken over: made in a directory of the host, or taken back in the container.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path};
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::changes::{Change, ChangeKind, Compare, changes};
+use super::extract::{Extract, open_below, remove_at};
+use super::stack::{Object, Stack};
+use super::store::{Container, Store};
+use crate::error::{Error, ErrorKind, Result};
+use crate::layer::dir::dotwh_name;
+
+/// Returns whether `path` is one of `chosen`, or in one of them; all are chosen where none is named.
+fn is_chosen(path: &Path, chosen: &[&Path]) -> bool {
+    chosen.is_empty() || chosen.iter().any(|chosen| path.starts_with(chosen))
+}
+
+fn names(path: &Path) -> Vec<OsString> {
+    path.components()
+        .filter_map(|part| match part {
+            Component::Normal(name) => Some(name.to_owned()),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Makes the chosen ones of `list`, what differs between `now` and another tree, in the directory `dir`; returns how many.
+///
+/// Directories on the way that are missing are made as they are in `now`; nothing is reached through a link. Errors:
+/// [`Error::Image`] with the path.
+pub fn apply(now: &Stack, list: &[Change], chosen: &[&Path], dir: &OwnedFd, how: Extract) -> Result<usize> {
+    let mut count = 0;
+    let mut directories: Vec<(OwnedFd, OsString, &Object)> = Vec::new();
+    for change in list.iter().filter(|change| is_chosen(&change.path, chosen) && change.itself) {
+        let within = |error: Error| error.within(change.path.display());
+        let failed = |errno: Errno| Error::image_io(change.path.display(), &errno.into());
+        let path = names(&change.path);
+        // The root is as whoever made the directory wanted it.
+        let Some((name, above)) = path.split_last() else { continue };
+        count += 1;
+        match (&change.now, change.kind) {
+            (None, _) | (_, ChangeKind::Deleted) => {
+                let Some(parent) = open_below(dir.as_fd(), above).map_err(failed)? else { continue };
+                match remove_at(parent.as_fd(), name) {
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    Err(errno) => return Err(failed(errno)),
+                }
+            }
+            (Some(object), _) => {
+                let parent = make_parents(now, above, dir, how).map_err(within)?;
+                if how.put(now, object, parent.as_fd(), name).map_err(within)?.is_some() {
+                    directories.push((parent, name.clone(), object));
+                }
+            }
+        }
+    }
+    // What was made in them has changed their times.
+    for (parent, name, object) in directories.into_iter().rev() {
+        how.settle(now, object, parent.as_fd(), &name)?;
+    }
+    Ok(count)
+}
+
+/// Opens the directory at `path`, and makes what is missing of it.
+fn make_parents(now: &Stack, path: &[OsString], dir: &OwnedFd, how: Extract) -> Result<OwnedFd> {
+    let failed = |errno: Errno| Error::image_io(path.join(OsStr::new("/")).display(), &errno.into());
+    let open = |dir: &OwnedFd, name: &OsStr| {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(dir, name, flags, Mode::empty())
+    };
+    let mut at = open(dir, OsStr::new(".")).map_err(failed)?;
+    for (depth, name) in path.iter().enumerate() {
+        at = match open(&at, name) {
+            Ok(next) => next,
+            Err(Errno::NOENT) => {
+                let so_far: Vec<&OsStr> = path.iter().take(depth + 1).map(OsString::as_os_str).collect();
+                let object = now.at(&so_far)?.ok_or_else(|| failed(Errno::NOENT))?;
+                let made = how.put(now, &object, at.as_fd(), name)?.ok_or_else(|| failed(Errno::NOTDIR))?;
+                how.settle(now, &object, at.as_fd(), name)?;
+                made
+            }
+            // A link, or a file.
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                let reason = "is no directory there; remove it, or apply elsewhere";
+                return Err(Error::image(name.display(), reason));
+            }
+            Err(errno) => return Err(failed(errno)),
+        };
+    }
+    Ok(at)
+}
+
+impl Store {
+    /// Takes back what was changed at `path` in a container, and in it: then the image's shows again.
+    ///
+    /// Errors: [`ErrorKind::InUse`]; [`ErrorKind::Absent`] where nothing was changed there; [`Error::Image`] where it was
+    /// removed with a directory that was made anew, which must be taken back itself.
+    pub fn discard(&self, container: &Container, path: &Path) -> Result<()> {
+        let _held = container.held()?;
+        let path_names = names(path);
+        let Some((name, above)) = path_names.split_last() else { return self.discard_all(container) };
+        let failed = |errno: Errno| Error::image_io(path.display(), &errno.into());
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let upper = rustix::fs::open(container.upper(), flags, Mode::empty()).map_err(failed)?;
+        let parent = open_below(upper.as_fd(), above).map_err(failed)?;
+        let mut found = false;
+        if let Some(parent) = &parent {
+            let marks = [Some(name.clone()), dotwh_name(name)];
+            for name in marks.into_iter().flatten() {
+                match remove_at(parent.as_fd(), &name) {
+                    Ok(()) => found = true,
+                    Err(Errno::NOENT) => {}
+                    Err(errno) => return Err(failed(errno)),
+                }
+            }
+        }
+        if !found {
+            let (now, was) = self.stacks_of(container)?;
+            let at: Vec<&OsStr> = path_names.iter().map(OsString::as_os_str).collect();
+            if now.at(&at)?.is_none() && was.at(&at)?.is_some() {
+                let reason = "was removed with a directory that it was in; discard that";
+                return Err(Error::image(path.display(), reason));
+            }
+            return Err(Error::image(path.display(), "was not changed").of_kind(ErrorKind::Absent));
+        }
+        self.drop_unchanged(container, &upper, above)
+    }
+
+    /// Takes from upper the directories on the way to what was taken back, where nothing is changed in them any more.
+    fn drop_unchanged(&self, container: &Container, upper: &OwnedFd, path: &[OsString]) -> Result<()> {
+        for depth in (1..=path.len()).rev() {
+            let (now, was) = self.stacks_of(container)?;
+            let (dirs, shown) = (path.get(..depth).unwrap_or_default(), Path::new("/"));
+            let shown = dirs.iter().fold(shown.to_owned(), |path, name| path.join(name));
+            if changes(&now, &was, Compare::Presence)?.iter().any(|change| change.path == shown) {
+                return Ok(());
+            }
+            let Some((name, above)) = dirs.split_last() else { return Ok(()) };
+            let failed = |errno: Errno| Error::image_io(shown.display(), &errno.into());
+            let Some(parent) = open_below(upper.as_fd(), above).map_err(failed)? else { return Ok(()) };
+            match rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR) {
+                Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::NOTDIR) => {}
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
+        Ok(())
+    }
+}
