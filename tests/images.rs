@@ -9,6 +9,8 @@ mod support;
 mod analyze;
 #[path = "images/archive.rs"]
 mod archive;
+#[path = "images/copies.rs"]
+mod copies;
 #[path = "images/hostile.rs"]
 mod hostile;
 #[path = "images/rules.rs"]

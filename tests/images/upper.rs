@@ -14,7 +14,7 @@ use crate::archive::{Layer, Shop, lines, show};
 use crate::support::{Ran, binary, finish, on_kernel, run};
 
 /// An image, and a container of it that is mounted while `change` changes it.
-fn changed(shop: &Shop, layers: Vec<Layer>, change: impl FnOnce(&Path)) -> Option<Container> {
+pub fn changed(shop: &Shop, layers: Vec<Layer>, change: impl FnOnce(&Path)) -> Option<Container> {
     let image = shop.image(layers).expect("the layers are right");
     let trees = shop.store.trees(&image, &()).expect("they are there");
     let container = shop.store.create_container(&image, None, &trees, false).expect("there is room");
@@ -48,7 +48,7 @@ impl Drop for Unmount<'_> {
     }
 }
 
-fn base() -> Layer {
+pub fn base() -> Layer {
     Layer::new()
         .dir("./", 0o755)
         .file("d/a", "a")
@@ -63,7 +63,7 @@ fn base() -> Layer {
         .file("chmod/untouched", "x")
 }
 
-fn change(root: &Path) {
+pub fn change(root: &Path) {
     let at = |path: &str| root.join(path);
     fs::remove_dir_all(at("d")).unwrap();
     fs::create_dir(at("d")).unwrap();
@@ -84,7 +84,7 @@ fn change(root: &Path) {
     fs::remove_file(at("comes")).unwrap();
 }
 
-fn listed(shop: &Shop, container: &Container) -> Vec<String> {
+pub fn listed(shop: &Shop, container: &Container) -> Vec<String> {
     let (now, was) = shop.store.stacks_of(container).unwrap();
     let mut list: Vec<String> = changes(&now, &was, Compare::Presence)
         .unwrap()
