@@ -176,6 +176,11 @@ impl Error {
             // What is wrapped with a path has no errno any more.
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::Machine,
             std::io::ErrorKind::PermissionDenied => ErrorKind::Permission,
+            // What was named is not there, or is something else.
+            std::io::ErrorKind::NotFound
+            | std::io::ErrorKind::AlreadyExists
+            | std::io::ErrorKind::NotADirectory
+            | std::io::ErrorKind::IsADirectory => ErrorKind::Image,
             _ => Errno::from_io_error(error).map_or(ErrorKind::Image, |errno| ErrorKind::of(errno, ErrorKind::Machine)),
         };
         Self::Image { subject: subject.to_string(), reason: error.to_string(), kind }

@@ -13,6 +13,8 @@ mod archive;
 mod copies;
 #[path = "images/hostile.rs"]
 mod hostile;
+#[path = "images/output.rs"]
+mod output;
 #[path = "images/rules.rs"]
 mod rules;
 #[path = "images/store.rs"]

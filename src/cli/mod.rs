@@ -21,7 +21,7 @@ mod table;
 mod umount;
 
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::ArgMatches;
@@ -69,6 +69,7 @@ fn refuse(error: &clap::Error) -> Exit {
 
 /// Writes `text` to standard error.
 fn complain(text: &str) {
+    let text = if io::stderr().is_terminal() { image::printable(text.as_bytes()) } else { text.to_owned() };
     let _ = io::stderr().write_all(text.as_bytes()); // Where nobody reads it, the exit code says it alone.
 }
 

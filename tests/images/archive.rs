@@ -90,16 +90,25 @@ impl Layer {
 
 /// A docker-archive of an image with these layers, lowest first, called `name`.
 pub fn docker_archive(name: &str, layers: &[Vec<u8>]) -> Vec<u8> {
-    let diff_ids: Vec<String> =
-        layers.iter().map(|layer| digest::of(layer).expect("it is hashed").to_string()).collect();
-    docker_archive_with(name, layers, &diff_ids)
+    docker_archive_of(name, layers, "\"config\":{},")
 }
 
 /// As [`docker_archive`], with a configuration that says `diff_ids`.
 pub fn docker_archive_with(name: &str, layers: &[Vec<u8>], diff_ids: &[String]) -> Vec<u8> {
+    archive_of(name, layers, diff_ids, "\"config\":{},")
+}
+
+/// As [`docker_archive`], with a configuration that begins with these members of an object in JSON.
+pub fn docker_archive_of(name: &str, layers: &[Vec<u8>], members: &str) -> Vec<u8> {
+    let diff_ids: Vec<String> =
+        layers.iter().map(|layer| digest::of(layer).expect("it is hashed").to_string()).collect();
+    archive_of(name, layers, &diff_ids, members)
+}
+
+fn archive_of(name: &str, layers: &[Vec<u8>], diff_ids: &[String], members: &str) -> Vec<u8> {
     let quoted: Vec<String> = diff_ids.iter().map(|id| format!("\"{id}\"")).collect();
     let config = format!(
-        "{{\"architecture\":\"amd64\",\"os\":\"linux\",\"config\":{{}},\"rootfs\":{{\"type\":\"layers\",\"diff_ids\":[{}]}}}}",
+        "{{{members}\"architecture\":\"amd64\",\"os\":\"linux\",\"rootfs\":{{\"type\":\"layers\",\"diff_ids\":[{}]}}}}",
         quoted.join(",")
     );
     let names: Vec<String> = (0..layers.len()).map(|n| format!("{n}.tar")).collect();

@@ -25,6 +25,8 @@ use super::exit::{Exit, Failure};
 use crate::image::manifest::Platform;
 use crate::image::store::Store;
 
+pub use output::printable;
+
 pub use containers::{Held, Layers, layers_of, mount_args, wanted};
 
 const STORE: &str = "store";

@@ -1,5 +1,6 @@
 //! Tables, sizes and ages as podman and docker print them.
 
+use std::io::IsTerminal;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::cli::exit::{Exit, Failure};
@@ -32,7 +33,26 @@ pub fn table(rows: &[Vec<String>]) -> Result<Exit, Failure> {
 
 /// Writes to standard output; a reader that has seen enough is no failure.
 pub fn print(text: &[u8]) -> Result<Exit, Failure> {
+    if std::io::stdout().is_terminal() {
+        return crate::cli::print(printable(text).as_bytes());
+    }
     crate::cli::print(text)
+}
+
+/// Returns `text` without what a terminal would take for a command: images have names of anybody's choice.
+pub fn printable(text: &[u8]) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for chunk in text.utf8_chunks() {
+        for letter in chunk.valid().chars() {
+            match letter {
+                '\n' | '\t' => shown.push(letter),
+                letter if letter.is_control() => shown.extend(letter.escape_default()),
+                letter => shown.push(letter),
+            }
+        }
+        chunk.invalid().iter().for_each(|byte| shown.push_str(&format!("\\x{byte:02x}")));
+    }
+    shown
 }
 
 /// Prints JSON, for people to read.
@@ -113,6 +133,12 @@ pub fn shortened(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_terminal_is_sent_no_command() {
+        let text = "a\tb\n\u{1b}[31mred\u{9b}2J é\r".as_bytes();
+        assert_eq!(printable(&[text, b"\xff\x9b"].concat()), "a\tb\n\\u{1b}[31mred\\u{9b}2J é\\r\\xff\\x9b");
+    }
 
     #[test]
     fn sizes_are_written_as_by_podman() {

@@ -155,6 +155,9 @@ fn private() -> DirBuilder {
 
 /// Makes the directory of a store, or refuses one that is of something else.
 fn make_root(root: &Path) -> Result<()> {
+    if fs::metadata(root).is_ok_and(|there| !there.is_dir()) {
+        return Err(Error::image(root.display(), "is no directory; name another for the store"));
+    }
     private().create(root).map_err(|error| Error::image_io(root.display(), &error))?;
     if root.join("oci-layout").exists() { Ok(()) } else { refuse_other(root) }
 }
