@@ -9,7 +9,7 @@ use unionfs_rs::image::digest;
 use unionfs_rs::image::store::Store;
 
 use crate::archive::{Layer, Shop, docker_archive, docker_archive_with, lines, show};
-use crate::support::{Rng, Tmpfs, binary, finish, number, require_root};
+use crate::support::{Rng, Tmpfs, binary, finish, number, on_kernel, require_root};
 
 /// An image with enough in it for a death to come in the middle.
 fn large_image() -> Vec<u8> {
@@ -179,6 +179,48 @@ fn a_process_that_is_killed_leaves_a_store_that_works() {
         if round % 2 == 1 {
             assert_eq!(finish(&mut command(&store, &["rmi", "localhost/large:1"])).code, Some(0), "{when}");
         }
+    }
+    assert!(died > 0, "nobody was killed in time");
+}
+
+#[test]
+fn a_commit_that_is_killed_leaves_a_store_that_works() {
+    if on_kernel() {
+        crate::skip!("the containers of a store are not the kernel's");
+    }
+    let (kills, seed) = (number("UNIONFS_IMAGE_KILLS", 24) / 2, number("UNIONFS_IMAGE_SEED", 1));
+    let mut rng = Rng::new(seed);
+    let shop = Shop::new();
+    let (store, source) = (shop.dir.path().join("killed"), shop.dir.path().join("source"));
+    let archive = shop.dir.path().join("image.tar");
+    fs::write(&archive, large_image()).unwrap();
+    fs::create_dir(&source).unwrap();
+    for n in 0..100_u64 {
+        let bytes: Vec<u8> = (0..20_000_u64).map(|at| (at.wrapping_mul(n + 7) >> 3) as u8).collect();
+        fs::write(source.join(n.to_string()), bytes).unwrap();
+    }
+    let done = |arguments: &[&str]| {
+        let ran = finish(&mut command(&store, arguments));
+        assert_eq!(ran.code, Some(0), "{arguments:?}: {}", ran.err);
+        ran.out.trim().to_owned()
+    };
+    done(&["load", archive.to_str().unwrap()]);
+    let id = done(&["create", "localhost/large:1"]);
+    done(&["cp", source.to_str().unwrap(), &format!("{id}:/new")]);
+    let commit = ["commit", &id, "committed"];
+    let image = done(&commit);
+    let mut died = 0;
+    for round in 0..kills {
+        done(&["rmi", "committed"]);
+        let mut child = command(&store, &commit).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_micros(500 * rng.below(300) as u64));
+        died += usize::from(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let when = format!("seed {seed}, round {round}");
+        assert_whole(&store, &when);
+        assert_eq!(done(&["diff", "--stat", &id]).lines().next(), Some("101 added, 2 MB"), "{when}");
+        assert_eq!(done(&commit), image, "{when}");
     }
     assert!(died > 0, "nobody was killed in time");
 }

@@ -37,7 +37,7 @@ pub fn commands() -> Vec<Command> {
             .long_about(
                 "Shows what was changed in a container (A: added, C: changed, D: deleted; a directory in which something was \
                  changed is C), as `docker diff` does; with --lower, in the upper of any other mount. Of two images it shows \
-                 what differs, and the number and digest of the layer that brought it. Takes time for what was changed, not \
+                 what differs, and after a tab the number and digest of the layer that brought it. Takes time for what was changed, not \
                  for what is there.",
             )
             .arg(Arg::new("FROM").required(true).help("A container, the upper of a mount, or the image to compare with"))
@@ -200,13 +200,10 @@ fn by_layers(list: &[Change], image: &Image, now: &Stack, json: bool) -> Result<
             objects.push(json!({"kind": letter.to_string(), "path": change.path.to_string_lossy(), "layer": number, "digest": digest}));
             continue;
         }
-        let layer = layer.map_or_else(
-            || format!("{:>3} {:12}", "", ""),
-            |(number, of)| format!("{number:>3} {}", digest::short(of)),
-        );
-        text.extend_from_slice(format!("{letter} {layer} ").as_bytes());
+        let layer = layer.map_or_else(String::new, |(number, of)| format!("\t{number} {}", digest::short(of)));
+        text.extend_from_slice(format!("{letter} ").as_bytes());
         text.extend_from_slice(change.path.as_os_str().as_bytes());
-        text.push(b'\n');
+        text.extend_from_slice(format!("{layer}\n").as_bytes());
     }
     if json { output::json(&json!({"changes": Value::Array(objects)})) } else { output::print(&text) }
 }
