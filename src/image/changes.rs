@@ -64,14 +64,19 @@ pub enum Compare {
 /// each directory what is deleted first.
 pub fn changes(now: &Stack, was: &Stack, compare: Compare) -> Result<Vec<Change>> {
     let mut walk = Walk { now, was, compare, changes: Vec::new() };
-    let (new, old) = (now.root()?, was.root()?);
-    let (Object::Dir(top, _), Object::Dir(below, _)) = (&new, &old) else { return Ok(Vec::new()) };
-    let said = |stack: &Stack| stack.root_member().map(|root| (root.mode, root.uid, root.gid, root.xattrs));
-    let (top, below) = (top.clone(), below.clone());
-    if said(now)? != said(was)? {
-        walk.push(ChangeKind::Changed, "/".into(), Some(new), Some(old), true);
+    walk.roots(0, 0)?;
+    Ok(walk.changes)
+}
+
+/// Tells what one layer of `stack` changes of what is below it, in the order of [`changes`]: `at` counts from the topmost. The
+/// lowest adds all that it has, the root first.
+pub fn changes_of_layer(stack: &Stack, at: usize) -> Result<Vec<Change>> {
+    let mut walk = Walk { now: stack, was: stack, compare: Compare::Presence, changes: Vec::new() };
+    if at + 1 < stack.depth() {
+        walk.roots(at, at + 1)?;
+    } else {
+        walk.add("/".into(), stack.root_from(at)?)?;
     }
-    walk.directory(Path::new("/"), &top, &below)?;
     Ok(walk.changes)
 }
 
@@ -83,6 +88,19 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
+    /// Compares the roots that the layers show from those at `first` and `second` on down, and what is in them.
+    fn roots(&mut self, first: usize, second: usize) -> Result<()> {
+        let (new, old) = (self.now.root_from(first)?, self.was.root_from(second)?);
+        let (Object::Dir(now, _), Object::Dir(was, _)) = (&new, &old) else { return Ok(()) };
+        let said = |stack: &Stack, at| stack.root_member(at).map(|root| (root.mode, root.uid, root.gid, root.xattrs));
+        let (now, was) = (now.clone(), was.clone());
+        let itself = said(self.now, first)? != said(self.was, second)?;
+        if itself {
+            self.push(ChangeKind::Changed, "/".into(), Some(new), Some(old), itself);
+        }
+        self.directory(Path::new("/"), &now, &was)
+    }
+
     /// Compares what is in two directories of one path.
     fn directory(&mut self, path: &Path, now: &Merged, was: &Merged) -> Result<()> {
         let (mut added, mut deleted) = (Vec::new(), Vec::new());

@@ -16,6 +16,7 @@ pub mod export;
 pub mod extract;
 pub mod history;
 pub mod instruction;
+pub mod layered;
 pub mod load;
 pub mod manifest;
 pub mod media;

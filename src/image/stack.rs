@@ -30,8 +30,8 @@ const OPEN_MAX: usize = 1024;
 pub struct Stack {
     lowers: Lowers,
     namespace: Namespace,
-    /// Which layer's root has the attributes of the tree's, counted from the topmost.
-    root: usize,
+    /// Whether the root of each layer has attributes of its own, topmost first.
+    says_root: Vec<bool>,
 }
 
 /// A layer of a stack.
@@ -76,6 +76,15 @@ impl Object {
         match self {
             Self::Dir(_, attr) | Self::File(_, _, attr) => attr,
         }
+    }
+
+    /// Returns the layer that it is of, of a directory the topmost that has it: counted from the topmost.
+    pub fn layer(&self) -> usize {
+        let part = match self {
+            Self::Dir(merged, _) => merged.parts.first(),
+            Self::File(dir, ..) => Some(dir),
+        };
+        part.map_or(0, |part| usize::from(part.layer.0).saturating_sub(1))
     }
 }
 
@@ -136,36 +145,49 @@ impl Stack {
 
     /// Opens the trees of layers, topmost first. Errors: those of opening each, by its path.
     pub fn open<'a>(parts: impl IntoIterator<Item = Part<'a>>, keep: Keep) -> Result<Self> {
-        let (mut layers, mut says_root) = (Vec::new(), None);
+        let (mut layers, mut says_root) = (Vec::new(), Vec::new());
         for (at, part) in parts.into_iter().enumerate() {
             let path = part.path;
             let id = LayerId(u16::try_from(at + 1).map_err(|_| Error::image(path.display(), "is one layer too many"))?);
             let root = Root { fd: Directory::at(path)?.into_fd(), private: false, quiet: false };
             layers.push(Layer::new(id, path, root)?);
-            if part.says_root {
-                says_root.get_or_insert(at);
-            }
+            says_root.push(part.says_root);
         }
         let lowers = Lowers::new(layers, keep.namespace, OPEN_MAX)?;
-        Ok(Self { lowers, namespace: keep.namespace, root: says_root.unwrap_or_default() })
+        Ok(Self { lowers, namespace: keep.namespace, says_root })
+    }
+
+    /// Returns how many layers there are.
+    pub fn depth(&self) -> usize {
+        self.lowers.layers().len()
     }
 
     /// Returns the root.
     pub fn root(&self) -> Result<Object> {
-        let parts = self.roots(0);
-        let of = self.lowers.roots().get(self.root).ok_or_else(|| Error::image("tree", "has no layers"))?;
-        let attr = self.lowers.stat(of, OsStr::new(""))?;
-        Ok(Object::Dir(Merged { parts }, attr))
+        self.root_from(0)
     }
 
-    /// Returns the root as the member of a tar that would make it.
-    pub fn root_member(&self) -> Result<Member> {
-        let root = self.root()?;
+    /// Returns the root that the layers show from the one at `first`, counted from the topmost, on down.
+    pub fn root_from(&self, first: usize) -> Result<Object> {
+        let of = self.says_root_from(first).ok_or_else(|| Error::image("tree", "has no layers"))?;
+        let attr = self.lowers.stat(of, OsStr::new(""))?;
+        Ok(Object::Dir(Merged { parts: self.roots(first) }, attr))
+    }
+
+    /// As [`Stack::root_from`], as the member of a tar that would make it.
+    pub fn root_member(&self, first: usize) -> Result<Member> {
+        let root = self.root_from(first)?;
         let (mut member, _) = self.to_member(b"./".to_vec(), &root)?;
-        if let Some(of) = self.lowers.roots().get(self.root) {
+        if let Some(of) = self.says_root_from(first) {
             member.xattrs = self.xattrs(of, OsStr::new(""))?;
         }
         Ok(member)
+    }
+
+    /// Returns the root of the first layer from `first` on down that has attributes of its own, else of that at `first`.
+    fn says_root_from(&self, first: usize) -> Option<&Arc<LayerDir>> {
+        let own = self.says_root.iter().skip(first).position(|says| *says);
+        self.lowers.roots().get(first + own.unwrap_or_default())
     }
 
     /// Returns the roots of the layers from the one at `first`, counted from the topmost, down to an opaque one.
@@ -243,10 +265,15 @@ impl Stack {
 
     /// Finds what is at `path`, whose components are names; links are not followed.
     pub fn at(&self, path: &[&OsStr]) -> Result<Option<Object>> {
-        if self.lowers.layers().is_empty() {
+        self.at_from(0, path)
+    }
+
+    /// As [`Stack::at`], of what the layers show from the one at `first`, counted from the topmost, on down.
+    pub fn at_from(&self, first: usize, path: &[&OsStr]) -> Result<Option<Object>> {
+        if first >= self.depth() {
             return Ok(None);
         }
-        let mut object = self.root()?;
+        let mut object = self.root_from(first)?;
         for name in path {
             let Object::Dir(dir, _) = &object else { return Ok(None) };
             match self.lookup(dir, name)? {

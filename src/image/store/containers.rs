@@ -159,7 +159,7 @@ impl Store {
     fn make_layers(&self, trees: &[Tree], dir: &Path) -> Result<()> {
         let root = match trees {
             [] => None,
-            trees => Some(Stack::open(trees.iter().rev().map(Tree::part), self.keep())?.root_member()?),
+            trees => Some(Stack::open(trees.iter().rev().map(Tree::part), self.keep())?.root_member(0)?),
         };
         let made = || -> io::Result<()> {
             for name in LAYERS {
