@@ -19,5 +19,7 @@ mod output;
 mod rules;
 #[path = "images/store.rs"]
 mod store;
+#[path = "images/tree.rs"]
+mod tree;
 #[path = "images/upper.rs"]
 mod upper;

@@ -21,7 +21,7 @@ mod table;
 mod umount;
 
 use std::ffi::OsString;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::ArgMatches;
@@ -67,10 +67,10 @@ fn refuse(error: &clap::Error) -> Exit {
     Exit::Usage
 }
 
-/// Writes `text` to standard error.
+/// Writes `text` to standard error. It may name what is in an image, which must not reach a terminal as more than text.
 fn complain(text: &str) {
-    let text = if io::stderr().is_terminal() { image::printable(text.as_bytes()) } else { text.to_owned() };
-    let _ = io::stderr().write_all(text.as_bytes()); // Where nobody reads it, the exit code says it alone.
+    let plain = image::printable(text.as_bytes());
+    let _ = io::stderr().write_all(plain.as_bytes()); // Where nobody reads it, the exit code says it alone.
 }
 
 /// Does what the argument form of fuse-overlayfs asks for.

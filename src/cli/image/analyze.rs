@@ -1,19 +1,14 @@
 //! `analyze` and `which`: what layers are for, and which of them a file is from.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde_json::json;
 
+use super::subject::{commands as commands_of, stack_of};
 use super::{image_arg, open_store, output, store_arg, word};
 use crate::cli::exit::{Exit, Failure};
 use crate::image::analyze::{Analysis, Limits, analyze};
-use crate::image::history;
 use crate::image::manifest::Image;
-use crate::image::stack::{Says, Stack};
-use crate::image::store::Tree;
-use crate::layer::name::Name;
+use crate::image::stack::Says;
 
 /// How many paths are shown that several layers have.
 const SHOWN: usize = 10;
@@ -121,24 +116,16 @@ fn print_json(image: &Image, analysis: &Analysis) -> Result<Exit, Failure> {
 
 /// Returns the beginning of the command that has made the layer `at`, counted from the lowest.
 fn created_by(image: &Image, at: usize) -> String {
-    let entry = history::entries(image).into_iter().find(|entry| entry.layer == Some(at));
-    output::shortened(&entry.and_then(|entry| entry.created_by).unwrap_or_default())
+    output::shortened(commands_of(image).get(at).map_or("", String::as_str))
 }
 
 pub fn which(matches: &ArgMatches) -> Result<Exit, Failure> {
     let store = open_store(matches)?;
     let found = store.find(word(matches, "IMAGE"))?;
     let image = &found.image;
-    let trees = store.trees(image, &super::progress::Bars::new("unpacking"))?;
     let path = word(matches, "PATH");
-    let mut names = Vec::new();
-    for part in path.split('/').filter(|part| !part.is_empty() && *part != ".") {
-        let name = Name::new(OsStr::from_bytes(part.as_bytes()))
-            .map_err(|errno| Failure::new(Exit::Usage, format!("{path}: {part:?} is no name in an image: {errno}")))?;
-        names.push(name.as_os_str());
-    }
-    let stack = Stack::open(trees.iter().rev().map(Tree::part), store.keep())?;
-    let says = stack.says(&names)?;
+    let stack = stack_of(&store, image)?;
+    let says = stack.says(&super::tree::names(path)?)?;
     let mut rows = vec![["LAYER", "DIGEST", "WHAT", "CREATED BY"].map(str::to_owned).to_vec()];
     for (from_top, says) in says.iter().enumerate() {
         let at = image.layers.len() - 1 - from_top; // One answer for each layer.

@@ -5,6 +5,7 @@ mod changes;
 mod containers;
 mod copy;
 mod list;
+mod listing;
 mod names;
 mod namespaces;
 mod output;
@@ -14,7 +15,9 @@ mod registry;
 mod run;
 mod served;
 mod show;
+mod subject;
 mod transfer;
+mod tree;
 mod upkeep;
 
 use std::path::PathBuf;
@@ -47,6 +50,7 @@ pub fn commands() -> impl Iterator<Item = Command> {
         copy::commands(),
         upkeep::commands(),
         analyze::commands(),
+        vec![tree::command()],
     ];
     all.into_iter().flatten()
 }
@@ -77,6 +81,7 @@ pub fn run(name: &str, matches: &ArgMatches) -> Option<Result<Exit, Failure>> {
         "cp" => copy::cp,
         "analyze" => analyze::run,
         "which" => analyze::which,
+        "tree" => tree::run,
         "gc" => upkeep::gc,
         "verify" => upkeep::verify,
         "df" => upkeep::df,

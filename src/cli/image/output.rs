@@ -1,6 +1,7 @@
 //! Tables, sizes and ages as podman and docker print them.
 
-use std::io::IsTerminal;
+use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
+use std::ops::ControlFlow;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::cli::exit::{Exit, Failure};
@@ -33,7 +34,7 @@ pub fn table(rows: &[Vec<String>]) -> Result<Exit, Failure> {
 
 /// Writes to standard output; a reader that has seen enough is no failure.
 pub fn print(text: &[u8]) -> Result<Exit, Failure> {
-    if std::io::stdout().is_terminal() {
+    if io::stdout().is_terminal() {
         return crate::cli::print(printable(text).as_bytes());
     }
     crate::cli::print(text)
@@ -53,6 +54,33 @@ pub fn printable(text: &[u8]) -> String {
         chunk.invalid().iter().for_each(|byte| shown.push_str(&format!("\\x{byte:02x}")));
     }
     shown
+}
+
+/// Standard output, line by line, for what is long.
+#[derive(Debug)]
+pub struct Lines(BufWriter<StdoutLock<'static>>);
+
+impl Lines {
+    pub fn new() -> Self {
+        Self(BufWriter::new(io::stdout().lock()))
+    }
+
+    /// Writes a line; breaks where nobody reads on.
+    pub fn line(&mut self, text: &str) -> Result<ControlFlow<()>, Failure> {
+        match writeln!(self.0, "{text}") {
+            Ok(()) => Ok(ControlFlow::Continue(())),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+            Err(error) => Err(crate::cli::no_output(&error)),
+        }
+    }
+
+    /// Writes what is left of it.
+    pub fn end(mut self) -> Result<Exit, Failure> {
+        match self.0.flush() {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(crate::cli::no_output(&error)),
+            _ => Ok(Exit::Done),
+        }
+    }
 }
 
 /// Prints JSON, for people to read.
