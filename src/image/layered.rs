@@ -262,6 +262,15 @@ impl Layered {
         self.versions(id).iter().rev().find(|version| version.layer <= upto)
     }
 
+    /// Returns the bytes of the files that a layer has, those with several names once.
+    pub fn bytes_of(&self, layer: usize) -> u64 {
+        let mut counted = HashSet::new();
+        let versions = self.nodes.iter().flat_map(|node| &node.versions).filter(|version| version.layer == layer);
+        let entries = versions.filter_map(|version| version.entry.as_ref());
+        let once = |entry: &&Entry| entry.file.is_none_or(|file| counted.insert(file));
+        entries.filter(once).fold(0, |sum, entry| sum.saturating_add(entry.size))
+    }
+
     fn entry(&self, id: NodeId, upto: usize) -> Option<&Entry> {
         self.version(id, upto)?.entry.as_ref()
     }
@@ -417,6 +426,35 @@ pub(crate) mod tests {
             &["d/.wh..wh..opq", "d/new=n", ".wh.gone", "f=f2", "dir=file", "one=1111", "two=>one", "three=>one"],
             &["f/in=deep", "gone/again=8bytes..", ".wh.l", "kept/more=mm", ".wh.never"],
         ])
+    }
+
+    /// Makes a tree of so many directories with so many files each, of which a second layer changes every other.
+    pub(crate) fn large(dirs: u32, files: u32) -> Layered {
+        let entry = |kind| Entry {
+            kind,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            size: u64::from(kind == FileKind::Regular),
+            mtime: Timestamp::default(),
+            rdev: (0, 0),
+            link: None,
+            file: None,
+        };
+        let mut tree = Layered { nodes: Vec::new(), layers: 2 };
+        let mut ids = HashMap::new();
+        let mut place = |path: String, kind, layers: usize| {
+            let id = tree.place(&mut ids, Path::new(&path)).unwrap();
+            (1..=layers).for_each(|layer| tree.note(id, layer, Some(entry(kind))));
+        };
+        place("/".to_owned(), FileKind::Directory, 1);
+        for dir in 0..dirs {
+            place(format!("/directory-{dir}"), FileKind::Directory, 2);
+            (0..files).for_each(|file| {
+                place(format!("/directory-{dir}/file-{file}"), FileKind::Regular, 1 + file as usize % 2)
+            });
+        }
+        tree
     }
 
     /// The paths that differ in a span or, in brackets, are the same, with their sizes.

@@ -4,6 +4,8 @@ mod analyze;
 mod changes;
 mod containers;
 mod copy;
+#[cfg(feature = "explore")]
+mod explore;
 mod list;
 mod listing;
 mod names;
@@ -51,6 +53,8 @@ pub fn commands() -> impl Iterator<Item = Command> {
         upkeep::commands(),
         analyze::commands(),
         vec![tree::command()],
+        #[cfg(feature = "explore")]
+        vec![explore::command()],
     ];
     all.into_iter().flatten()
 }
@@ -82,6 +86,8 @@ pub fn run(name: &str, matches: &ArgMatches) -> Option<Result<Exit, Failure>> {
         "analyze" => analyze::run,
         "which" => analyze::which,
         "tree" => tree::run,
+        #[cfg(feature = "explore")]
+        "explore" => explore::run,
         "gc" => upkeep::gc,
         "verify" => upkeep::verify,
         "df" => upkeep::df,
