@@ -67,8 +67,8 @@
 //!
 //! # Features
 //!
-//! `fuse` (mounting), `image` (container images), `registry` (images from and to registries) and `cli` (the command, which
-//! needs the first two) are on by default. Without them the crate is the union alone.
+//! `fuse` (mounting), `image` (container images), `registry` (images from and to registries), `cli` (the command, which
+//! needs the first two) and `explore` (its interface in the terminal) are on by default. Without them the crate is the union alone.
 
 #[cfg(feature = "cli")]
 pub mod cli;

@@ -2,7 +2,7 @@
 //!
 //! A [`store::Store`] keeps images as an OCI layout and the trees of their layers beside it. Images come in by [`load`] and `registry`
 //! and go out by [`save`]; [`changes`] says how two of them, or a container and its image, differ, and [`commit`] makes a layer of
-//! that. How a layer becomes a tree is in [`unpack`], what is in its tar in [`tar`].
+//! that; [`layered`] tells what each layer has made of a tree. How a layer becomes a tree is in [`unpack`], what is in its tar in [`tar`].
 //!
 //! Everything that comes from outside is verified while it streams, and seen by others only when it was. Errors name the
 //! image, the layer's digest and the member. Nothing here mounts: the trees are what a union is given as lower layers.

@@ -17,13 +17,14 @@ use std::time::Duration;
 use clap::{Arg, ArgMatches, Command};
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use super::progress::Bars;
 use super::subject::{Subject, commands};
 use super::{listing, open_store, output, store_arg, word};
 use crate::cli::exit::{Exit, Failure};
-use crate::error::Result as Read;
 use crate::image::analyze::analyze;
 use crate::image::digest;
 use crate::image::layered::{Layered, NodeId};
@@ -35,7 +36,10 @@ use model::Model;
 use view::{Labels, Panes};
 
 /// How long a key is waited for, before it is looked whether something else has happened.
-const TURN: Duration = Duration::from_millis(200);
+const TURN: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+
+/// How long an orderly end may take after a signal.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// What is known of a layer besides what is in it: text that can be printed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -161,15 +165,12 @@ impl Explorer {
     /// Takes the terminal, and gives it back whatever happens: a panic does so by the hook that ratatui sets.
     fn run(mut self) -> Result<Exit, Failure> {
         let failed = |error: io::Error| Failure::new(Exit::Failed, format!("the terminal: {error}"));
-        let told = Arc::new(AtomicBool::new(false));
-        for signal in [SIGTERM, SIGHUP, SIGINT] {
-            signal_hook::flag::register(signal, told.clone()).map_err(failed)?;
-        }
+        let told = heed_signals().map_err(failed)?;
         let ended = ratatui::try_init().and_then(|mut terminal| self.serve(&mut terminal, &told));
         let restored = ratatui::try_restore();
         match ended.map_err(failed)? {
             End::Quit => restored.map(|()| Exit::Done).map_err(failed),
-            End::Told => Err(Failure::new(Exit::Failed, "explore: ended by a signal")),
+            End::Told => Err(Failure::new(Exit::Failed, "explore: ended by a signal, or the terminal is gone")),
         }
     }
 
@@ -193,8 +194,10 @@ impl Explorer {
                 if told.load(Ordering::Relaxed) {
                     return Ok(End::Told);
                 }
-                if event::poll(TURN)? {
-                    break;
+                match key() {
+                    Key::Perhaps if event::poll(Duration::ZERO)? => break,
+                    Key::Perhaps => {}
+                    Key::Never => return Ok(End::Told),
                 }
                 if let Ok(lines) = self.figures.measured.try_recv() {
                     self.figures.lines = lines;
@@ -216,8 +219,43 @@ impl Explorer {
 /// Why it is over.
 enum End {
     Quit,
-    /// By a signal.
+    /// By a signal, or since the terminal is gone.
     Told,
+}
+
+/// Whether there may be something to read.
+enum Key {
+    Perhaps,
+    Never,
+}
+
+/// Waits for a key, a signal such as that of another size, or the end of [`TURN`].
+///
+/// crossterm would wait, too, but never come back from a terminal that is gone.
+fn key() -> Key {
+    let stdin = io::stdin();
+    let mut polled = [PollFd::new(&stdin, PollFlags::IN)];
+    // An error is a signal, or shows itself when the terminal is read.
+    let ready = rustix::event::poll(&mut polled, Some(&TURN)).unwrap_or_default();
+    let gone = ready > 0 && polled.iter().any(|fd| fd.revents().intersects(PollFlags::HUP | PollFlags::ERR));
+    if gone { Key::Never } else { Key::Perhaps }
+}
+
+/// Returns what says that a signal has told the process to end.
+fn heed_signals() -> io::Result<Arc<AtomicBool>> {
+    let told = Arc::new(AtomicBool::new(false));
+    let heard = told.clone();
+    let mut signals = Signals::new([SIGTERM, SIGHUP, SIGINT])?;
+    std::thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            heard.store(true, Ordering::Relaxed); // Relaxed: nothing goes with the flag.
+            std::thread::sleep(GRACE);
+            // The terminal went while it was read.
+            let _ = ratatui::try_restore(); // There may be none any more.
+            std::process::exit(Exit::Failed.code().into());
+        }
+    });
+    Ok(told)
 }
 
 /// The names of the xattrs of the selected path, which are read when they are shown.
@@ -248,7 +286,7 @@ impl Xattrs {
 }
 
 /// Reads the names of the xattrs of a path, in what the layers show from the one at `first` on down.
-fn xattrs(stack: &Stack, names: &[&OsStr], first: usize) -> Read<Vec<String>> {
+fn xattrs(stack: &Stack, names: &[&OsStr], first: usize) -> crate::error::Result<Vec<String>> {
     let Some(object) = stack.at_from(first, names)? else { return Ok(Vec::new()) };
     let xattrs = stack.xattrs_of(&object)?;
     Ok(xattrs.iter().map(|(name, _)| listing::escaped(name.as_encoded_bytes())).collect())
