@@ -9,6 +9,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::thread::CapabilitySet;
 use serde_json::{Value, json};
 
+use super::subject::{Subject, stack_of};
 use super::transfer::to_path;
 use super::{image_arg, open_store, output, store_arg, word, words};
 use crate::cli::exit::{Exit, Failure};
@@ -25,7 +26,7 @@ use crate::image::media::Compression;
 use crate::image::reference::ImageName;
 use crate::image::save::{self, Saved};
 use crate::image::stack::{Object, Part, Says, Stack};
-use crate::image::store::{Container, Store, Tree};
+use crate::image::store::{Container, Store};
 use crate::image::unpack::keep::Keep;
 use crate::layer::attr::FileKind;
 use crate::sys::caps;
@@ -222,10 +223,9 @@ fn brought_by(change: &Change, now: &Stack) -> Result<Option<usize>, Failure> {
 }
 
 /// Opens the tree of an image.
-pub fn image_tree(store: &Store, text: &str) -> Result<(Image, Stack), Failure> {
+fn image_tree(store: &Store, text: &str) -> Result<(Image, Stack), Failure> {
     let image = store.find(text)?.image;
-    let trees = store.trees(&image, &super::progress::Bars::new("unpacking"))?;
-    let stack = Stack::open(trees.iter().rev().map(Tree::part), store.keep())?;
+    let stack = stack_of(store, &image)?;
     Ok((image, stack))
 }
 
@@ -334,12 +334,11 @@ pub fn discard(matches: &ArgMatches) -> Result<Exit, Failure> {
 
 pub fn export(matches: &ArgMatches) -> Result<Exit, Failure> {
     let store = open_store(matches)?;
-    let text = word(matches, "NAME");
-    let container = store.container(text).ok();
+    let subject = Subject::find(&store, word(matches, "NAME"))?;
     let path = matches.get_one::<PathBuf>("output").map(PathBuf::as_path);
     if matches.get_flag("oci") {
-        let image = match &container {
-            Some(container) => {
+        let image = match &subject {
+            Subject::Container(container) => {
                 let base = store.find(&container.config.image)?.image;
                 let message = Message {
                     created_by: "unionfs-rs export".into(),
@@ -348,7 +347,7 @@ pub fn export(matches: &ArgMatches) -> Result<Exit, Failure> {
                 };
                 put_image(&store, container, &base, &message, Compression::Gzip)?
             }
-            None => store.find(text)?.image,
+            Subject::Image(image) => image.as_ref().clone(),
         };
         let name = matches.get_one::<String>("name");
         let name = name.map(|name| ImageName::local(name).and_then(ImageName::tagged)).transpose()?;
@@ -356,10 +355,7 @@ pub fn export(matches: &ArgMatches) -> Result<Exit, Failure> {
         to_path(path, |out| Ok(save::oci_archive(&store, &saved, out)?))?;
         return Ok(Exit::Done);
     }
-    let stack = match &container {
-        Some(container) => store.stacks_of(container)?.0,
-        None => image_tree(&store, text)?.1,
-    };
+    let stack = subject.stack(&store)?;
     let root = stack.root()?;
     to_path(path, |out| Ok(write_tree(&stack, &root, b"", out)?))?;
     Ok(Exit::Done)

@@ -14,14 +14,13 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::served::Served;
-use super::{changes, namespaces, open_store, store_arg, word};
+use super::subject::Subject;
+use super::{namespaces, open_store, store_arg, word};
 use crate::cli::exit::{Exit, Failure};
-use crate::error::ErrorKind;
 use crate::image::export::write_tree;
 use crate::image::extract::{Conflict, Extract, Owners};
 use crate::image::resolve::Last;
 use crate::image::stack::{Object, Part, Stack};
-use crate::image::store::Store;
 use crate::image::unpack::keep::Keep;
 
 pub fn commands() -> Vec<Command> {
@@ -86,7 +85,7 @@ pub fn cp(matches: &ArgMatches) -> Result<Exit, Failure> {
     match (Place::parse(source), Place::parse(target)) {
         (Place::Inside { name, path }, Place::Host(to)) => {
             let store = open_store(matches)?;
-            let source = out_of(tree(&store, name)?, path, last)?;
+            let source = out_of(Subject::find(&store, name)?.stack(&store)?, path, last)?;
             if to == Path::new("-") {
                 let name = source.name.unwrap_or_default();
                 write_tree(&source.stack, &source.object, name.as_bytes(), io::stdout().lock()).map_err(within)?;
@@ -133,15 +132,6 @@ fn put(how: Extract, source: &Source, dir: &OwnedFd, name: Option<&OsStr>) -> cr
     match name {
         Some(name) => how.copy(&source.stack, &source.object, dir.as_fd(), name),
         None => how.copy_inside(&source.stack, &source.object, dir.as_fd()),
-    }
-}
-
-/// Opens what a container shows, or an image.
-fn tree(store: &Store, name: &str) -> Result<Stack, Failure> {
-    match store.container(name) {
-        Ok(container) => Ok(store.stacks_of(&container)?.0),
-        Err(error) if error.kind() == ErrorKind::Absent => Ok(changes::image_tree(store, name)?.1),
-        Err(error) => Err(error.into()),
     }
 }
 
