@@ -11,6 +11,8 @@ use log::LevelFilter;
 use super::exit::{Exit, Failure};
 
 /// Starts logging: `level` if it is given, else what RUST_LOG says, else warnings.
+///
+/// But for what the error says anyhow that a certificate causes.
 pub fn start(file: Option<&Path>, level: Option<LevelFilter>) -> Result<(), Failure> {
     let mut builder = match level {
         Some(level) => {
@@ -18,7 +20,7 @@ pub fn start(file: Option<&Path>, level: Option<LevelFilter>) -> Result<(), Fail
             builder.filter_level(level);
             builder
         }
-        None => Builder::from_env(Env::default().default_filter_or("warn")),
+        None => Builder::from_env(Env::default().default_filter_or("warn,rustls_platform_verifier=off")),
     };
     if let Some(path) = file {
         builder.target(Target::Pipe(Box::new(open(path)?)));

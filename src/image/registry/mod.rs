@@ -4,6 +4,7 @@
 //! for one. What comes is verified by the store, whatever the library has looked at.
 
 mod credentials;
+mod trust;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -52,6 +53,7 @@ impl Registry {
         let config = ClientConfig {
             protocol: ClientProtocol::HttpsExcept(plain_http.to_vec()),
             use_monolithic_push: true,
+            extra_root_certificates: trust::certificates(name.registry())?,
             platform_resolver: None,
             connect_timeout: Some(SILENCE),
             read_timeout: Some(SILENCE),
@@ -94,7 +96,16 @@ impl Registry {
             OciDistributionError::AuthenticationFailure(_) | OciDistributionError::UnauthorizedError { .. } => {
                 (ErrorKind::Permission, format!("; log in first (podman login {host})"))
             }
+            OciDistributionError::RequestError(error)
+                if error.status().is_some_and(|status| matches!(status.as_u16(), 401 | 403)) =>
+            {
+                (ErrorKind::Permission, format!("; log in first (podman login {host})"))
+            }
             OciDistributionError::ImageManifestNotFoundError(_) => (ErrorKind::Absent, String::new()),
+            OciDistributionError::RequestError(error) if chain(error).contains("certificate") => (
+                ErrorKind::Machine,
+                format!("; if you trust its authority, put that into /etc/containers/certs.d/{host}/ca.crt"),
+            ),
             OciDistributionError::RequestError(error) if error.is_connect() => {
                 (ErrorKind::Machine, format!("; if {host} speaks no TLS, say so with --plain-http {host}"))
             }
