@@ -74,6 +74,9 @@ impl Asked {
         settings.add_filter(r"Less than a second ago", "[AGO]");
         settings.add_filter(r" +\[AGO\] +", "  [AGO]  ");
         settings.add_filter(r"(?m)^CREATED +", "CREATED  ");
+        // What the file system takes for it.
+        settings.add_filter(r"(?m)^([0-9a-f]{12} .*?) +[\d.]+ k?B +[\d.]+ k?B$", "$1  [SIZE]  [SIZE]");
+        settings.add_filter(r"takes [\d.]+ k?B of the disk", "takes [SIZE] of the disk");
         for (pattern, placeholder) in &self.filters {
             settings.add_filter(pattern, *placeholder);
         }
@@ -120,6 +123,7 @@ fn what_is_said_of_images() {
         "load layout",
         "cp app:2:/etc/conf copied",
         "cp app:2:/nowhere copied",
+        "df",
         "verify",
         "rmi app:2",
         "rmi app:2",
