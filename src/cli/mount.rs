@@ -138,7 +138,7 @@ fn start(settings: &Settings, device: Option<OwnedFd>) -> Result<Started, Failur
     logging::start(settings.log_file.as_deref(), settings.log_level)?;
     let report = Report::open(settings)?;
     caps::raise_open_files();
-    let held = settings.container.as_ref().map(|one| Held::take(one, &settings.mount.mountpoint)).transpose()?;
+    let held = settings.container.as_ref().map(Held::take).transpose()?;
     let union = Union::from_config(&settings.union)?;
     if let Some(device) = device {
         if settings.mount.context.is_some() || settings.mount.propagation.is_some() {
@@ -154,6 +154,13 @@ fn start(settings: &Settings, device: Option<OwnedFd>) -> Result<Started, Failur
     if let Err(error) = spawned {
         mount.withdraw();
         return Err(no_signals(&error));
+    }
+    let mut held = held;
+    if let Some(held) = &mut held
+        && let Err(failure) = held.note(&settings.mount.mountpoint)
+    {
+        mount.withdraw();
+        return Err(failure);
     }
     Ok(Started { mount, report, held })
 }

@@ -8,7 +8,8 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::changes::{Change, ChangeKind, Compare, changes};
-use super::extract::{Extract, open_below, remove_at};
+use super::extract::{DIR, Extract, Made, open_below};
+use super::remove::remove_at;
 use super::stack::{Object, Stack};
 use super::store::{Container, Store};
 use crate::error::{Error, ErrorKind, Result};
@@ -19,13 +20,17 @@ fn is_chosen(path: &Path, chosen: &[&Path]) -> bool {
     chosen.is_empty() || chosen.iter().any(|chosen| path.starts_with(chosen))
 }
 
-fn names(path: &Path) -> Vec<OsString> {
-    path.components()
-        .filter_map(|part| match part {
-            Component::Normal(name) => Some(name.to_owned()),
-            _ => None,
-        })
-        .collect()
+/// Returns the names of a path. Errors: [`Error::Image`] for one with `..`, which leads elsewhere where there are links.
+fn names(path: &Path) -> Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => names.push(name.to_owned()),
+            Component::ParentDir => return Err(Error::image(path.display(), "has .. in it; write the path without")),
+            _ => {}
+        }
+    }
+    Ok(names)
 }
 
 /// Makes the chosen ones of `list`, what differs between `now` and another tree, in the directory `dir`; returns how many.
@@ -34,11 +39,11 @@ fn names(path: &Path) -> Vec<OsString> {
 /// [`Error::Image`] with the path.
 pub fn apply(now: &Stack, list: &[Change], chosen: &[&Path], dir: &OwnedFd, how: Extract) -> Result<usize> {
     let mut count = 0;
-    let mut directories: Vec<(OwnedFd, OsString, &Object)> = Vec::new();
+    let mut unsettled = Vec::new();
     for change in list.iter().filter(|change| is_chosen(&change.path, chosen) && change.itself) {
         let within = |error: Error| error.within(change.path.display());
         let failed = |errno: Errno| Error::image_io(change.path.display(), &errno.into());
-        let path = names(&change.path);
+        let path = names(&change.path)?;
         // The root is as whoever made the directory wanted it.
         let Some((name, above)) = path.split_last() else { continue };
         count += 1;
@@ -51,27 +56,33 @@ pub fn apply(now: &Stack, list: &[Change], chosen: &[&Path], dir: &OwnedFd, how:
                 }
             }
             (Some(object), _) => {
-                let parent = make_parents(now, above, dir, how).map_err(within)?;
-                if how.put(now, object, parent.as_fd(), name).map_err(within)?.is_some() {
-                    directories.push((parent, name.clone(), object));
+                let parent = make_parents(now, above, dir, how, &mut unsettled).map_err(within)?;
+                if let Made::New(_) | Made::Old(_) = how.put(now, object, parent.as_fd(), name).map_err(within)? {
+                    unsettled.push((parent, name.clone(), object.clone()));
                 }
             }
         }
     }
-    // What was made in them has changed their times.
-    for (parent, name, object) in directories.into_iter().rev() {
-        how.settle(now, object, parent.as_fd(), &name)?;
+    // What is made in them changes their times, and needs that they can be written.
+    for (parent, name, object) in unsettled.into_iter().rev() {
+        how.settle(now, &object, parent.as_fd(), &name)?;
     }
     Ok(count)
 }
 
+/// A directory that lacks what is known of it: where it is, and what it is a copy of.
+type Unsettled = (OwnedFd, OsString, Object);
+
 /// Opens the directory at `path`, and makes what is missing of it.
-fn make_parents(now: &Stack, path: &[OsString], dir: &OwnedFd, how: Extract) -> Result<OwnedFd> {
+fn make_parents(
+    now: &Stack,
+    path: &[OsString],
+    dir: &OwnedFd,
+    how: Extract,
+    unsettled: &mut Vec<Unsettled>,
+) -> Result<OwnedFd> {
     let failed = |errno: Errno| Error::image_io(path.join(OsStr::new("/")).display(), &errno.into());
-    let open = |dir: &OwnedFd, name: &OsStr| {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat(dir, name, flags, Mode::empty())
-    };
+    let open = |dir: &OwnedFd, name: &OsStr| rustix::fs::openat(dir, name, DIR, Mode::empty());
     let mut at = open(dir, OsStr::new(".")).map_err(failed)?;
     for (depth, name) in path.iter().enumerate() {
         at = match open(&at, name) {
@@ -79,8 +90,10 @@ fn make_parents(now: &Stack, path: &[OsString], dir: &OwnedFd, how: Extract) -> 
             Err(Errno::NOENT) => {
                 let so_far: Vec<&OsStr> = path.iter().take(depth + 1).map(OsString::as_os_str).collect();
                 let object = now.at(&so_far)?.ok_or_else(|| failed(Errno::NOENT))?;
-                let made = how.put(now, &object, at.as_fd(), name)?.ok_or_else(|| failed(Errno::NOTDIR))?;
-                how.settle(now, &object, at.as_fd(), name)?;
+                let (Made::New(made) | Made::Old(made)) = how.put(now, &object, at.as_fd(), name)? else {
+                    return Err(failed(Errno::NOTDIR));
+                };
+                unsettled.push((at, name.clone(), object));
                 made
             }
             // A link, or a file.
@@ -97,13 +110,20 @@ fn make_parents(now: &Stack, path: &[OsString], dir: &OwnedFd, how: Extract) -> 
 impl Store {
     /// Takes back what was changed at `path` in a container, and in it: then the image's shows again.
     ///
-    /// Errors: [`ErrorKind::InUse`]; [`ErrorKind::Absent`] where nothing was changed there; [`Error::Image`] where it was
-    /// removed with a directory that was made anew, which must be taken back itself.
+    /// Errors: [`ErrorKind::InUse`]; [`ErrorKind::Absent`] where nothing was changed there; [`Error::Image`] for the root, for
+    /// what was removed with a directory that was made anew, which must be taken back itself, and for one of several names
+    /// that a mount with an index keeps together.
     pub fn discard(&self, container: &Container, path: &Path) -> Result<()> {
         let _held = container.held()?;
-        let path_names = names(path);
-        let Some((name, above)) = path_names.split_last() else { return self.discard_all(container) };
+        let path_names = names(path)?;
+        let Some((name, above)) = path_names.split_last() else {
+            return Err(Error::image(path.display(), "is the root; take back all that was changed"));
+        };
         let failed = |errno: Errno| Error::image_io(path.display(), &errno.into());
+        if std::fs::read_dir(container.work().join("index")).is_ok_and(|mut index| index.next().is_some()) {
+            let reason = "cannot be taken back alone in a container that was mounted with --index on; take back all";
+            return Err(Error::image(path.display(), reason));
+        }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let upper = rustix::fs::open(container.upper(), flags, Mode::empty()).map_err(failed)?;
         let parent = open_below(upper.as_fd(), above).map_err(failed)?;

@@ -14,6 +14,12 @@ use super::stack::{Merged, Object, Stack};
 use crate::error::{Error, Result};
 use crate::layer::attr::{Attr, FileKind};
 
+/// The longest path that a kernel takes.
+const PATH_MAX: usize = 4095;
+
+/// How much of one that is longer is shown.
+const SHOWN: usize = 80;
+
 /// How something differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ChangeKind {
@@ -103,6 +109,7 @@ impl Walk<'_> {
 
     /// Compares what is in two directories of one path.
     fn directory(&mut self, path: &Path, now: &Merged, was: &Merged) -> Result<()> {
+        refuse_long(path)?;
         let (mut added, mut deleted) = (Vec::new(), Vec::new());
         for name in self.names(now, was)? {
             let (new, old) = (self.now.lookup(now, &name)?, self.was.lookup(was, &name)?);
@@ -184,6 +191,7 @@ impl Walk<'_> {
 
     fn contents(&mut self, path: &Path, new: &Object) -> Result<()> {
         if let Object::Dir(dir, _) = new {
+            refuse_long(path)?;
             for (name, object) in self.now.list(dir)? {
                 self.add(path.join(name), object)?;
             }
@@ -229,6 +237,18 @@ impl Walk<'_> {
         }
         Ok(self.now.xattrs_of(new)? != self.was.xattrs_of(old)?)
     }
+}
+
+/// Refuses to go deeper than any path leads, which no layer could say.
+fn refuse_long(path: &Path) -> Result<()> {
+    if path.as_os_str().len() <= PATH_MAX {
+        return Ok(());
+    }
+    let shown: String = path.display().to_string().chars().take(SHOWN).collect();
+    Err(Error::image(
+        format!("{shown}..."),
+        format!("is a path of more than {PATH_MAX} bytes, which no layer can have"),
+    ))
 }
 
 fn same_contents(mut new: File, mut old: File) -> std::io::Result<bool> {

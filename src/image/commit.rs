@@ -176,7 +176,10 @@ impl Store {
 
     /// Makes the image that has `layer` on top of `base`; it has no name yet.
     pub fn put_image(&self, base: &Image, layer: &Written, message: &Message) -> Result<Image> {
-        let created = message.created.unwrap_or(layer.newest);
+        // Where nothing was changed but how it is run, it is as old as what it is made of.
+        let of_base = base.config.created.as_deref().and_then(|time| time.parse::<jiff::Timestamp>().ok());
+        let of_base = of_base.map_or(layer.newest, |time| time.as_second());
+        let created = message.created.unwrap_or(layer.newest.max(of_base));
         let config = config_with(base, layer, message, created)?;
         let config_digest = self.put_bytes(&config)?;
         let (_, base_manifest) = as_oci(base)?;

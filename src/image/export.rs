@@ -10,6 +10,9 @@ use super::tar::{Member, MemberKind};
 use crate::error::{Error, Result};
 use crate::layer::attr::FileKind;
 
+/// The longest path that a kernel takes.
+const PATH_MAX: usize = 4095;
+
 /// Writes `object` to `out` as a tar in which it is called `name`; without a name, what is in it. Sockets are left out.
 ///
 /// Errors: [`Error::Image`] with the path, and those of `out`.
@@ -30,6 +33,12 @@ struct Tree<'a, W> {
 impl<W: Write> Tree<'_, W> {
     fn add(&mut self, path: Vec<u8>, object: &Object) -> Result<()> {
         let attr = object.attr();
+        if path.len() > PATH_MAX {
+            return Err(Error::image(
+                "tar",
+                format!("has a path of more than {PATH_MAX} bytes, which nothing could unpack"),
+            ));
+        }
         let shown = String::from_utf8_lossy(&path).into_owned();
         let failed = |error: io::Error| Error::image_io(&shown, &error);
         match object {

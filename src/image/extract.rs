@@ -1,15 +1,17 @@
 //! What a tree shows, made in a directory of the host: by names in open directories, so that no link, whoever made it and
 //! when, leads anywhere else.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Uid, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, XattrFlags};
 use rustix::io::Errno;
 
+use super::remove::remove_at;
 use super::stack::{Object, Stack};
 use super::tar::Member;
 use super::unpack::keep::set_times;
@@ -47,68 +49,87 @@ pub struct Extract {
 }
 
 /// How a directory is opened.
-const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+pub(super) const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// The deepest directory that is copied; a path of 4095 bytes, the longest of a layer, leads no deeper.
+const DEPTH_MAX: usize = 2048;
+
+/// What was made.
+pub enum Made {
+    /// A directory, which is not [`Extract::settle`]d yet.
+    New(OwnedFd),
+    /// Nothing: this directory was there.
+    Old(OwnedFd),
+    /// Something else, whole.
+    File,
+}
 
 impl Extract {
     /// Makes `object` under `name` in `dir`, with all that is in it. A directory that is there gets what is in it besides.
     ///
     /// Errors: [`Error::Image`] with the path from `name` on, and what the system says.
     pub fn copy(self, stack: &Stack, object: &Object, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
-        let made = self.put(stack, object, dir, name)?;
-        let (Some(made), Object::Dir(..)) = (made, object) else { return Ok(()) };
-        self.copy_inside(stack, object, made.as_fd()).map_err(|error| error.within(name.display()))?;
-        self.settle(stack, object, dir, name)
+        self.copy_at(0, stack, object, (dir, name))
     }
 
     /// Makes what is in the directory `object` in `dir`.
     pub fn copy_inside(self, stack: &Stack, object: &Object, dir: BorrowedFd<'_>) -> Result<()> {
+        self.inside_at(0, stack, object, dir)
+    }
+
+    fn copy_at(self, depth: usize, stack: &Stack, object: &Object, at: (BorrowedFd<'_>, &OsStr)) -> Result<()> {
+        let (dir, name) = at;
+        let (inside, settled) = match self.put(stack, object, dir, name)? {
+            Made::File => return Ok(()),
+            Made::New(inside) => (inside, false),
+            Made::Old(inside) => (inside, self.owners != Owners::Kept),
+        };
+        self.inside_at(depth + 1, stack, object, inside.as_fd()).map_err(|error| error.within(name.display()))?;
+        // A directory that was there stays as whoever made it wanted it.
+        if settled { Ok(()) } else { self.settle(stack, object, dir, name) }
+    }
+
+    fn inside_at(self, depth: usize, stack: &Stack, object: &Object, dir: BorrowedFd<'_>) -> Result<()> {
         let Object::Dir(merged, _) = object else { return Ok(()) };
+        if depth > DEPTH_MAX {
+            return Err(Error::image("directory", format!("is more than {DEPTH_MAX} directories deep")));
+        }
         for (name, object) in stack.list(merged)? {
-            self.copy(stack, &object, dir, &name)?;
+            self.copy_at(depth, stack, &object, (dir, &name))?;
         }
         Ok(())
     }
 
-    /// Makes `object` alone, and returns the directory, if it is one: [`Extract::settle`] is for when all is in it.
-    pub fn put(self, stack: &Stack, object: &Object, dir: BorrowedFd<'_>, name: &OsStr) -> Result<Option<OwnedFd>> {
+    /// Makes `object` alone: [`Extract::settle`] is for when all is in a directory.
+    ///
+    /// A file has another name until it is whole, and only then takes the place of one that is there. Devices are made only
+    /// with their owners, and left out else, as sockets always are.
+    pub fn put(self, stack: &Stack, object: &Object, dir: BorrowedFd<'_>, name: &OsStr) -> Result<Made> {
         let failed = |error: io::Error| Error::image_io(name.display(), &error);
-        let (member, data) = stack.to_member(name.as_bytes().to_vec(), object)?;
         let kind = object.attr().kind;
-        self.make_room(dir, name, kind).map_err(failed)?;
-        match kind {
-            FileKind::Directory => {
-                match rustix::fs::mkdirat(dir, name, Mode::RWXU) {
-                    Ok(()) | Err(Errno::EXIST) => {}
-                    Err(errno) => return Err(failed(errno.into())),
-                }
-                return rustix::fs::openat(dir, name, DIR, Mode::empty())
-                    .map(Some)
-                    .map_err(|errno| failed(errno.into()));
-            }
-            FileKind::Regular => {
-                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let made =
-                    rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR).map_err(|e| failed(e.into()))?;
-                if let Some(data) = data {
-                    copy_data(&data, &File::from(made)).map_err(failed)?;
-                }
-            }
-            FileKind::Symlink => {
-                let target = std::ffi::OsString::from_vec(member.link.clone());
-                rustix::fs::symlinkat(target, dir, name).map_err(|e| failed(e.into()))?;
-            }
-            FileKind::Socket => {
-                log::info!("{}: a socket is not copied", name.display());
-                return Ok(None);
-            }
-            FileKind::Fifo | FileKind::Char | FileKind::Block => {
-                let device = rustix::fs::makedev(member.rdev.0, member.rdev.1);
-                let made = rustix::fs::mknodat(dir, name, kind.file_type(), Mode::RUSR | Mode::WUSR, device);
-                made.map_err(|e| failed(e.into()))?;
-            }
+        let device = matches!(kind, FileKind::Char | FileKind::Block);
+        if kind == FileKind::Socket || (device && self.owners != Owners::Kept) {
+            log::warn!("{}: a {} is not copied", name.display(), if device { "device" } else { "socket" });
+            return Ok(Made::File);
         }
-        self.dress(dir, name, kind, &member).map_err(|e| failed(e.into()))?;
-        Ok(None)
+        self.make_room(dir, name, kind).map_err(failed)?;
+        if kind == FileKind::Directory {
+            let open = || rustix::fs::openat(dir, name, DIR, Mode::empty()).map_err(|errno| failed(errno.into()));
+            return match rustix::fs::mkdirat(dir, name, Mode::RWXU) {
+                Ok(()) => Ok(Made::New(open()?)),
+                Err(Errno::EXIST) => Ok(Made::Old(open()?)),
+                Err(errno) => Err(failed(errno.into())),
+            };
+        }
+        let (member, data) = stack.to_member(name.as_bytes().to_vec(), object)?;
+        let new = unfinished_name();
+        let made = make(dir, &new, kind, &member, data)
+            .and_then(|()| Ok(self.dress(dir, &new, kind, &member)?))
+            .and_then(|()| Ok(rustix::fs::renameat(dir, &new, dir, name)?));
+        if made.is_err() {
+            let _ = rustix::fs::unlinkat(dir, &new, AtFlags::empty()); // It may never have been there.
+        }
+        made.map(|()| Made::File).map_err(failed)
     }
 
     /// Gives the directory `name` what is known of `object`, now that all is in it.
@@ -128,8 +149,10 @@ impl Extract {
         match (there, kind, self.conflict) {
             (FileType::Directory, FileKind::Directory, _) => Ok(()),
             (FileType::Directory, _, Conflict::Refused) => Err(Errno::ISDIR.into()),
+            (FileType::Directory, ..) | (_, FileKind::Directory, Conflict::Removed) => Ok(remove_at(dir, name)?),
             (_, FileKind::Directory, Conflict::Refused) => Err(Errno::NOTDIR.into()),
-            _ => Ok(remove_at(dir, name)?),
+            // Renaming takes its place.
+            _ => Ok(()),
         }
     }
 
@@ -157,6 +180,30 @@ impl Extract {
             set_mode(dir, name, mode)?;
         }
         set_times(dir, name, member.mtime)
+    }
+}
+
+/// Returns a name for what is not whole yet.
+fn unfinished_name() -> OsString {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!(".unfinished-{}-{count}", std::process::id()).into()
+}
+
+/// Makes what is no directory, under a name that nothing has.
+fn make(dir: BorrowedFd<'_>, name: &OsStr, kind: FileKind, member: &Member, data: Option<File>) -> io::Result<()> {
+    let mode = Mode::RUSR | Mode::WUSR;
+    match kind {
+        FileKind::Symlink => Ok(rustix::fs::symlinkat(OsStr::from_bytes(&member.link), dir, name)?),
+        FileKind::Regular => {
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let made = File::from(rustix::fs::openat(dir, name, flags, mode)?);
+            data.map_or(Ok(()), |data| copy_data(&data, &made))
+        }
+        _ => {
+            let device = rustix::fs::makedev(member.rdev.0, member.rdev.1);
+            Ok(rustix::fs::mknodat(dir, name, kind.file_type(), mode, device)?)
+        }
     }
 }
 
@@ -192,23 +239,6 @@ fn copy_data(from: &File, to: &File) -> io::Result<()> {
         at = end;
     }
     Ok(())
-}
-
-/// Removes what is under `name` in `dir`, a directory with all that is in it; links are removed and not followed.
-pub fn remove_at(dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
-    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
-        Err(Errno::ISDIR) => {}
-        done => return done,
-    }
-    let inside = rustix::fs::openat(dir, name, DIR, Mode::empty())?;
-    for entry in Dir::read_from(&inside)? {
-        let entry = entry?;
-        let name = OsStr::from_bytes(entry.file_name().to_bytes());
-        if name != "." && name != ".." {
-            remove_at(inside.as_fd(), name)?;
-        }
-    }
-    rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)
 }
 
 /// Opens the directory at `path`, names from `dir` on; `None` where there is none. Links are not followed.

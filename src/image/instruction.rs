@@ -39,11 +39,10 @@ impl Instruction {
             "ENTRYPOINT" => ("Entrypoint", Change::Set(command(rest)?)),
             "ENV" => ("Env", Change::Assign(pairs(rest).ok_or_else(|| wrong("is not NAME=value"))?)),
             "EXPOSE" => {
-                let ports = words(rest).into_iter().map(|port| match port.contains('/') {
-                    true => port,
-                    false => format!("{port}/tcp"),
-                });
-                ("ExposedPorts", Change::Insert(paths(ports.collect())))
+                let ports: Option<Vec<String>> = words(rest).iter().map(|word| port(word)).collect();
+                let ports =
+                    ports.filter(|ports| !ports.is_empty()).ok_or_else(|| wrong("is no PORT[/tcp|udp|sctp]"))?;
+                ("ExposedPorts", Change::Insert(paths(ports)))
             }
             "LABEL" => {
                 let pairs = pairs(rest).ok_or_else(|| wrong("is not NAME=value"))?;
@@ -54,6 +53,9 @@ impl Instruction {
             "USER" => ("User", Change::Set(one()?)),
             "VOLUME" => {
                 let list = serde_json::from_str::<Vec<String>>(rest).unwrap_or_else(|_| words(rest));
+                if list.is_empty() {
+                    return Err(wrong("lacks its value"));
+                }
                 ("Volumes", Change::Insert(paths(list)))
             }
             "WORKDIR" => ("WorkingDir", Change::Set(one()?)),
@@ -109,6 +111,13 @@ fn array(value: Value) -> Vec<Value> {
         Value::Array(list) => list,
         _ => Vec::new(),
     }
+}
+
+/// Reads `PORT[/PROTOCOL]`.
+fn port(word: &str) -> Option<String> {
+    let (number, protocol) = word.split_once('/').unwrap_or((word, "tcp"));
+    let known = matches!(protocol, "tcp" | "udp" | "sctp");
+    number.parse::<u16>().ok().filter(|_| known).map(|number| format!("{number}/{protocol}"))
 }
 
 /// Reads a command: a list in JSON, or a line for the shell. Nothing is no command.
@@ -210,6 +219,10 @@ mod tests {
             ("ENV", "is not NAME=value"),
             ("LABEL =x", "is not NAME=value"),
             ("USER", "lacks its value"),
+            ("VOLUME", "lacks its value"),
+            ("EXPOSE", "is no PORT"),
+            ("EXPOSE 80-82", "is no PORT"),
+            ("EXPOSE 80/x", "is no PORT"),
             (r#"CMD ["a""#, "no list of words"),
         ] {
             let error = Instruction::parse(text).unwrap_err().to_string();

@@ -24,6 +24,7 @@ pub mod query;
 pub mod reference;
 #[cfg(feature = "registry")]
 pub mod registry;
+mod remove;
 pub mod resolve;
 pub mod runtime;
 pub mod save;

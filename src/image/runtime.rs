@@ -3,6 +3,7 @@
 //! The image's configuration says what it is to run and as whom; the rest is what Docker and podman give a container by
 //! default. Nothing is started here.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
@@ -75,7 +76,7 @@ impl Execution {
             config: Option<Execution>,
         }
         let read: Configuration = serde_json::from_slice(&image.config_bytes)
-            .map_err(|error| Error::image("configuration", format!("cannot be run: {error}")))?;
+            .map_err(|error| Error::image(image.id(), format!("its configuration cannot be run: {error}")))?;
         Ok(read.config.unwrap_or_default())
     }
 }
@@ -102,7 +103,8 @@ impl User {
             Error::image(format!("user {text:?}"), format!("the image has no {what} {name:?}; give its number"))
         };
         let (user, wanted_group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
-        let user = if user.is_empty() { "0" } else { user };
+        let (user, wanted_group) =
+            (if user.is_empty() { "0" } else { user }, wanted_group.filter(|group| !group.is_empty()));
         let number = user.parse::<u32>().ok();
         let lines = || passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
         let entry = lines().find(|line| match (line.as_slice(), number) {
@@ -252,12 +254,16 @@ fn environment(execution: &Execution, user: &User, wish: &Wish) -> Vec<String> {
     }
     all.extend(execution.env.iter().flatten().cloned());
     all.extend(wish.env.iter().cloned());
-    let name = |entry: &String| entry.split('=').next().map(str::to_owned);
+    let mut places: HashMap<String, usize> = HashMap::new();
     let mut env: Vec<String> = Vec::new();
     for entry in all {
-        match env.iter_mut().find(|other| name(other) == name(&entry)) {
+        let name = entry.split('=').next().unwrap_or_default().to_owned();
+        match places.get(&name).and_then(|at| env.get_mut(*at)) {
             Some(other) => *other = entry,
-            None => env.push(entry),
+            None => {
+                places.insert(name, env.len());
+                env.push(entry);
+            }
         }
     }
     env

@@ -6,11 +6,13 @@
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::OFlags;
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::tar::{Member, MemberKind};
 use super::unpack::keep::Keep;
@@ -22,6 +24,7 @@ use crate::layer::name::{Name, WH_PREFIX};
 use crate::layer::overlay::{self, Marks, Namespace, View};
 use crate::layer::redirect::Redirect;
 use crate::layer::{Layer, LayerId, Root};
+use crate::sys::proc_path;
 
 /// How many directories of the layers stay open.
 const OPEN_MAX: usize = 1024;
@@ -322,14 +325,18 @@ impl Stack {
         self.lowers.with_fd(dir, |fd| layer.read_link(fd, name).map_err(|e| layer.error("readlinkat", name, e)))
     }
 
-    /// Opens a regular file for reading.
+    /// Opens a regular file for reading. Errors: [`Error::Image`] for what is none, as it may have become in a container that
+    /// runs: to open a device does what its driver likes.
     pub fn open_file(&self, dir: &Arc<LayerDir>, name: &OsStr) -> Result<File> {
         let layer = self.lowers.layer(dir);
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-        let opened = self
-            .lowers
-            .with_fd(dir, |fd| layer.open_noatime(fd, name, flags).map_err(|e| layer.error("openat", name, e)));
-        opened.map(File::from)
+        let path = OFlags::PATH | OFlags::NOFOLLOW;
+        let seen =
+            self.lowers.with_fd(dir, |fd| layer.open(fd, name, path).map_err(|e| layer.error("openat", name, e)))?;
+        let failed = |errno| layer.error("openat", name, errno);
+        match open_regular(&seen).map_err(failed)? {
+            Some(file) => Ok(file),
+            None => Err(Error::image(dir.path_of(name).display(), "is no regular file any more")),
+        }
     }
 
     /// Returns the extended attributes that the tree shows, sorted by name; an empty name is `dir` itself.
@@ -401,6 +408,21 @@ impl Stack {
         }
         Ok(())
     }
+}
+
+/// Opens what `seen`, opened with O_PATH, is for reading; `None` for what is no regular file.
+pub fn open_regular(seen: &OwnedFd) -> rustix::io::Result<Option<File>> {
+    if FileType::from_raw_mode(rustix::fs::fstat(seen)?.st_mode) != FileType::RegularFile {
+        return Ok(None);
+    }
+    let open = |flags| rustix::fs::open(proc_path(seen), flags, Mode::empty());
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let opened = match open(flags | OFlags::NOATIME) {
+        // Only the owner may.
+        Err(Errno::PERM) => open(flags),
+        done => done,
+    };
+    opened.map(|file| Some(file.into()))
 }
 
 /// Returns whether the xattr `key` of a tree can be in a layer: one that an overlay would take for its own cannot, nor can one

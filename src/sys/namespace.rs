@@ -51,6 +51,15 @@ pub fn join(pid: Pid) -> io::Result<()> {
     Ok(rustix::thread::move_into_thread_name_spaces(process.as_fd(), others)?)
 }
 
+/// Returns when a process was started, in ticks since the machine was: with its number it is no other process. See proc(5).
+pub fn start_time(pid: u32) -> io::Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name in brackets may have anything in it.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let field = fields.split_whitespace().nth(19).and_then(|field| field.parse().ok());
+    field.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
 /// Lets processes of the same user see this one's namespaces again, which gaining privileges has ended.
 pub fn be_seen() -> io::Result<()> {
     Ok(rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?)

@@ -100,6 +100,12 @@ fn what_is_taken_back_shows_as_in_the_image() {
     // It is gone with the directory that was made anew.
     let error = refused("/d/a");
     assert!(error.to_string().contains("discard that"), "{error}");
+    // No name but the root's, and never by accident.
+    for path in ["/", "/..", "/d/../plain", "../plain"] {
+        let before = both();
+        assert_eq!(refused(path).kind(), ErrorKind::Image, "{path}");
+        assert_eq!(both(), before, "{path}");
+    }
     for path in ["/plain", "/chmod/untouched", "/nowhere", "/d/nowhere/at/all"] {
         assert_eq!(refused(path).kind(), ErrorKind::Absent, "{path}");
     }
@@ -134,7 +140,7 @@ fn all_that_was_changed_is_taken_back_at_once_and_not_while_it_is_mounted() {
         crate::skip!("what our own mount leaves in upper is looked at");
     }
     let shop = Shop::new();
-    let discard = |container: &Container| shop.store.discard(container, Path::new("/"));
+    let discard = |container: &Container| shop.store.discard_all(container);
     let container = changed(&shop, vec![base()], |root| {
         change(root);
         let mounted = shop.store.containers().unwrap().remove(0);
@@ -261,6 +267,29 @@ fn ours(shop: &Shop, arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 #[test]
+fn devices_are_not_copied_without_their_owners_and_what_is_there_keeps_its_mode() {
+    if !crate::support::require_root("making devices") {
+        return;
+    }
+    let shop = Shop::new();
+    let image = shop
+        .image(vec![Layer::new().dir("d", 0o777).device("d/mem", (1, 1)).file("d/file", "new").dir("new", 0o777)])
+        .unwrap();
+    let stack = shop.stack(&image);
+    let target = shop.dir.path().join("target");
+    fs::create_dir_all(target.join("d")).unwrap();
+    fs::set_permissions(target.join("d"), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let mine = Extract { owners: Owners::Mine, conflict: Conflict::Refused };
+    let root = stack.root().unwrap();
+    mine.copy_inside(&stack, &root, open(&target).as_fd()).unwrap();
+    let mode = |name: &str| fs::metadata(target.join(name)).unwrap().mode() & 0o7777;
+    assert_eq!((mode("d"), mode("new")), (0o700, 0o777));
+    assert!(!target.join("d/mem").exists() && target.join("d/file").exists());
+    COPY.copy_inside(&stack, &root, open(&target).as_fd()).unwrap();
+    assert_eq!((mode("d"), mode("d/mem")), (0o777, 0o644));
+}
+
+#[test]
 fn cp_names_what_it_copies_as_cp_does() {
     let shop = Shop::new();
     shop.image(vec![Layer::new().file("d/a", "a").file("d/sub/b", "b").symlink("l", "d/a")]).unwrap();
@@ -338,6 +367,21 @@ fn what_is_copied_into_a_container_is_roots_and_goes_through_no_link_to_the_host
     assert_eq!(listed(&shop, &container), ["C /etc", "A /etc/file"]);
     let (now, _) = shop.store.stacks_of(&container).unwrap();
     assert_eq!(show(&now)["/etc/file"], "file \"text\" 644 0:0");
+    // Several at once: each waits for the others, and nothing is lost.
+    let at_once: Vec<_> = (0..4)
+        .map(|n| {
+            let target = format!("{}:/etc/at-once-{n}", container.config.id);
+            let mut command = Command::new(binary());
+            command.arg("cp").arg(&source).arg(target).env("UNIONFS_RS_STORE", shop.dir.path().join("store"));
+            command.spawn().unwrap()
+        })
+        .collect();
+    for mut child in at_once {
+        assert!(crate::support::wait(&mut child).success());
+    }
+    let expected =
+        ["C /etc", "A /etc/at-once-0", "A /etc/at-once-1", "A /etc/at-once-2", "A /etc/at-once-3", "A /etc/file"];
+    assert_eq!(listed(&shop, &container), expected);
     // And it is not left mounted, nor in use.
     container.remove().unwrap();
 }

@@ -160,6 +160,7 @@ fn what_is_said_of_containers() {
         "discard ID",
         "discard ID /nowhere",
         "discard ID /",
+        "discard ID ..",
         "discard ID /etc/file",
         "diff ID",
         "export -o tree.tar ID",

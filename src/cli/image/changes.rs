@@ -1,7 +1,7 @@
 //! What was changed in a container or differs between images; kept as an image, taken over elsewhere, or taken back.
 
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint, value_parser};
@@ -9,6 +9,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::thread::CapabilitySet;
 use serde_json::{Value, json};
 
+use super::containers::image_of;
 use super::subject::{Subject, stack_of};
 use super::transfer::to_path;
 use super::{image_arg, open_store, output, store_arg, word, words};
@@ -132,7 +133,7 @@ fn container_arg() -> Arg {
 }
 
 fn paths_arg(help: &'static str) -> Arg {
-    Arg::new("PATH").action(ArgAction::Append).num_args(1..).help(help)
+    Arg::new("PATH").action(ArgAction::Append).num_args(1..).value_parser(value_parser!(PathBuf)).help(help)
 }
 
 pub fn diff(matches: &ArgMatches) -> Result<Exit, Failure> {
@@ -246,7 +247,7 @@ fn stat(list: &[Change]) -> Result<Exit, Failure> {
 pub fn commit(matches: &ArgMatches) -> Result<Exit, Failure> {
     let store = open_store(matches)?;
     let container = store.container(word(matches, "CONTAINER"))?;
-    let base = store.find(&container.config.image)?.image;
+    let base = image_of(&store, &container)?;
     let text = |name: &str| matches.get_one::<String>(name).cloned();
     let compression = match word(matches, "compress") {
         "zstd" => Compression::Zstd,
@@ -300,7 +301,7 @@ pub fn apply(matches: &ArgMatches) -> Result<Exit, Failure> {
     let gives = caps::effective(CapabilitySet::CHOWN) && caps::in_initial_user_namespace();
     let how = Extract { owners: if gives { Owners::Kept } else { Owners::Mine }, conflict: Conflict::Removed };
     let list = changes(&now, &was, Compare::Presence)?;
-    let chosen = inside(matches);
+    let chosen = chosen(matches)?;
     for path in &chosen {
         if !list.iter().any(|change| change.path.starts_with(path)) {
             return Err(Failure::new(Exit::Failed, format!("{}: nothing was changed there", path.display())));
@@ -312,18 +313,27 @@ pub fn apply(matches: &ArgMatches) -> Result<Exit, Failure> {
 }
 
 /// Returns the paths that were named, from the root.
-fn inside(matches: &ArgMatches) -> Vec<PathBuf> {
-    words(matches, "PATH").map(|path| Path::new("/").join(path)).collect()
+fn chosen(matches: &ArgMatches) -> Result<Vec<PathBuf>, Failure> {
+    let paths = matches.get_many::<PathBuf>("PATH").into_iter().flatten();
+    paths
+        .map(|path| {
+            if path.components().any(|part| part == Component::ParentDir) {
+                let reason = "has .. in it, which leads elsewhere where there are links; write the path without";
+                return Err(Failure::new(Exit::Usage, format!("{}: {reason}", path.display())));
+            }
+            Ok(Path::new("/").join(path).components().collect())
+        })
+        .collect()
 }
 
 pub fn discard(matches: &ArgMatches) -> Result<Exit, Failure> {
     let store = open_store(matches)?;
     let container = store.container(word(matches, "CONTAINER"))?;
     if matches.get_flag("all") {
-        store.discard(&container, Path::new("/"))?;
+        store.discard_all(&container)?;
         return Ok(Exit::Done);
     }
-    for path in inside(matches) {
+    for path in chosen(matches)? {
         if path == Path::new("/") {
             return Err(Failure::new(Exit::Usage, "/: all that was changed is taken back with --all"));
         }
@@ -339,7 +349,7 @@ pub fn export(matches: &ArgMatches) -> Result<Exit, Failure> {
     if matches.get_flag("oci") {
         let image = match &subject {
             Subject::Container(container) => {
-                let base = store.find(&container.config.image)?.image;
+                let base = image_of(&store, container)?;
                 let message = Message {
                     created_by: "unionfs-rs export".into(),
                     created: source_date_epoch()?,

@@ -6,7 +6,10 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::{image_arg, open_store, output, store_arg, word, words};
 use crate::cli::exit::{Exit, Failure};
-use crate::image::store::{Container, InUse, Store};
+use crate::error::ErrorKind;
+use crate::image::manifest::Image;
+use crate::image::store::{Container, InUse, Server, Store};
+use crate::sys::namespace::start_time;
 
 pub fn commands() -> Vec<Command> {
     vec![
@@ -116,28 +119,50 @@ pub struct Held {
 }
 
 impl Held {
-    /// Takes `container` for a mount at `mountpoint`.
-    pub fn take(container: &Container, mountpoint: &Path) -> Result<Self, Failure> {
-        let mut container = container.clone();
-        let id = &container.config.id;
-        let Some(in_use) = container.hold()? else {
-            return Err(Failure::new(Exit::Setup, format!("{id}: the container is mounted already; unmount it first")));
-        };
-        container.config.mountpoint = Some(mountpoint.to_owned());
-        container.config.server = Some(std::process::id());
-        container.save()?;
-        Ok(Self { container, in_use })
+    /// Takes `container` for a mount.
+    pub fn take(container: &Container) -> Result<Self, Failure> {
+        let in_use = container.held().map_err(|error| Failure::new(Exit::Setup, error.to_string()))?;
+        Ok(Self { container: container.clone(), in_use })
+    }
+
+    /// Lets others find the container at `mountpoint`, where this process has mounted it.
+    pub fn note(&mut self, mountpoint: &Path) -> Result<(), Failure> {
+        let pid = std::process::id();
+        let started = start_time(pid).map(|started| Server { pid, started });
+        self.container.config.mountpoint = Some(mountpoint.to_owned());
+        self.container.config.server = started.ok();
+        Ok(self.container.save()?)
     }
 
     /// Gives the container back, when it is unmounted; one that was made for that mount alone is removed.
     pub fn end(self) {
-        let Self { container, in_use } = self;
+        let Self { mut container, in_use } = self;
+        (container.config.mountpoint, container.config.server) = (None, None);
+        if !container.config.ephemeral
+            && let Err(error) = container.save()
+        {
+            log::warn!("{error}");
+        }
         drop(in_use);
         if container.config.ephemeral
             && let Err(error) = container.remove()
         {
             log::error!("{error}");
         }
+    }
+}
+
+/// Returns the image of a container. Errors: where it was removed by force, of which the layers are left alone.
+pub fn image_of(store: &Store, container: &Container) -> Result<Image, Failure> {
+    let config = &container.config;
+    match store.find(&config.image) {
+        Ok(found) => Ok(found.image),
+        Err(error) if error.kind() == ErrorKind::Absent => {
+            let name = config.image_name.as_ref().unwrap_or(&config.image);
+            let remedy = "pull or load it again; mount, diff, cp, apply and export need it not";
+            Err(Failure::new(Exit::Failed, format!("{}: its image {name} is gone; {remedy}", config.id)))
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -4,13 +4,14 @@
 //! root, and what is copied in is written through a mount, in which the kernel does the same.
 
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{FsWord, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::served::Served;
@@ -21,7 +22,9 @@ use crate::image::export::write_tree;
 use crate::image::extract::{Conflict, Extract, Owners};
 use crate::image::resolve::Last;
 use crate::image::stack::{Object, Part, Stack};
+use crate::image::store::{Container, Store};
 use crate::image::unpack::keep::Keep;
+use crate::sys::namespace::start_time;
 
 pub fn commands() -> Vec<Command> {
     let switch = |name: &'static str, short: char, help: &'static str| {
@@ -47,6 +50,12 @@ pub fn commands() -> Vec<Command> {
             .arg(store_arg()),
     ]
 }
+
+/// How long who has a container in use for a moment is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What statfs(2) calls a FUSE mount.
+const FUSE_SUPER_MAGIC: FsWord = 0x6573_5546;
 
 /// A place that the command line names.
 #[derive(Debug, PartialEq, Eq)]
@@ -87,6 +96,9 @@ pub fn cp(matches: &ArgMatches) -> Result<Exit, Failure> {
             let store = open_store(matches)?;
             let source = out_of(Subject::find(&store, name)?.stack(&store)?, path, last)?;
             if to == Path::new("-") {
+                if io::stdout().is_terminal() {
+                    return Err(Failure::new(Exit::Usage, "a tar is not written to a terminal"));
+                }
                 let name = source.name.unwrap_or_default();
                 write_tree(&source.stack, &source.object, name.as_bytes(), io::stdout().lock()).map_err(within)?;
                 return Ok(Exit::Done);
@@ -99,19 +111,18 @@ pub fn cp(matches: &ArgMatches) -> Result<Exit, Failure> {
             let source = of_host(from, last)?;
             let how = Extract { owners: owners(Owners::Of(0, 0)), conflict: Conflict::Refused };
             let store = open_store(matches)?;
-            let container = store.container(name)?;
-            let used = container.hold()?.is_none();
-            let root = match (&container.config.mountpoint, container.config.server) {
-                (Some(mountpoint), Some(server)) if used => {
-                    namespaces::join(server)?;
-                    mountpoint.clone()
-                }
-                _ => {
+            let (root, served) = match whereabouts(&store, name)? {
+                Whereabouts::Free(container) => {
                     namespaces::enter()?;
-                    container.bundle().join("rootfs")
+                    let root = container.bundle().join("rootfs");
+                    let served = Served::start(&store, &container, &root)?;
+                    (root, Some(served))
+                }
+                Whereabouts::Mounted { mountpoint, pid } => {
+                    namespaces::join(pid)?;
+                    (mountpoint, None)
                 }
             };
-            let served = if used { None } else { Some(Served::start(&store, &container, &root)?) };
             let copied = inside(&root, path, &source).and_then(|(dir, name)| {
                 put(how, &source, &dir, name.as_deref()).map_err(|error| error.within(target).into())
             });
@@ -126,6 +137,35 @@ pub fn cp(matches: &ArgMatches) -> Result<Exit, Failure> {
         }
     }
     Ok(Exit::Done)
+}
+
+/// Where a container is.
+enum Whereabouts {
+    /// Nowhere: nobody has it in use.
+    Free(Container),
+    /// In the namespaces of this process.
+    Mounted { mountpoint: PathBuf, pid: u32 },
+}
+
+/// Finds out where the container `name` is mounted; waits for who has it for a moment.
+fn whereabouts(store: &Store, name: &str) -> Result<Whereabouts, Failure> {
+    let begin = Instant::now();
+    loop {
+        let container = store.container(name)?;
+        if container.hold()?.is_some() {
+            return Ok(Whereabouts::Free(container));
+        }
+        let config = &container.config;
+        if let (Some(mountpoint), Some(server)) = (&config.mountpoint, config.server)
+            && start_time(server.pid).is_ok_and(|started| started == server.started)
+        {
+            return Ok(Whereabouts::Mounted { mountpoint: mountpoint.clone(), pid: server.pid });
+        }
+        if begin.elapsed() > PATIENCE {
+            return Err(Failure::new(Exit::Setup, format!("{}: somebody else has the container in use", config.id)));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn put(how: Extract, source: &Source, dir: &OwnedFd, name: Option<&OsStr>) -> crate::error::Result<()> {
@@ -190,12 +230,23 @@ fn on_host(to: &Path, source: &Source) -> Result<(OwnedFd, Option<OsString>), Fa
 fn inside(root: &Path, to: &Path, source: &Source) -> Result<(OwnedFd, Option<OsString>), Failure> {
     let failed = |errno: Errno| Failure::new(Exit::Failed, format!("{}: {errno}", root.display()));
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::open(root, flags, Mode::empty()).map_err(failed)?;
+    let opened = rustix::fs::open(root, flags, Mode::empty()).map_err(failed)?;
+    // Where it was unmounted meanwhile there is a directory of the host.
+    if rustix::fs::fstatfs(&opened).map_err(failed)?.f_type != FUSE_SUPER_MAGIC {
+        let reason = "the container is not mounted there any more, though a process has it open";
+        return Err(Failure::new(Exit::Setup, format!("{}: {reason}; end that first", root.display())));
+    }
     let open = |path: &Path| {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let mut from_root = PathBuf::from("/");
         from_root.push(path);
-        rustix::fs::openat2(&root, from_root, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+        rustix::fs::openat2(
+            &opened,
+            from_root,
+            flags,
+            Mode::empty(),
+            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+        )
     };
     place(to, source, open)
 }

@@ -12,6 +12,7 @@ use std::process::{Child, ChildStdin, Command as Process, ExitStatus, Stdio};
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
@@ -22,6 +23,7 @@ use super::{namespaces, open_store, store_arg, words};
 use crate::cli::exit::{Exit, Failure};
 use crate::image::manifest::Image;
 use crate::image::runtime::{self, Bind, Cgroup, Execution, Network, User, Wish};
+use crate::image::stack::open_regular;
 use crate::image::store::{Container, Store};
 use crate::sys::caps;
 
@@ -100,47 +102,64 @@ fn try_run(matches: &ArgMatches) -> Result<ExitStatus, Failure> {
     namespaces::enter()?;
     let store = open_store(matches)?;
     let mut command: Vec<String> = words(matches, "IMAGE").map(str::to_owned).collect();
-    let (container, made) = match text("container") {
-        Some(id) => (store.container(&id)?, false),
-        None => {
-            // clap lets no command line without it through.
-            let image = if command.is_empty() { String::new() } else { command.remove(0) };
-            (containers::make(&store, &image, !matches.get_flag("keep"))?, true)
+    if let Some(id) = text("container") {
+        let container = store.container(&id)?;
+        return in_container(matches, store, &container, command, &runtime).map_err(|(failure, _)| failure);
+    }
+    // clap lets no command line without it through.
+    let image = if command.is_empty() { String::new() } else { command.remove(0) };
+    let container = containers::make(&store, &image, !matches.get_flag("keep"))?;
+    in_container(matches, store, &container, command, &runtime).map_err(|(failure, started)| {
+        if started == Started::No {
+            // Nobody was told of it. That it goes on being there is said by ps.
+            let _ = container.remove();
         }
-    };
-    let ran = in_container(matches, &store, &container, command, &runtime);
-    if made && ran.is_err() {
-        // Nobody was told of it. That it goes on being there is said by ps.
-        let _ = container.remove();
-    }
-    if made && ran.is_ok() && matches.get_flag("keep") {
-        log::info!("{}: kept", container.config.id);
-    }
-    ran
+        failure
+    })
+}
+
+/// Whether the command may have run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Started {
+    No,
+    Yes,
 }
 
 fn in_container(
     matches: &ArgMatches,
-    store: &Store,
+    store: Store,
     container: &Container,
     command: Vec<String>,
     runtime: &Path,
-) -> Result<ExitStatus, Failure> {
-    let image = store.find(&container.config.image)?.image;
+) -> Result<ExitStatus, (Failure, Started)> {
+    let not = |failure: Failure| (failure, Started::No);
     let bundle = Bundle { path: container.bundle() };
-    if let Some(file) = matches.get_one::<String>("cidfile") {
-        let failed = |error| Failure::new(Exit::Failed, format!("{file}: {error}; name a new file"));
-        let mut new = fs::File::create_new(file).map_err(failed)?;
-        new.write_all(container.config.id.as_bytes()).map_err(failed)?;
-    }
-    let served = Served::start(store, container, &bundle.rootfs())?;
-    let ran =
-        bundle.write(matches, &image, container, command).and_then(|()| guarded(matches, runtime, &bundle, container));
+    let image = containers::image_of(&store, container).map_err(not)?;
+    let mut served = Served::start(&store, container, &bundle.rootfs()).map_err(not)?;
+    // The container is held: what the store has for it stays, and others may remove the rest.
+    drop(store);
+    // What one has left that a crash has ended.
     bundle.clear();
-    let ended = served.end();
-    let status = ran?;
-    ended?;
-    Ok(status)
+    let written = served.note().and_then(|()| bundle.write(matches, &image, container, command));
+    let ran = written
+        .and_then(|()| write_id(matches, container))
+        .map_err(not)
+        .and_then(|()| guarded(matches, runtime, &bundle, container).map_err(|failure| (failure, Started::Yes)));
+    let status = ran.map(|status| bundle.told(status));
+    bundle.clear();
+    if let Err(failure) = served.end() {
+        // What the command has ended with is what was asked for.
+        log::error!("{failure}");
+    }
+    status
+}
+
+/// Writes the container's id to the file that is to have it.
+fn write_id(matches: &ArgMatches, container: &Container) -> Result<(), Failure> {
+    let Some(file) = matches.get_one::<String>("cidfile") else { return Ok(()) };
+    let failed = |error| Failure::new(Exit::Failed, format!("{file}: {error}; name a new file"));
+    let mut new = fs::File::create_new(file).map_err(failed)?;
+    new.write_all(container.config.id.as_bytes()).map_err(failed)
 }
 
 /// Runs the command, and sees to its end.
@@ -166,6 +185,19 @@ impl Bundle {
         self.path.join("rootfs")
     }
 
+    /// Returns where the runtime notes the container's first process, once it has started it.
+    fn pid_file(&self) -> PathBuf {
+        self.path.join("pid")
+    }
+
+    /// Returns what the command has ended with, which was not run where the runtime says so.
+    fn told(&self, status: ExitStatus) -> ExitStatus {
+        if status.code() == Some(1) && !self.pid_file().exists() {
+            return ExitStatus::from_raw(i32::from(NOT_RUN) << 8);
+        }
+        status
+    }
+
     /// Returns where the runtime keeps what it knows of the container.
     fn state(&self) -> PathBuf {
         self.path.join("run")
@@ -183,7 +215,11 @@ impl Bundle {
         let root = self.rootfs();
         let text = |name: &str| matches.get_one::<String>(name).cloned();
         let who = text("user").or_else(|| execution.user.clone()).unwrap_or_default();
-        let user = User::find(&who, &account_file(&root, "etc/passwd")?, &account_file(&root, "etc/group")?)?;
+        let within = |error: crate::error::Error| {
+            Failure::from(error.within(container.config.image_name.as_ref().unwrap_or(&container.config.image)))
+        };
+        let (passwd, group) = (account_file(&root, "etc/passwd")?, account_file(&root, "etc/group")?);
+        let user = User::find(&who, &passwd, &group).map_err(within)?;
         let wish = Wish {
             command,
             entrypoint: text("entrypoint").map(|program| vec![program]),
@@ -200,7 +236,7 @@ impl Bundle {
             },
             ids: caps::mapped_ids(),
         };
-        let spec = runtime::spec(&execution, &user, &wish)?;
+        let spec = runtime::spec(&execution, &user, &wish).map_err(within)?;
         let path = self.path.join("config.json");
         fs::write(&path, spec.to_string())
             .map_err(|error| Failure::new(Exit::Failed, format!("{}: {error}", path.display())))
@@ -208,8 +244,9 @@ impl Bundle {
 
     /// Removes what is in it but the root: a container that is kept has nothing of it.
     fn clear(&self) {
-        let removed = [fs::remove_file(self.path.join("config.json")), fs::remove_dir_all(self.state())];
-        for error in removed.into_iter().filter_map(Result::err) {
+        let files = [self.path.join("config.json"), self.pid_file()];
+        let removed = files.map(fs::remove_file).into_iter().chain([fs::remove_dir_all(self.state())]);
+        for error in removed.filter_map(Result::err) {
             if error.kind() != std::io::ErrorKind::NotFound {
                 log::warn!("{}: {error}", self.path.display());
             }
@@ -221,13 +258,15 @@ impl Bundle {
 fn account_file(root: &Path, path: &str) -> Result<String, Failure> {
     let failed = |error: std::io::Error| Failure::new(Exit::Failed, format!("{path} of the container: {error}"));
     let open = || {
-        let root = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let root = rustix::fs::open(root, flags | OFlags::DIRECTORY, Mode::empty())?;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        open_regular(&rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)?)
     };
     let file = match open() {
-        Ok(file) => fs::File::from(file),
-        Err(rustix::io::Errno::NOENT) => return Ok(String::new()),
+        Ok(Some(file)) => file,
+        // Whatever else is there has no users in it.
+        Ok(None) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(String::new()),
         Err(errno) => return Err(failed(errno.into())),
     };
     let mut bytes = Vec::new();
@@ -260,6 +299,9 @@ fn bind(text: &str) -> Result<Bind, Failure> {
         return Err(wrong("the target is not absolute"));
     }
     let source = fs::canonicalize(source).map_err(|error| wrong(&error.to_string()))?;
+    if source.to_str().is_none() {
+        return Err(wrong("the source is not UTF-8, as the runtime wants it"));
+    }
     Ok(Bind { source, target: target.to_owned(), writable })
 }
 
@@ -285,7 +327,14 @@ fn find_runtime(named: Option<String>) -> Result<PathBuf, Failure> {
 
 fn started(matches: &ArgMatches, runtime: &Path, bundle: &Bundle, container: &Container) -> Result<Child, Failure> {
     let mut process = Process::new(runtime);
-    process.arg("--root").arg(bundle.state()).args(["run", "--bundle"]).arg(&bundle.path);
+    process
+        .arg("--root")
+        .arg(bundle.state())
+        .arg("run")
+        .arg("--pid-file")
+        .arg(bundle.pid_file())
+        .arg("--bundle")
+        .arg(&bundle.path);
     process.arg(&container.config.id);
     if matches.get_flag("tty") && !std::io::stdin().is_terminal() {
         return Err(Failure::new(Exit::Usage, "--tty: standard input is no terminal"));

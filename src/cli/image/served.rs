@@ -28,10 +28,15 @@ impl Served {
             settings.union.fsync = Fsync::Volatile;
         }
         settings.take_layers(containers::layers(store, container, Top::Writable)?)?;
-        let held = Held::take(container, at)?;
+        let held = Held::take(container)?;
         fs::create_dir_all(at).map_err(|error| Failure::new(Exit::Failed, format!("{}: {error}", at.display())))?;
         let union = Union::from_config(&settings.union)?;
         Ok(Self { mount: Mount::new(union, &settings.mount)?.spawn()?, held, at: at.to_owned() })
+    }
+
+    /// Lets others find it.
+    pub fn note(&mut self) -> Result<(), Failure> {
+        self.held.note(&self.at)
     }
 
     /// Unmounts; a container that is ephemeral is gone then.

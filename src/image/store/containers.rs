@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags};
 use rustix::io::Errno;
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::super::manifest::Image;
 use super::super::stack::{Part, Stack};
 use super::layers::Tree;
-use super::{Store, open_lock, remove, replace};
+use super::{Store, open_lock, remove, remove_or_log, replace};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::attr::FileKind;
 
@@ -23,6 +23,9 @@ const CONFIG: &str = "config.json";
 
 /// The directories of a container that a mount needs.
 const LAYERS: [&str; 2] = ["upper", "work"];
+
+/// How long a mount that was just unmounted is waited for, as a union waits for its upper.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The longest that making a mount takes, in seconds.
 const MOUNT_TAKES: u64 = 600;
@@ -44,13 +47,22 @@ pub struct ContainerConfig {
     pub layers: Vec<String>,
     /// When it was made, in seconds since 1970.
     pub created: u64,
-    /// Where it was mounted last.
+    /// Where it is mounted, if others are to find it there.
     pub mountpoint: Option<PathBuf>,
     /// Whether it is gone when it is unmounted.
     pub ephemeral: bool,
-    /// The process that has mounted it last, as that process sees itself.
+    /// The process that has it mounted there.
     #[serde(default)]
-    pub server: Option<u32>,
+    pub server: Option<Server>,
+}
+
+/// A process, told from a later one of the same number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Server {
+    /// Its number, as it sees itself.
+    pub pid: u32,
+    /// When it was started, in ticks since the machine was.
+    pub started: u64,
 }
 
 /// A writable layer over an image.
@@ -92,12 +104,22 @@ impl Container {
         }
     }
 
-    /// Takes the container, as [`Container::hold`]. Errors: [`ErrorKind::InUse`].
+    /// Takes the container, as [`Container::hold`]; waits for a mount of it that was just unmounted, and is being ended.
+    ///
+    /// Errors: [`ErrorKind::InUse`].
     pub fn held(&self) -> Result<InUse> {
-        self.hold()?.ok_or_else(|| {
-            let at = self.config.mountpoint.as_ref().map_or_else(String::new, |at| format!(" at {}", at.display()));
-            Error::image(&self.config.id, format!("is mounted{at}; unmount it first")).of_kind(ErrorKind::InUse)
-        })
+        let begin = Instant::now();
+        loop {
+            if let Some(held) = self.hold()? {
+                return Ok(held);
+            }
+            if begin.elapsed() > PATIENCE {
+                let at = self.config.mountpoint.as_ref().map_or_else(String::new, |at| format!(" at {}", at.display()));
+                let reason = format!("is mounted{at}; unmount it first");
+                return Err(Error::image(&self.config.id, reason).of_kind(ErrorKind::InUse));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Removes the container with all that was written to it. Errors: [`ErrorKind::InUse`].
@@ -175,8 +197,9 @@ impl Store {
         made().map_err(|error| self.error("containers", &error))
     }
 
-    /// Takes back all that was changed in a container that is [`Container::held`].
-    pub(in super::super) fn discard_all(&self, container: &Container) -> Result<()> {
+    /// Takes back all that was changed in a container. Errors: [`ErrorKind::InUse`].
+    pub fn discard_all(&self, container: &Container) -> Result<()> {
+        let _held = container.held()?;
         let new = self.workspace()?;
         self.make_layers(&self.trees_of(container)?, new.path())?;
         for name in LAYERS {
@@ -253,24 +276,21 @@ impl Store {
     /// Removes what is left of containers that were being removed, and those of mounts that are gone with their server. The
     /// store must be locked alone. What cannot be removed is left, and said in the log.
     pub(super) fn remove_dead_containers(&self) {
-        let removed = || -> Result<()> {
-            for id in self.entries("containers")? {
-                let path = self.path("containers").join(&id);
-                if !path.join(CONFIG).exists() {
-                    remove(&path).map_err(|error| self.error("containers", &error))?;
-                }
+        let log = |error: &Error| log::warn!("{error}");
+        let ids = self.entries("containers").inspect_err(log).unwrap_or_default();
+        for path in ids.iter().map(|id| self.path("containers").join(id)) {
+            if !path.join(CONFIG).exists() {
+                remove_or_log(&path);
             }
-            for container in self.containers()?.iter().filter(|container| container.config.ephemeral) {
-                // One that was just made is not held yet.
-                let old = now().saturating_sub(container.config.created) > MOUNT_TAKES;
-                if (old || container.config.mountpoint.is_some()) && container.hold()?.is_some() {
-                    container.remove()?;
-                }
+        }
+        let containers = self.containers().inspect_err(log).unwrap_or_default();
+        for container in containers.iter().filter(|container| container.config.ephemeral) {
+            // One that was just made is not held yet.
+            let old = now().saturating_sub(container.config.created) > MOUNT_TAKES;
+            let free = || container.hold().is_ok_and(|held| held.is_some());
+            if (old || container.config.mountpoint.is_some()) && free() {
+                let _ = container.remove().inspect_err(log); // The next one tries again.
             }
-            Ok(())
-        };
-        if let Err(error) = removed() {
-            log::warn!("{error}");
         }
     }
 

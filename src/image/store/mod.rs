@@ -24,17 +24,19 @@ mod verify;
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
+use super::remove::remove_at;
 use super::unpack::keep::Keep;
 use crate::error::{Error, Result};
 pub use blobs::{BlobWriter, DOCUMENT_MAX};
-pub use containers::{Container, ContainerConfig, InUse};
+pub use containers::{Container, ContainerConfig, InUse, Server};
 pub use gc::{Removed, Usage};
 pub use layers::{Facts, Progress, Tree, read_layer};
 pub use names::{Named, ref_name, with_ref_name};
@@ -116,13 +118,13 @@ impl Store {
             let entry = entry.map_err(failed)?;
             // What a pull has got so far is what the next one begins with.
             if !entry.file_name().as_encoded_bytes().starts_with(blobs::PARTIAL.as_bytes()) {
-                remove(&entry.path()).map_err(failed)?;
+                remove_or_log(&entry.path());
             }
         }
         for entry in fs::read_dir(&self.root).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             if is_unfinished(&entry.file_name()) {
-                remove(&entry.path()).map_err(failed)?;
+                remove_or_log(&entry.path());
             }
         }
         Ok(())
@@ -230,35 +232,19 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Removes what is at `path`, a file or a directory with all that is in it.
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::IsADirectory => {}
-        done => return done,
-    }
-    match fs::remove_dir_all(path) {
-        // A plain user's directory that they may not write themselves.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            open_up(path)?;
-            fs::remove_dir_all(path)
-        }
-        done => done,
+/// Removes what others have left; what cannot be removed is in nobody's way.
+fn remove_or_log(path: &Path) {
+    if let Err(error) = remove(path) {
+        log::warn!("{}: is left over and cannot be removed: {error}", path.display());
     }
 }
 
-/// Makes all directories at and below `path` such that their owner may remove what is in them.
-fn open_up(path: &Path) -> io::Result<()> {
-    let mut todo = vec![path.to_owned()];
-    while let Some(dir) = todo.pop() {
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))?;
-        for entry in fs::read_dir(&dir)? {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                todo.push(entry.path());
-            }
-        }
-    }
-    Ok(())
+/// Removes what is at `path`, a file or a directory with all that is in it.
+fn remove(path: &Path) -> io::Result<()> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    Ok(remove_at(File::open(parent)?.as_fd(), name)?)
 }
 
 #[cfg(test)]
