@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use oci_spec::distribution::Reference;
+use oci_spec::distribution::{ParseError, Reference};
 
 use crate::error::{Error, Result};
 
@@ -16,9 +16,14 @@ impl ImageName {
         // It stands before the name in what other tools print and take.
         let name = text.strip_prefix("docker://").unwrap_or(text);
         let hint = if name.chars().any(char::is_uppercase) { "; a repository has no capital letters" } else { "" };
-        name.parse()
-            .map(Self)
-            .map_err(|error| Error::image(format!("{text:?}"), format!("is no name of an image: {error}{hint}")))
+        let refused =
+            |error: ParseError| Error::image(format!("{text:?}"), format!("is no name of an image: {error}{hint}"));
+        let parsed: Reference = name.parse().map_err(refused)?;
+        // The parser takes `Team/app` for a host before a repository, and then for a repository at Docker's registry.
+        if parsed.repository().chars().any(char::is_uppercase) {
+            return Err(refused(ParseError::NameContainsUppercase));
+        }
+        Ok(Self(parsed))
     }
 
     /// Reads the name of an image that is made here: without a host it is of this machine, as podman has it.
@@ -110,7 +115,7 @@ mod tests {
 
     #[test]
     fn what_is_no_name_is_refused() {
-        for text in ["", "Debian", "a b", "a:b:c", "x@sha256:12", "../x", "/x", "x:", &"x".repeat(300)] {
+        for text in ["", "Debian", "Team/app", "a b", "a:b:c", "x@sha256:12", "../x", "/x", "x:", &"x".repeat(300)] {
             let error = ImageName::parse(text).unwrap_err();
             assert!(error.to_string().contains("is no name of an image"), "{error}");
         }
