@@ -1,27 +1,38 @@
-//! Any text is a name, a platform, a manifest, a configuration or an index, or an error: `cargo fuzz run documents`.
+//! Any bytes are a manifest, a configuration or an index, or an error; and one that was read is the same when it is read again
+//! as it is written: `cargo fuzz run documents`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use unionfs_rs::image::history;
-use unionfs_rs::image::manifest::{Image, Platform, manifest_type, parse_manifest, select};
-use unionfs_rs::image::reference::ImageName;
+use unionfs_rs::image::manifest::{Image, Platform, is_attachment, manifest_type, parse_manifest, select};
 use unionfs_rs::image::source::parse_index;
 
-// The first byte says where the manifest ends and the configuration begins.
+// A configuration may follow after a zero byte, which JSON does not have.
 fuzz_target!(|bytes: &[u8]| {
-    if let Ok(text) = std::str::from_utf8(bytes) {
-        let _ = (ImageName::parse(text), ImageName::candidates(text), Platform::parse(text));
+    let mut documents = bytes.splitn(2, |byte| *byte == 0);
+    let (first, config) = (documents.next().unwrap_or_default(), documents.next().unwrap_or_default());
+    let _ = manifest_type(first); // That it returns is all that is asked.
+    if let Ok(index) = parse_index(first) {
+        let text = serde_json::to_vec(&index).expect("what was read can be written");
+        assert_eq!(parse_index(&text).expect("what was written can be read"), index);
+        for platform in ["linux/amd64", "linux/arm64/v8", "windows/amd64"] {
+            let platform = Platform::parse(platform).expect("it is one");
+            if let Ok(entry) = select(&index, &platform) {
+                assert!(index.manifests().contains(entry) && !is_attachment(entry));
+            }
+        }
     }
-    let _ = (manifest_type(bytes), parse_manifest(bytes));
-    if let Ok(index) = parse_index(bytes) {
-        let _ = select(&index, &Platform::here());
-    }
-    let Some((at, rest)) = bytes.split_first() else { return };
-    let (manifest, config) = rest.split_at(rest.len() * usize::from(*at) / 255);
+    let Ok(manifest) = parse_manifest(first) else { return };
+    let text = serde_json::to_vec(&manifest).expect("what was read can be written");
+    assert_eq!(parse_manifest(&text).expect("what was written can be read"), manifest);
     let digest = Digest::try_from(format!("sha256:{}", "0".repeat(64))).expect("it is one");
-    let descriptor = Descriptor::new(MediaType::ImageManifest, manifest.len() as u64, digest);
-    if let Ok(image) = Image::new(descriptor, manifest.to_vec(), config.to_vec()) {
-        let _ = history::entries(&image);
+    let descriptor = Descriptor::new(MediaType::ImageManifest, first.len() as u64, digest);
+    if let Ok(image) = Image::new(descriptor, first.to_vec(), config.to_vec()) {
+        assert_eq!(image.layers.len(), manifest.layers().len());
+        let entries = history::entries(&image);
+        let mut layers: Vec<usize> = entries.iter().filter_map(|entry| entry.layer).collect();
+        layers.reverse();
+        assert!(layers.iter().copied().eq(0..layers.len()) && layers.len() <= image.layers.len());
     }
 });
