@@ -9,6 +9,7 @@ use std::io;
 
 use super::digest::invalid;
 use super::manifest::{Image, Layer};
+use super::pipe::drain;
 use super::store::{Store, read_layer};
 use super::tar::read::Members;
 use super::tar::{Member, MemberKind};
@@ -136,7 +137,7 @@ fn entries(store: &Store, layer: &Layer) -> Result<BTreeMap<Vec<u8>, Has>> {
                 entries.insert(path, has);
             }
         }
-        io::copy(&mut members.into_inner(), &mut io::sink())?;
+        drain(&mut members.into_inner())?;
         Ok(entries)
     });
     read.map(|(entries, _)| entries)

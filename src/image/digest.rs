@@ -4,7 +4,7 @@
 //! reads one publishes nothing before that.
 
 use std::fmt::Write as _;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 
 pub use oci_spec::image::{Digest, DigestAlgorithm};
 use sha2::{Digest as _, Sha256, Sha384, Sha512};
@@ -121,6 +121,20 @@ impl<R: Read> Read for Hashed<R> {
     }
 }
 
+impl<R: BufRead> BufRead for Hashed<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.inner.fill_buf()
+    }
+
+    fn consume(&mut self, len: usize) {
+        // What is buffered is given again without reading; were it not, the digest would be another, and nothing worse.
+        let bytes = self.inner.fill_buf().ok().and_then(|bytes| bytes.get(..len)).unwrap_or_default();
+        self.hasher.update(bytes);
+        self.bytes += bytes.len() as u64;
+        self.inner.consume(len);
+    }
+}
+
 /// Reads a stream that should have a certain digest and length, of which nothing is taken past that length.
 #[derive(Debug)]
 pub struct Verified<R> {
@@ -141,18 +155,23 @@ impl<R: Read> Verified<R> {
 
     /// Reads what is left and compares. Errors: `InvalidData` where digest or length are others.
     pub fn finish(self) -> io::Result<()> {
-        let (digest, bytes) = self.stream.finish()?;
-        if bytes > self.size {
-            return Err(invalid(format!("is longer than the {} bytes that it should have", self.size)));
-        }
-        if bytes < self.size {
-            return Err(invalid(format!("ends after {bytes} of {} bytes", self.size)));
-        }
-        if digest != self.digest {
-            return Err(invalid(format!("has the digest {digest}")));
-        }
-        Ok(())
+        let found = self.stream.finish()?;
+        compare((&found.0, found.1), (&self.digest, self.size))
     }
+}
+
+/// Compares digest and length of what was read with those that it should have. Errors: `InvalidData`.
+pub(super) fn compare((digest, bytes): (&Digest, u64), (expected, size): (&Digest, u64)) -> io::Result<()> {
+    if bytes > size {
+        return Err(invalid(format!("is longer than the {size} bytes that it should have")));
+    }
+    if bytes < size {
+        return Err(invalid(format!("ends after {bytes} of {size} bytes")));
+    }
+    if digest != expected {
+        return Err(invalid(format!("has the digest {digest}")));
+    }
+    Ok(())
 }
 
 impl<R: Read> Read for Verified<R> {
@@ -173,6 +192,11 @@ impl<W: Write> Hashing<W> {
     /// Wraps `inner`.
     pub fn new(inner: W, hasher: Hasher) -> Self {
         Self { inner, hasher, bytes: 0 }
+    }
+
+    /// Returns what was wrapped.
+    pub fn get_ref(&self) -> &W {
+        &self.inner
     }
 
     /// Returns what was wrapped, with digest and length in bytes of what went through.

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::Path;
 
 use oci_spec::image::{Descriptor, Digest, ImageIndex, MediaType};
@@ -179,7 +179,7 @@ impl Archive {
             return Ok(());
         }
         let mut blob = store.new_blob()?;
-        io::copy(&mut members.data(), &mut blob).and_then(|_| blob.flush()).map_err(failed)?;
+        blob.copy(members.data()).map_err(failed)?;
         self.blobs.insert(path, blob.finish()?);
         Ok(())
     }

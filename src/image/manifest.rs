@@ -156,7 +156,20 @@ pub struct Image {
     pub layers: Vec<Layer>,
 }
 
+impl Layer {
+    /// Returns whether the two are one tar in one blob.
+    pub fn is_like(&self, other: &Self) -> bool {
+        self.diff_id == other.diff_id && self.blob.digest() == other.blob.digest()
+    }
+}
+
 impl Image {
+    /// Returns which layers differ from all below them, counted from the lowest.
+    pub fn distinct_layers(&self) -> impl Iterator<Item = usize> {
+        let first = |layer: &Layer| self.layers.iter().position(|other| other.is_like(layer));
+        self.layers.iter().enumerate().filter(move |(at, layer)| first(layer) == Some(*at)).map(|(at, _)| at)
+    }
+
     /// Reads the image whose manifest `descriptor` describes; its layers need not be there.
     pub fn read(store: &Store, descriptor: &Descriptor) -> Result<Self> {
         let failed = |error: Error| error.within(format!("image {}", digest::short(descriptor.digest())));

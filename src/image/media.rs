@@ -119,8 +119,8 @@ impl Compression {
 /// The most memory that a zstd stream may ask for: 2²⁷ bytes, as `zstd --long` needs it.
 const WINDOW_LOG_MAX: u32 = 27;
 
-/// How much is read at once.
-const BUFFER: usize = 256 * 1024;
+/// How much is read at once; who reads more at once from a stream that is not packed has it without a copy.
+const BUFFER: usize = 64 * 1024;
 
 /// The longest of the beginnings by which a packing is known, in bytes.
 const MAGIC: u64 = 6;

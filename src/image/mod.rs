@@ -20,6 +20,7 @@ pub mod layered;
 pub mod load;
 pub mod manifest;
 pub mod media;
+mod pipe;
 pub mod query;
 pub mod reference;
 #[cfg(feature = "registry")]

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 
 use oci_spec::image::{Descriptor, Digest, ImageIndex};
 use parking_lot::Mutex;
@@ -91,42 +92,58 @@ pub fn fetch(
     source: &dyn Source,
     descriptor: &Descriptor,
     platform: &Platform,
-    Watch { fetching, unpacking }: Watch<'_>,
+    watch: Watch<'_>,
 ) -> Result<Image> {
     let descriptor = resolve(store, source, descriptor, platform)?;
     let manifest = parse_manifest(&document(store, source, &descriptor)?)?;
     document(store, source, manifest.config())?;
     let image = Image::read(store, &descriptor)?;
-    bring_layers(store, source, &image, fetching)?;
-    store.trees(&image, unpacking)?;
+    bring_and_unpack(store, source, &image, watch)?;
     Ok(image)
 }
 
-/// Brings the layers that the store lacks, several at once.
-fn bring_layers(store: &Store, source: &dyn Source, image: &Image, progress: &dyn Progress) -> Result<()> {
-    let mut missing: Vec<&Descriptor> = Vec::new();
-    for layer in &image.layers {
-        if !store.has(&layer.blob)? && !missing.iter().any(|blob| blob.digest() == layer.blob.digest()) {
-            missing.push(&layer.blob);
+/// Brings the layers that the store lacks, several at once; each is unpacked as soon as it is there.
+fn bring_and_unpack(store: &Store, source: &dyn Source, image: &Image, watch: Watch<'_>) -> Result<()> {
+    let (give, come) = mpsc::channel();
+    // By blob, the layers that it is: an image may say two things of one.
+    let mut missing: Vec<(&Descriptor, Vec<usize>)> = Vec::new();
+    for (at, layer) in image.distinct_layers().filter_map(|at| Some((at, image.layers.get(at)?))) {
+        if let Some((_, of)) = missing.iter_mut().find(|(blob, _)| blob.digest() == layer.blob.digest()) {
+            of.push(at);
+        } else if store.has(&layer.blob)? {
+            let _ = give.send(at); // The other end is below.
+        } else {
+            missing.push((&layer.blob, vec![at]));
         }
     }
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
-    let work = || {
+    let work = |give: mpsc::Sender<usize>| {
         // Relaxed: a number that is handed out.
-        while let Some(blob) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Err(error) = source.bring(store, blob, progress) {
-                next.store(missing.len(), Ordering::Relaxed); // Relaxed: the others stop a blob later at worst.
-                failed.lock().get_or_insert(error.within(format!("layer {}", blob.digest())));
+        while let Some((blob, of)) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let brought = source.bring(store, blob, watch.fetching);
+            let told = match brought {
+                Ok(()) => of.iter().all(|at| give.send(*at).is_ok()),
+                Err(error) => {
+                    failed.lock().get_or_insert(error.within(format!("layer {}", blob.digest())));
+                    false
+                }
+            };
+            if !told {
+                // It failed, or the unpacking has. Relaxed: the others stop a blob later at worst.
+                next.store(missing.len(), Ordering::Relaxed);
             }
         }
     };
-    std::thread::scope(|scope| {
-        for _ in 1..AT_ONCE.min(missing.len()) {
-            scope.spawn(work);
+    let trees = std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE.min(missing.len()) {
+            let give = give.clone();
+            scope.spawn(|| work(give));
         }
-        work();
+        drop(give);
+        store.trees_as_they_come(image, come, watch.unpacking)
     });
-    failed.into_inner().map_or(Ok(()), Err)
+    // What has not come is the reason, and not that it is missed.
+    failed.into_inner().map_or(trees.map(drop), Err)
 }
 
 /// Follows indexes to the manifest of one image, which is described by what is in it.

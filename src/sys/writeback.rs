@@ -10,10 +10,22 @@ use rustix::io::{Errno, Result};
 /// No metadata is synced, and no cache of the disk is flushed. Errors: those of the call; EIO and ENOSPC where the data could
 /// not be written.
 pub fn write_out(file: BorrowedFd<'_>) -> Result<()> {
-    const ALL: libc::c_uint =
-        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    sync_file_range(
+        file,
+        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER,
+    )
+}
+
+/// Has the dirty data of `file` written from now on, and waits for none of it.
+///
+/// For what will be synced later: the disk begins meanwhile. Errors: those of the call, which that sync will meet again.
+pub fn begin(file: BorrowedFd<'_>) -> Result<()> {
+    sync_file_range(file, libc::SYNC_FILE_RANGE_WRITE)
+}
+
+fn sync_file_range(file: BorrowedFd<'_>, flags: libc::c_uint) -> Result<()> {
     // SAFETY: the call takes a descriptor and numbers; 0 bytes are all that follow.
-    let done = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, ALL) };
+    let done = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) };
     if done == 0 {
         return Ok(());
     }

@@ -1,12 +1,18 @@
 //! A store is whole, whatever comes and whenever whoever writes it dies.
 
 use std::fs;
+use std::io::{self, Read};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
+use oci_spec::image::{Descriptor, Digest};
+use unionfs_rs::error::Error;
 use unionfs_rs::image::digest;
-use unionfs_rs::image::store::Store;
+use unionfs_rs::image::manifest::Platform;
+use unionfs_rs::image::source::{Source, Watch, fetch};
+use unionfs_rs::image::store::{Progress, Store};
 
 use crate::archive::{Layer, Shop, docker_archive, docker_archive_with, lines, show};
 use crate::support::{Rng, Tmpfs, binary, finish, number, on_kernel, require_root};
@@ -401,4 +407,60 @@ fn an_archive_may_name_its_layers_as_it_likes() {
     }
     let image = shop.load(&renamed.into_inner().unwrap()).unwrap();
     assert_eq!(image.layers[0].diff_id, digest::of(&layer).unwrap());
+}
+
+/// The store of another test, from which the blob `last` comes when `may` says so, and does not where it says `false`.
+struct Slow<'a> {
+    of: &'a Store,
+    last: Digest,
+    may: Mutex<mpsc::Receiver<bool>>,
+}
+
+impl Source for Slow<'_> {
+    fn open(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + '_>, Error> {
+        let long = Duration::from_secs(30);
+        if *descriptor.digest() == self.last && self.may.lock().unwrap().recv_timeout(long) != Ok(true) {
+            return Ok(Box::new(io::empty()));
+        }
+        self.of.open(descriptor)
+    }
+}
+
+/// Tells that a layer is unpacked.
+struct Tell(Mutex<mpsc::Sender<bool>>);
+
+impl Progress for Tell {
+    fn read(&self, _: &Digest, _: u64) {}
+    fn done(&self, _: &Digest) {
+        let _ = self.0.lock().unwrap().send(true);
+    }
+}
+
+#[test]
+fn a_layer_is_unpacked_while_another_is_still_brought() {
+    let shop = Shop::new();
+    let image = shop.image(vec![Layer::new().file("a", "a"), Layer::new().file("b", "b")]).unwrap();
+    for comes in [true, false] {
+        let (give, may) = mpsc::channel();
+        let source = Slow { of: &shop.store, last: image.layers[1].blob.digest().clone(), may: Mutex::new(may) };
+        let tell = Tell(Mutex::new(give.clone()));
+        let watch = if comes { Watch { fetching: &(), unpacking: &tell } } else { Watch::NOBODY };
+        if !comes {
+            give.send(false).unwrap();
+        }
+        let other = Shop::new();
+        let fetched = fetch(&other.store, &source, &image.descriptor, &Platform::here(), watch);
+        if comes {
+            assert_eq!(fetched.unwrap().layers, image.layers);
+            assert_eq!(other.trees().len(), 2);
+        } else {
+            let error = fetched.unwrap_err().to_string();
+            assert!(
+                error.contains(&image.layers[1].blob.digest().to_string()) && error.contains("ends after 0"),
+                "{error}"
+            );
+            assert!(other.trees().is_empty(), "a tree has got its name");
+            assert_eq!(fs::read_dir(other.dir.path().join("store/tmp")).unwrap().count(), 0);
+        }
+    }
 }

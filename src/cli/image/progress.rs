@@ -25,6 +25,11 @@ impl Bars {
         Self { all, verb, bars: Mutex::new(HashMap::new()) }
     }
 
+    /// Shows bars among those of `self`.
+    pub fn beside(&self, verb: &'static str) -> Self {
+        Self { all: self.all.clone(), verb, bars: Mutex::new(HashMap::new()) }
+    }
+
     fn with(&self, blob: &Digest, call: impl FnOnce(&ProgressBar)) {
         let Some(all) = &self.all else { return };
         let mut bars = self.bars.lock();

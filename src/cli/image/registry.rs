@@ -52,7 +52,8 @@ pub fn pull(matches: &ArgMatches) -> Result<Exit, Failure> {
     let name = ImageName::parse(word(matches, "NAME"))?;
     let store = open_store(matches)?;
     let registry = registry(&name, matches)?;
-    let (fetching, unpacking) = (Bars::new("fetching"), Bars::new("unpacking"));
+    let fetching = Bars::new("fetching");
+    let unpacking = fetching.beside("unpacking");
     let descriptor = registry.resolve(&store)?;
     let watch = Watch { fetching: &fetching, unpacking: &unpacking };
     let image = fetch(&store, &registry, &descriptor, &platform, watch).map_err(|error| error.within(&name))?;

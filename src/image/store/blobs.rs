@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -9,15 +10,22 @@ use oci_spec::image::{Descriptor, Digest};
 use rustix::fs::FlockOperation;
 use tempfile::NamedTempFile;
 
-use super::super::digest::{Hasher, Hashing, Verified};
+use super::super::digest::{Hasher, Hashing, Verified, compare};
 use super::{Progress, Store};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::writeback;
 
 /// What the names in `tmp` of blobs begin with that are fetched piece by piece.
 pub const PARTIAL: &str = "partial-";
 
 /// The most bytes of a manifest, an index or a configuration: what registries take.
 pub const DOCUMENT_MAX: u64 = 4 << 20;
+
+/// How much is copied at once, in bytes.
+const BUFFER: usize = 256 * 1024;
+
+/// How many bytes may wait before the disk begins with them.
+const WAITING_MAX: usize = 8 << 20;
 
 /// A blob whose digest is not known yet.
 #[derive(Debug)]
@@ -37,6 +45,16 @@ impl Write for BlobWriter<'_> {
 }
 
 impl BlobWriter<'_> {
+    /// Writes what `stream` has.
+    pub fn copy(&mut self, stream: impl Read) -> io::Result<()> {
+        let mut waiting = Waiting::default();
+        each_part(stream, |bytes| {
+            self.file.write_all(bytes)?;
+            waiting.add(self.file.get_ref().as_file(), bytes);
+            Ok(())
+        })
+    }
+
     /// Puts what was written into the store; returns digest and length in bytes.
     pub fn finish(self) -> Result<(Digest, u64)> {
         let failed = |error: io::Error| self.store.error("tmp", &error);
@@ -120,9 +138,9 @@ impl Store {
             return Ok(());
         }
         let failed = |error: io::Error| Error::image_io(digest, &error);
-        let mut file = NamedTempFile::new_in(self.path("tmp")).map_err(|error| self.error("tmp", &error))?;
+        let file = NamedTempFile::new_in(self.path("tmp")).map_err(|error| self.error("tmp", &error))?;
         let mut stream = Verified::new(stream, digest, size).map_err(failed)?;
-        io::copy(&mut stream, &mut file).and_then(|_| stream.finish()).map_err(failed)?;
+        copy(&mut stream, file.as_file(), |_| {}).and_then(|()| stream.finish()).map_err(failed)?;
         self.publish(file, digest)
     }
 
@@ -152,9 +170,20 @@ impl Store {
         let (from, stream) = open(have)?;
         file.set_len(from).map_err(failed)?;
         progress.read(digest, from);
-        let copied = (&file).seek(io::SeekFrom::Start(from)).and_then(|_| {
-            let most = (descriptor.size() - from).saturating_add(1);
-            copy(stream.take(most), &file, |bytes| progress.read(digest, bytes))
+        // What is there is read once more, and what comes is compared as it does.
+        let mut hasher =
+            Hasher::like(digest).ok_or_else(|| Error::image(digest, "is by an algorithm that is not known"))?;
+        let most = descriptor.size().saturating_sub(from).saturating_add(1);
+        let copied = (&file).seek(io::SeekFrom::Start(0)).and_then(|_| {
+            each_part((&file).take(from), |bytes| {
+                hasher.update(bytes);
+                Ok(())
+            })?;
+            (&file).seek(io::SeekFrom::Start(from))?;
+            copy(stream.take(most), &file, |bytes| {
+                hasher.update(bytes);
+                progress.read(digest, bytes.len() as u64);
+            })
         });
         if let Err(error) = copied {
             if error.kind() == io::ErrorKind::StorageFull {
@@ -164,14 +193,13 @@ impl Store {
             }
             return Err(failed(error).of_kind(ErrorKind::Machine));
         }
-        (&file).seek(io::SeekFrom::Start(0)).map_err(failed)?;
         let size = file.metadata().map_err(failed)?.len();
         if size < descriptor.size() {
             return Err(Error::image(digest, format!("ends after {size} of {} bytes", descriptor.size()))
                 .of_kind(ErrorKind::Machine));
         }
-        let verified = Verified::new(&file, digest, descriptor.size()).and_then(Verified::finish);
-        if let Err(error) = verified {
+        let compared = hasher.digest().and_then(|found| compare((&found, size), (digest, descriptor.size())));
+        if let Err(error) = compared {
             fs::remove_file(&path).map_err(failed)?;
             // What was there from before may be the wrong part: the next try begins anew.
             let kind = if from > 0 { ErrorKind::Machine } else { ErrorKind::Image };
@@ -213,16 +241,39 @@ fn open_locked(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Copies a stream, and calls `each` with the bytes of each piece.
-fn copy(mut from: impl Read, mut to: &File, mut each: impl FnMut(u64)) -> io::Result<()> {
-    let mut buffer = vec![0; 64 * 1024];
+/// Copies a stream, and calls `each` with each piece. The disk begins with what was written while the rest comes.
+fn copy(from: impl Read, mut to: &File, mut each: impl FnMut(&[u8])) -> io::Result<()> {
+    let mut waiting = Waiting::default();
+    each_part(from, |bytes| {
+        to.write_all(bytes)?;
+        each(bytes);
+        waiting.add(to, bytes);
+        Ok(())
+    })
+}
+
+/// Bytes of a file that the disk has not begun with.
+#[derive(Default)]
+struct Waiting(usize);
+
+impl Waiting {
+    /// Counts `bytes`, which were written to `file`, and has the disk begin where they are many.
+    fn add(&mut self, file: &File, bytes: &[u8]) {
+        self.0 += bytes.len();
+        if self.0 >= WAITING_MAX {
+            self.0 = 0;
+            let _ = writeback::begin(file.as_fd()); // The sync in the end tells what is wrong.
+        }
+    }
+}
+
+/// Reads a stream, and calls `each` with each piece.
+fn each_part(mut from: impl Read, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
     loop {
         match from.read(&mut buffer) {
             Ok(0) => return Ok(()),
-            Ok(len) => {
-                to.write_all(buffer.get(..len).unwrap_or_default())?;
-                each(len as u64);
-            }
+            Ok(len) => each(buffer.get(..len).unwrap_or_default())?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }

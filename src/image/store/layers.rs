@@ -4,10 +4,11 @@
 //! of lower layers has copies of those, and is named by its chain_id.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 
 use oci_spec::image::{Descriptor, Digest, DigestAlgorithm};
 use parking_lot::Mutex;
@@ -16,11 +17,12 @@ use tempfile::TempDir;
 
 use super::super::digest::{Hashed, Hasher, Verified};
 use super::super::manifest::{Image, Layer};
-use super::super::media::Unpacked;
+use super::super::media::{Compression, Unpacked};
+use super::super::pipe::{drain, pipe};
 use super::super::stack::Part;
 use super::super::unpack::{self, Borrowed, Outcome};
 use super::{Store, replace};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// The file beside a tree that says what it was made of.
 const FACTS: &str = "layer.json";
@@ -90,6 +92,17 @@ struct Made {
     borrowed: Vec<Borrowed>,
 }
 
+impl Made {
+    /// Says what the tree was made of, and puts all of it on the disk: before a name says that it is whole.
+    fn sync(&self) -> Result<()> {
+        let failed = |error: io::Error| Error::image_io("tree", &error);
+        let bytes = serde_json::to_vec(&self.facts).map_err(|error| failed(error.into()))?;
+        fs::write(self.work.path().join(FACTS), bytes).map_err(failed)?;
+        let dir = File::open(self.work.path()).map_err(failed)?;
+        rustix::fs::syncfs(dir.as_fd()).map_err(|errno| failed(errno.into()))
+    }
+}
+
 impl Store {
     /// Returns the tree of `layer`, if it is there.
     pub fn tree(&self, layer: &Layer) -> Result<Option<Tree>> {
@@ -128,34 +141,42 @@ impl Store {
     /// Errors: [`crate::error::ErrorKind::Image`] with the layer and the member, where a layer is another than its
     /// diff_id says or holds what it may not; then nothing is left of it.
     pub fn trees(&self, image: &Image, progress: &dyn Progress) -> Result<Vec<Tree>> {
-        let mut missing: Vec<&Layer> = Vec::new();
-        for layer in &image.layers {
-            if self.known(layer)? || self.compare(layer, progress)? {
-                continue;
-            }
-            if !missing.iter().any(|other| other.diff_id == layer.diff_id && other.blob.digest() == layer.blob.digest())
-            {
-                missing.push(layer);
-            }
+        let (give, come) = mpsc::channel();
+        for at in image.distinct_layers() {
+            let _ = give.send(at); // The other end is below.
         }
-        let made = self.unpack_all(&missing, progress)?;
+        drop(give);
+        self.trees_as_they_come(image, come, progress)
+    }
+
+    /// As [`Store::trees`], of layers whose blobs are still being brought: `come` says which are there. It must say so of all
+    /// of [`Image::distinct_layers`]; a layer that it ends without is an error.
+    pub fn trees_as_they_come(
+        &self,
+        image: &Image,
+        come: mpsc::Receiver<usize>,
+        progress: &dyn Progress,
+    ) -> Result<Vec<Tree>> {
+        let mut made = self.unpack_all(image, come, progress)?;
         // From the lowest up: what is borrowed is in the trees below.
         let mut trees: Vec<Tree> = Vec::with_capacity(image.layers.len());
-        let mut made: Vec<Option<Made>> = made.into_iter().map(Some).collect();
+        let mut published = false;
         for layer in &image.layers {
             let tree = match self.tree(layer)? {
                 Some(tree) => tree,
                 None => {
-                    let same =
-                        |other: &&Layer| other.diff_id == layer.diff_id && other.blob.digest() == layer.blob.digest();
-                    let at = missing.iter().position(same);
-                    let made = at.and_then(|at| made.get_mut(at)).and_then(Option::take);
+                    let same = |(at, _): &(usize, Made)| image.layers.get(*at).is_some_and(|one| one.is_like(layer));
+                    let made = made.iter().position(same).map(|at| made.swap_remove(at).1);
                     // A layer that stands twice in an image and borrows from different files below.
                     let made = made.map_or_else(|| self.unpack(layer, &()), Ok)?;
+                    published = true;
                     self.publish_tree(layer, made, &trees).map_err(|error| error.within(subject(layer)))?
                 }
             };
             trees.push(tree);
+        }
+        if published {
+            self.sync_dir("layers")?;
         }
         Ok(trees)
     }
@@ -171,7 +192,7 @@ impl Store {
     fn compare(&self, layer: &Layer, progress: &dyn Progress) -> Result<bool> {
         let Some(tree) = self.tree(layer)? else { return Ok(false) };
         let blob = self.read_blob(&layer.blob)?;
-        let read = read_layer(&layer.blob, &layer.diff_id, blob, progress, |tar| io::copy(tar, &mut io::sink()));
+        let read = read_layer(&layer.blob, &layer.diff_id, blob, progress, |tar| drain(tar));
         progress.done(layer.blob.digest());
         read.map_err(|error| error.within(subject(layer)))?;
         let mut facts = tree.facts;
@@ -182,22 +203,26 @@ impl Store {
         Ok(true)
     }
 
-    /// Unpacks layers, as many at once as there are processors.
-    fn unpack_all(&self, layers: &[&Layer], progress: &dyn Progress) -> Result<Vec<Made>> {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(layers.len());
-        let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
-        let made: Mutex<Vec<(usize, Made)>> = Mutex::new(Vec::new());
+    /// Unpacks the layers that `come` names and whose trees are not there, as many at once as there are processors.
+    fn unpack_all(
+        &self,
+        image: &Image,
+        come: mpsc::Receiver<usize>,
+        progress: &dyn Progress,
+    ) -> Result<Vec<(usize, Made)>> {
+        let wanted = image.distinct_layers().count();
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(wanted);
+        let (made, failed) = (Mutex::new(Vec::new()), Mutex::new(None));
+        let (come, seen) = (Mutex::new(come), AtomicUsize::new(0));
         let work = || {
-            // Relaxed: a number that is handed out; what is made goes through the mutexes.
-            while let Some((at, layer)) =
-                Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|at| Some((at, layers.get(at)?)))
-            {
-                match self.unpack(layer, progress) {
-                    Ok(one) => made.lock().push((at, one)),
-                    Err(error) => {
-                        next.store(layers.len(), Ordering::Relaxed); // Relaxed: the others stop a layer later at worst.
-                        failed.lock().get_or_insert(error);
-                    }
+            while failed.lock().is_none() {
+                // One waits for the next layer, and the others wait for that one.
+                let Ok(at) = come.lock().recv() else { return };
+                seen.fetch_add(1, Ordering::Relaxed); // Relaxed: read when all threads have ended.
+                let Some(layer) = image.layers.get(at) else { continue };
+                match self.known_or_unpacked(layer, progress) {
+                    Ok(one) => made.lock().extend(one.map(|one| (at, one))),
+                    Err(error) => drop(failed.lock().get_or_insert(error)),
                 }
             }
         };
@@ -210,9 +235,18 @@ impl Store {
         if let Some(error) = failed.into_inner() {
             return Err(error);
         }
-        let mut made = made.into_inner();
-        made.sort_by_key(|(at, _)| *at);
-        Ok(made.into_iter().map(|(_, made)| made).collect())
+        if seen.into_inner() < wanted {
+            return Err(Error::image("image", "not all of its layers have come").of_kind(ErrorKind::Absent));
+        }
+        Ok(made.into_inner())
+    }
+
+    /// Unpacks a layer, unless its tree is there and is its own.
+    fn known_or_unpacked(&self, layer: &Layer, progress: &dyn Progress) -> Result<Option<Made>> {
+        if self.known(layer)? || self.compare(layer, progress)? {
+            return Ok(None);
+        }
+        self.unpack(layer, progress).map(Some)
     }
 
     /// Unpacks one layer into the workspace, and compares blob and tar with their digests.
@@ -235,23 +269,24 @@ impl Store {
         let Outcome { members, says_root, bytes, xattrs_left_out, devices_left_out, borrowed } = outcome;
         let (diff_id, blobs) = (layer.diff_id.clone(), vec![layer.blob.digest().clone()]);
         let facts = Facts { diff_id, members, bytes, tar_bytes, xattrs_left_out, devices_left_out, says_root, blobs };
-        Ok(Made { work, facts, borrowed })
+        let made = Made { work, facts, borrowed };
+        if made.borrowed.is_empty() {
+            // Here, and not when it gets its name: the disk writes it while other layers are unpacked.
+            made.sync()?;
+        }
+        Ok(made)
     }
 
     /// Gives a tree that was made its name; `below` are the trees that its borrowed files are in, lowest first.
     fn publish_tree(&self, layer: &Layer, made: Made, below: &[Tree]) -> Result<Tree> {
         let failed = |error: io::Error| Error::image_io("tree", &error);
-        let Made { work, facts, borrowed } = made;
-        let name = if borrowed.is_empty() { name_of(&layer.diff_id) } else { chain_name(&layer.chain_id) };
-        if !borrowed.is_empty() {
+        let name = if made.borrowed.is_empty() { name_of(&layer.diff_id) } else { chain_name(&layer.chain_id) };
+        if !made.borrowed.is_empty() {
             let below: Vec<Part<'_>> = below.iter().rev().map(Tree::part).collect();
-            unpack::borrow(&work.path().join(TREE), &borrowed, &below, self.keep())?;
+            unpack::borrow(&made.work.path().join(TREE), &made.borrowed, &below, self.keep())?;
+            made.sync()?;
         }
-        let bytes = serde_json::to_vec(&facts).map_err(|error| failed(error.into()))?;
-        fs::write(work.path().join(FACTS), bytes).map_err(failed)?;
-        // All of the tree, before a name says that it is whole.
-        let dir = File::open(work.path()).map_err(failed)?;
-        rustix::fs::syncfs(dir.as_fd()).map_err(|errno| failed(errno.into()))?;
+        let Made { work, facts, .. } = made;
         let path = self.path("layers").join(name);
         if path.exists() && !path.join(FACTS).exists() {
             // Of a tree that says nothing of itself nobody knows whether it is whole.
@@ -262,7 +297,6 @@ impl Store {
             Ok(()) => {
                 // It has moved away from where it would be removed.
                 let _moved = work.keep();
-                self.sync_dir("layers")?;
             }
             // Somebody else was faster, with the same.
             Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) => {}
@@ -274,31 +308,39 @@ impl Store {
 
 /// Reads the tar of a layer with `read`, to its end, and compares it with its diff_id, and the blob with its digest.
 ///
-/// Returns what `read` does, and how many bytes the tar has.
+/// The blob is read, unpacked and compared by a thread of its own. Returns what `read` does, and how many bytes the tar has.
 pub fn read_layer<T>(
     blob: &Descriptor,
     diff_id: &Digest,
-    stream: Verified<impl Read>,
+    stream: Verified<impl Read + Send>,
     progress: &dyn Progress,
-    read: impl FnOnce(&mut dyn Read) -> io::Result<T>,
+    read: impl FnOnce(&mut dyn BufRead) -> io::Result<T>,
 ) -> Result<(T, u64)> {
     let failed = |error: io::Error| Error::image_io("blob", &error);
     let counted = Counted { inner: stream, blob: blob.digest(), progress };
     let unpacked = Unpacked::new(counted).map_err(failed)?;
     let hasher =
         Hasher::like(diff_id).ok_or_else(|| Error::image(diff_id, "is a digest of a kind that is not known"))?;
-    let mut tar = Hashed::new(unpacked, hasher);
-    let done = read(&mut tar);
-    let done = match done {
-        Ok(done) => done,
-        // Of a blob that is another than it should be, that is the reason, whatever its bytes say.
-        Err(error) => {
-            let packed = tar.into_inner().into_inner().inner;
-            return Err(packed.finish().map_or_else(failed, |()| Error::image_io("tar", &error)));
-        }
-    };
-    let (unpacked, found, bytes) = tar.finish_parts().map_err(failed)?;
-    unpacked.into_inner().inner.finish().map_err(failed)?;
+    // Then the digest of the tar is that of the blob, which is compared anyway.
+    let is_blob = unpacked.compression() == Compression::None && blob.digest() == diff_id;
+    let (done, unpacked) = std::thread::scope(|scope| {
+        let (mut chunks, feeder) = pipe(scope, unpacked)?;
+        let done = if is_blob {
+            let done = read(&mut chunks).and_then(|done| drain(&mut chunks).map(|_| done));
+            drop(chunks);
+            done.map(|done| (done, diff_id.clone(), blob.size()))
+        } else {
+            let mut tar = Hashed::new(chunks, hasher);
+            let done = read(&mut tar);
+            done.and_then(|done| tar.finish().map(|(found, bytes)| (done, found, bytes)))
+        };
+        Ok((done, feeder.finish()?))
+    })
+    .map_err(failed)?;
+    let blob = unpacked.into_inner().inner.finish();
+    // Of a blob that is another than it should be, that is the reason, whatever its bytes say.
+    blob.map_err(failed)?;
+    let (done, found, bytes) = done.map_err(|error| Error::image_io("tar", &error))?;
     if found != *diff_id {
         return Err(Error::image("tar", format!("has the digest {found}, and the configuration says {diff_id}")));
     }

@@ -7,6 +7,7 @@ use oci_spec::image::Digest;
 
 use super::super::digest::Verified;
 use super::super::manifest::Image;
+use super::super::pipe::drain;
 use super::Store;
 use super::layers::read_layer;
 use crate::error::Result;
@@ -53,9 +54,9 @@ impl Store {
                     found(format!("image {shown}"), format!("its layer {} is missing", layer.blob.digest()));
                     continue;
                 }
-                let unpacked = self.read_blob(&layer.blob).and_then(|blob| {
-                    read_layer(&layer.blob, &layer.diff_id, blob, &(), |tar| io::copy(tar, &mut io::sink()))
-                });
+                let unpacked = self
+                    .read_blob(&layer.blob)
+                    .and_then(|blob| read_layer(&layer.blob, &layer.diff_id, blob, &(), |tar| drain(tar)));
                 if let Err(error) = unpacked {
                     found(format!("layer {}", layer.blob.digest()), error.to_string());
                 }

@@ -1,7 +1,7 @@
 //! Members of a tar, one after the other, from a stream.
 
 use std::ffi::OsString;
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 use std::os::unix::ffi::OsStringExt;
 
 use super::super::digest::invalid;
@@ -252,6 +252,24 @@ impl<R: Read> Read for Data<'_, R> {
         self.0.at += len as u64;
         self.0.left -= len as u64;
         Ok(len)
+    }
+}
+
+impl<R: BufRead> BufRead for Data<'_, R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.0.left == 0 {
+            return Ok(&[]);
+        }
+        let bytes = self.0.stream.fill_buf()?;
+        let most = usize::try_from(self.0.left).unwrap_or(usize::MAX).min(bytes.len());
+        if most == 0 { Err(cut_off()) } else { Ok(bytes.get(..most).unwrap_or_default()) }
+    }
+
+    fn consume(&mut self, len: usize) {
+        let len = u64::try_from(len).unwrap_or(u64::MAX).min(self.0.left);
+        self.0.stream.consume(usize::try_from(len).unwrap_or_default());
+        self.0.at += len;
+        self.0.left -= len;
     }
 }
 

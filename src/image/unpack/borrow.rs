@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io;
+use std::io::{self, BufReader};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -19,6 +19,9 @@ use super::{Borrowed, Unpacking, is, named, path};
 use crate::error::{Error, Result};
 use crate::layer::attr::Attr;
 use crate::layer::name::Name;
+
+/// How much of a file is copied at once.
+const BUFFER: usize = 256 * 1024;
 
 /// Puts copies of what `borrowed` lead to into the tree of a layer; `below` are the trees of the lower ones, topmost first.
 ///
@@ -66,7 +69,7 @@ impl Unpacking {
         let dir = self.tree.dir(&parts, Missing::Make)?;
         let before = Attr::from(&rustix::fs::statx(&dir.fd, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?);
         match data {
-            Some(mut data) => self.take(member, &mut data)?,
+            Some(data) => self.take(member, &mut BufReader::with_capacity(BUFFER, data))?,
             None => self.take(member, &mut io::empty())?,
         }
         Ok(keep::set_times(dir.fd.as_fd(), OsStr::new(""), before.mtime)?)

@@ -66,7 +66,17 @@ impl Keep {
     ///
     /// Returns how many xattrs had to be left out.
     pub fn dress(self, dir: BorrowedFd<'_>, name: &OsStr, kind: FileKind, member: &Member) -> Result<usize> {
-        if self.store.is_none() {
+        let left_out = self.dress_but_times(dir, name, kind, member)?;
+        set_times(dir, name, member.mtime)?;
+        Ok(left_out)
+    }
+
+    /// As [`Keep::dress`], but for the times: those of a directory would not stay while things are made in it.
+    pub fn dress_but_times(self, dir: BorrowedFd<'_>, name: &OsStr, kind: FileKind, member: &Member) -> Result<usize> {
+        // A file that was opened to be written: what it is already, from its making, is not set again.
+        let is = if kind == FileKind::Regular { Some(rustix::fs::fstat(dir)?) } else { None };
+        let owned = is.is_some_and(|is| (is.st_uid, is.st_gid) == (member.uid, member.gid));
+        if self.store.is_none() && !owned {
             let (uid, gid) = (Some(Uid::from_raw(member.uid)), Some(Gid::from_raw(member.gid)));
             rustix::fs::chownat(dir, name, uid, gid, at(name))?;
         }
@@ -89,8 +99,10 @@ impl Keep {
         }
         let itself = matches!(kind, FileKind::Regular | FileKind::Directory);
         let stands_for = (!itself).then_some((kind, member.rdev));
-        self.set_mode(dir, name, kind, OverrideStat { uid: member.uid, gid: member.gid, mode, stands_for })?;
-        set_times(dir, name, member.mtime)?;
+        // A change of owner takes bits from the mode, and an ACL gives it others.
+        let settled = (self.store.is_some() || owned) && member.xattrs.is_empty();
+        let has = is.filter(|_| settled).map(|is| is.st_mode & 0o7777);
+        self.set_mode(dir, name, (kind, has), OverrideStat { uid: member.uid, gid: member.gid, mode, stands_for })?;
         Ok(left_out)
     }
 
@@ -146,13 +158,35 @@ impl Keep {
         xattr::set(dir, name, key, value, none).map(|()| true)
     }
 
-    /// Sets the mode, and what is kept beside it.
-    fn set_mode(self, dir: BorrowedFd<'_>, name: &OsStr, kind: FileKind, stat: OverrideStat) -> Result<()> {
-        let Some(store) = self.store else {
-            return if kind == FileKind::Symlink { Ok(()) } else { chmod(dir, name, stat.mode) };
-        };
-        chmod(dir, name, if kind == FileKind::Directory { 0o700 } else { 0o600 })?;
-        store.set(dir, name, stat)
+    /// Sets the mode, unless it is what the file `has`, and what is kept beside it.
+    fn set_mode(
+        self,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        (kind, has): (FileKind, Option<u32>),
+        stat: OverrideStat,
+    ) -> Result<()> {
+        let mode = self.mode_of(kind, stat.mode);
+        let links = self.store.is_none() && kind == FileKind::Symlink;
+        if !links && has != Some(mode) {
+            chmod(dir, name, mode)?;
+        }
+        self.store.map_or(Ok(()), |store| store.set(dir, name, stat))
+    }
+
+    /// Returns the mode that the file itself has of a member with `mode`.
+    fn mode_of(self, kind: FileKind, mode: u32) -> u32 {
+        match (self.store, kind) {
+            (None, _) => mode,
+            (Some(_), FileKind::Directory) => 0o700,
+            (Some(_), _) => 0o600,
+        }
+    }
+
+    /// Returns the mode that a regular file is made with: most often the one that it is to have. It belongs to this user
+    /// until it has its owner, so the bits that lend somebody's rights come after that.
+    pub fn mode_to_make(self, member: &Member) -> Mode {
+        Mode::from_raw_mode(self.mode_of(FileKind::Regular, member.mode) & 0o777)
     }
 
     /// Marks that `name` is removed from the layers below, where nothing is under the name.

@@ -14,25 +14,27 @@ mod tree;
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, OFlags};
 use rustix::io::Errno;
 
 use super::digest::invalid;
+use super::pipe::drain;
 use super::tar::read::Members;
 use super::tar::{Member, MemberKind};
 use crate::layer::attr::FileKind;
+use crate::sys::writeback;
 pub use borrow::borrow;
 use keep::Keep;
 use path::Entry;
 use tree::{Dir, Missing, Standing, Tree};
 
-/// How much is copied at once.
-const BUFFER: usize = 256 * 1024;
+/// From how many bytes on a file begins to be written to the disk while the next members come.
+const LARGE: u64 = 1 << 20;
 
 /// What became of a layer.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -63,7 +65,7 @@ pub struct Borrowed {
 /// Unpacks the tar `stream` into the empty directory `root`.
 ///
 /// Errors: `InvalidData` for what no layer may hold, with the member that does; and the system's.
-pub fn unpack(stream: impl Read, root: OwnedFd, keep: Keep) -> io::Result<Outcome> {
+pub fn unpack(stream: impl BufRead, root: OwnedFd, keep: Keep) -> io::Result<Outcome> {
     let mut unpacking = Unpacking::new(root, keep);
     unpacking.tree.dress_root(&Member::implied())?;
     let mut members = Members::new(stream);
@@ -72,7 +74,7 @@ pub fn unpack(stream: impl Read, root: OwnedFd, keep: Keep) -> io::Result<Outcom
         unpacking.take(&member, &mut members.data()).map_err(|error| named(&member.path, &error))?;
     }
     // What follows the end belongs to the layer's digest.
-    io::copy(&mut members.into_inner(), &mut io::sink())?;
+    drain(&mut members.into_inner())?;
     let borrowed = std::mem::take(&mut unpacking.tree.notes.borrowed).into_iter();
     let borrowed = borrowed.map(|(path, target)| Borrowed { path: path.into_os_string().into_vec(), target }).collect();
     unpacking.tree.finish()?;
@@ -87,15 +89,14 @@ fn named(path: &[u8], error: &io::Error) -> io::Error {
 struct Unpacking {
     tree: Tree,
     outcome: Outcome,
-    buffer: Vec<u8>,
 }
 
 impl Unpacking {
     fn new(root: OwnedFd, keep: Keep) -> Self {
-        Self { tree: Tree::new(root, keep), outcome: Outcome::default(), buffer: vec![0; BUFFER] }
+        Self { tree: Tree::new(root, keep), outcome: Outcome::default() }
     }
 
-    fn take(&mut self, member: &Member, data: &mut dyn Read) -> io::Result<()> {
+    fn take(&mut self, member: &Member, data: &mut dyn BufRead) -> io::Result<()> {
         match path::entry(&member.path)? {
             Entry::Skipped => Ok(()),
             Entry::Root if member.kind == MemberKind::File(FileKind::Directory) => {
@@ -128,7 +129,7 @@ impl Unpacking {
         &mut self,
         member: &Member,
         kind: FileKind,
-        data: &mut dyn Read,
+        data: &mut dyn BufRead,
         dir: &Dir,
         name: &OsStr,
     ) -> io::Result<()> {
@@ -160,35 +161,25 @@ impl Unpacking {
     }
 
     /// Makes a regular file, and returns how many xattrs were left out.
-    fn file(&mut self, member: &Member, data: &mut dyn Read, dir: &Dir, name: &OsStr) -> io::Result<usize> {
+    fn file(&mut self, member: &Member, data: &mut dyn BufRead, dir: &Dir, name: &OsStr) -> io::Result<usize> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mode = Mode::RUSR | Mode::WUSR;
+        let mode = self.tree.keep.mode_to_make(member);
         let fd = self.tree.replace(dir, name, || rustix::fs::openat(&dir.fd, name, flags, mode))?;
         let file = File::from(fd);
         match &member.extents {
-            None => self.copy(data, member.size, &mut &file)?,
+            None => copy(data, member.size, &mut &file)?,
             Some(extents) => {
                 for &(offset, length) in extents {
-                    self.copy(data, length, &mut At { file: &file, offset })?;
+                    copy(data, length, &mut At { file: &file, offset })?;
                 }
                 file.set_len(member.size)?;
             }
         }
+        if member.size >= LARGE {
+            let _ = writeback::begin(file.as_fd()); // The sync of the whole tree tells what is wrong.
+        }
         self.outcome.bytes = self.outcome.bytes.saturating_add(member.size);
         Ok(self.tree.keep.dress(file.as_fd(), OsStr::new(""), FileKind::Regular, member)?)
-    }
-
-    /// Copies the next `length` bytes of the member's data.
-    fn copy(&mut self, data: &mut dyn Read, length: u64, to: &mut impl Write) -> io::Result<()> {
-        let mut left = length;
-        while left > 0 {
-            let most = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
-            let part = self.buffer.get_mut(..most).unwrap_or_default();
-            data.read_exact(part)?;
-            to.write_all(part)?;
-            left -= most as u64;
-        }
-        Ok(())
     }
 
     /// Makes one more name for a file of the layer, or notes that only lower layers can have it.
@@ -225,6 +216,26 @@ impl Unpacking {
             }
         }
     }
+}
+
+/// Copies the next `length` bytes of a member's data, out of the buffer that they have come in.
+fn copy(data: &mut dyn BufRead, length: u64, to: &mut impl Write) -> io::Result<()> {
+    let mut left = length;
+    while left > 0 {
+        let bytes = match data.fill_buf() {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        let most = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+        if most == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "is cut off"));
+        }
+        to.write_all(bytes.get(..most).unwrap_or_default())?;
+        data.consume(most);
+        left -= most as u64;
+    }
+    Ok(())
 }
 
 fn is(error: &io::Error, errno: Errno) -> bool {

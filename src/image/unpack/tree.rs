@@ -233,13 +233,13 @@ impl Tree {
     /// Gives a directory what `member` says of it; its times and what is inherited from it in the end.
     fn dress_dir(&mut self, dir: &Dir, name: &OsStr, member: &Member) -> io::Result<usize> {
         self.notes.directory(dir.path.join(name), member)?;
-        Ok(self.keep.dress(dir.fd.as_fd(), name, FileKind::Directory, member)?)
+        Ok(self.keep.dress_but_times(dir.fd.as_fd(), name, FileKind::Directory, member)?)
     }
 
     /// Gives the root what `member` says of it.
     pub fn dress_root(&mut self, member: &Member) -> io::Result<usize> {
         self.notes.directory(PathBuf::new(), member)?;
-        Ok(self.keep.dress(self.root.fd.as_fd(), OsStr::new(""), FileKind::Directory, member)?)
+        Ok(self.keep.dress_but_times(self.root.fd.as_fd(), OsStr::new(""), FileKind::Directory, member)?)
     }
 
     /// Removes what is under `name`, with all that is in it.
@@ -297,12 +297,12 @@ impl Tree {
             }
         }
         for (path, end) in notes.directories {
-            // Setting the time of one changes no other.
-            let dir = self.at(&path)?;
             if let Some(acl) = end.default_acl {
-                self.keep.set_default_acl(dir.fd.as_fd(), &acl)?;
+                self.keep.set_default_acl(self.at(&path)?.fd.as_fd(), &acl)?;
             }
-            keep::set_times(dir.fd.as_fd(), OsStr::new(""), end.mtime)?;
+            // Setting the time of one changes no other. By its name, since those beside it have the same parent.
+            let dir = self.at(path.parent().unwrap_or(Path::new("")))?;
+            keep::set_times(dir.fd.as_fd(), path.file_name().unwrap_or_default(), end.mtime)?;
         }
         Ok(())
     }
