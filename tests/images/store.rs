@@ -430,8 +430,8 @@ impl Source for Slow<'_> {
 struct Tell(Mutex<mpsc::Sender<bool>>);
 
 impl Progress for Tell {
-    fn read(&self, _: &Digest, _: u64) {}
-    fn done(&self, _: &Digest) {
+    fn read(&self, _: &Descriptor, _: u64) {}
+    fn done(&self, _: &Descriptor) {
         let _ = self.0.lock().unwrap().send(true);
     }
 }

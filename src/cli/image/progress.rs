@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::IsTerminal;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use oci_spec::image::Digest;
+use oci_spec::image::Descriptor;
 use parking_lot::Mutex;
 
 use crate::image::digest;
@@ -30,25 +30,27 @@ impl Bars {
         Self { all: self.all.clone(), verb, bars: Mutex::new(HashMap::new()) }
     }
 
-    fn with(&self, blob: &Digest, call: impl FnOnce(&ProgressBar)) {
+    fn with(&self, blob: &Descriptor, call: impl FnOnce(&ProgressBar)) {
         let Some(all) = &self.all else { return };
         let mut bars = self.bars.lock();
-        let bar = bars.entry(blob.to_string()).or_insert_with(|| {
-            let style =
-                ProgressStyle::with_template("{prefix} {decimal_bytes:>10} {decimal_bytes_per_sec:>12} {spinner}");
-            let bar = ProgressBar::no_length().with_prefix(format!("{} {}", self.verb, digest::short(blob)));
-            all.add(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner())))
+        let bar = bars.entry(blob.digest().to_string()).or_insert_with(|| {
+            let template =
+                "{prefix} {wide_bar} {decimal_bytes:>9} of {decimal_total_bytes:>9} {decimal_bytes_per_sec:>12}";
+            let style = ProgressStyle::with_template(template).map(|style| style.progress_chars("=> "));
+            let prefix = format!("{:9} {}", self.verb, digest::short(blob.digest()));
+            let bar = ProgressBar::new(blob.size()).with_prefix(prefix);
+            all.add(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())))
         });
         call(bar);
     }
 }
 
 impl Progress for Bars {
-    fn read(&self, blob: &Digest, bytes: u64) {
+    fn read(&self, blob: &Descriptor, bytes: u64) {
         self.with(blob, |bar| bar.inc(bytes));
     }
 
-    fn done(&self, blob: &Digest) {
+    fn done(&self, blob: &Descriptor) {
         self.with(blob, ProgressBar::finish);
     }
 }

@@ -1,5 +1,7 @@
 //! `pull` and `push`: images from and to registries.
 
+use std::sync::Arc;
+
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::progress::Bars;
@@ -71,6 +73,6 @@ pub fn push(matches: &ArgMatches) -> Result<Exit, Failure> {
         })?,
     };
     let registry = registry(&name, matches)?;
-    let digest = registry.push(&store, &found.image, |blob| log::info!("sending {}", blob.digest()))?;
+    let digest = registry.push(&store, &found.image, Arc::new(Bars::new("sending")))?;
     output::print(format!("{digest}\n").as_bytes())
 }

@@ -8,6 +8,7 @@ mod trust;
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -137,10 +138,10 @@ impl Registry {
         Ok((from, Stream { runtime: &self.runtime, stream: stream.stream.fuse(), chunk: bytes::Bytes::new() }))
     }
 
-    /// Puts `image` into the repository under the name, with what that lacks; `each` is called with each blob that is sent.
+    /// Puts `image` into the repository under the name, with what that lacks.
     ///
     /// Layers that may not be given away stay where their `urls` say. Returns the digest of the manifest.
-    pub fn push(&self, store: &Store, image: &Image, mut each: impl FnMut(&Descriptor)) -> Result<Digest> {
+    pub fn push(&self, store: &Store, image: &Image, progress: Arc<dyn Progress + Send>) -> Result<Digest> {
         let reference = self.name.as_reference();
         let auth = self.runtime.block_on(self.client.auth(reference, &self.auth, RegistryOperation::Push));
         auth.map_err(|error| self.failed(&error))?;
@@ -153,11 +154,17 @@ impl Registry {
             if there.map_err(|error| self.failed(&error))? {
                 continue;
             }
-            each(blob);
+            log::info!("sending {text}");
             let file = store.open_blob(blob.digest())?;
-            let stream = futures_util::stream::iter(Chunks { file, left: blob.size() });
+            let stream = futures_util::stream::iter(Chunks {
+                file,
+                left: blob.size(),
+                blob: blob.clone(),
+                progress: Arc::clone(&progress),
+            });
             let sent = self.client.push_blob_stream(reference, stream, &text, Some(blob.size()));
             self.runtime.block_on(sent).map_err(|error| self.failed(&error).within(&text))?;
+            progress.done(blob);
         }
         let media_type = image.descriptor.media_type().to_string();
         let content_type =
@@ -222,6 +229,9 @@ impl Read for Stream<'_> {
 struct Chunks {
     file: File,
     left: u64,
+    blob: Descriptor,
+    // The library wants what it sends for itself.
+    progress: Arc<dyn Progress + Send>,
 }
 
 impl Iterator for Chunks {
@@ -236,6 +246,7 @@ impl Iterator for Chunks {
         Some(match self.file.read_exact(&mut chunk) {
             Ok(()) => {
                 self.left -= len as u64;
+                self.progress.read(&self.blob, len as u64);
                 Ok(chunk.into())
             }
             Err(error) => {

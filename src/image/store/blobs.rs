@@ -161,7 +161,7 @@ impl Store {
         let file = open_locked(&path).map_err(failed)?;
         if self.has(descriptor)? {
             fs::remove_file(&path).map_err(failed)?;
-            progress.done(digest);
+            progress.done(descriptor);
             return Ok(());
         }
         let have = file.metadata().map_err(failed)?.len();
@@ -169,7 +169,7 @@ impl Store {
         let have = if have < descriptor.size() { have } else { 0 };
         let (from, stream) = open(have)?;
         file.set_len(from).map_err(failed)?;
-        progress.read(digest, from);
+        progress.read(descriptor, from);
         // What is there is read once more, and what comes is compared as it does.
         let mut hasher =
             Hasher::like(digest).ok_or_else(|| Error::image(digest, "is by an algorithm that is not known"))?;
@@ -182,7 +182,7 @@ impl Store {
             (&file).seek(io::SeekFrom::Start(from))?;
             copy(stream.take(most), &file, |bytes| {
                 hasher.update(bytes);
-                progress.read(digest, bytes.len() as u64);
+                progress.read(descriptor, bytes.len() as u64);
             })
         });
         if let Err(error) = copied {
@@ -209,7 +209,7 @@ impl Store {
         let dir = format!("blobs/{}", digest.algorithm());
         fs::create_dir_all(self.path(&dir)).map_err(failed)?;
         fs::rename(&path, self.blob_path(digest)).map_err(failed)?;
-        progress.done(digest);
+        progress.done(descriptor);
         self.sync_dir(&dir)
     }
 

@@ -74,15 +74,15 @@ impl Tree {
 /// Says how far the unpacking of layers is.
 pub trait Progress: Sync {
     /// Is called when `bytes` more of the blob `blob` were read.
-    fn read(&self, blob: &Digest, bytes: u64);
+    fn read(&self, blob: &Descriptor, bytes: u64);
     /// Is called when nothing more will be read of the blob `blob`.
-    fn done(&self, blob: &Digest);
+    fn done(&self, blob: &Descriptor);
 }
 
 /// Tells nobody.
 impl Progress for () {
-    fn read(&self, _: &Digest, _: u64) {}
-    fn done(&self, _: &Digest) {}
+    fn read(&self, _: &Descriptor, _: u64) {}
+    fn done(&self, _: &Descriptor) {}
 }
 
 /// A tree that was made and is not published yet.
@@ -193,7 +193,7 @@ impl Store {
         let Some(tree) = self.tree(layer)? else { return Ok(false) };
         let blob = self.read_blob(&layer.blob)?;
         let read = read_layer(&layer.blob, &layer.diff_id, blob, progress, |tar| drain(tar));
-        progress.done(layer.blob.digest());
+        progress.done(&layer.blob);
         read.map_err(|error| error.within(subject(layer)))?;
         let mut facts = tree.facts;
         facts.blobs.push(layer.blob.digest().clone());
@@ -252,7 +252,7 @@ impl Store {
     /// Unpacks one layer into the workspace, and compares blob and tar with their digests.
     fn unpack(&self, layer: &Layer, progress: &dyn Progress) -> Result<Made> {
         let made = self.unpack_unnamed(layer, progress);
-        progress.done(layer.blob.digest());
+        progress.done(&layer.blob);
         made.map_err(|error| error.within(subject(layer)))
     }
 
@@ -317,7 +317,7 @@ pub fn read_layer<T>(
     read: impl FnOnce(&mut dyn BufRead) -> io::Result<T>,
 ) -> Result<(T, u64)> {
     let failed = |error: io::Error| Error::image_io("blob", &error);
-    let counted = Counted { inner: stream, blob: blob.digest(), progress };
+    let counted = Counted { inner: stream, blob, progress };
     let unpacked = Unpacked::new(counted).map_err(failed)?;
     let hasher =
         Hasher::like(diff_id).ok_or_else(|| Error::image(diff_id, "is a digest of a kind that is not known"))?;
@@ -350,7 +350,7 @@ pub fn read_layer<T>(
 /// A stream whose reader is told how far it is.
 struct Counted<'a, R> {
     inner: R,
-    blob: &'a Digest,
+    blob: &'a Descriptor,
     progress: &'a dyn Progress,
 }
 
