@@ -19,6 +19,37 @@ use crate::error::{Error, Result};
 use crate::layer::attr::FileKind;
 use crate::sys::xattr;
 
+/// What is copied: files by their names in directories.
+pub trait Tree {
+    /// A file, or a directory.
+    type Node;
+    /// Returns what kind of file it is.
+    fn kind(&self, node: &Self::Node) -> FileKind;
+    /// Returns it as the member of a tar that would make it at `path`, and the data of a regular file.
+    fn member(&self, node: &Self::Node, path: Vec<u8>) -> Result<(Member, Option<File>)>;
+    /// Lists a directory by name in the order of bytes; anything else has nothing in it.
+    fn list(&self, node: &Self::Node) -> Result<Vec<(OsString, Self::Node)>>;
+}
+
+impl Tree for Stack {
+    type Node = Object;
+
+    fn kind(&self, node: &Object) -> FileKind {
+        node.attr().kind
+    }
+
+    fn member(&self, node: &Object, path: Vec<u8>) -> Result<(Member, Option<File>)> {
+        self.to_member(path, node)
+    }
+
+    fn list(&self, node: &Object) -> Result<Vec<(OsString, Object)>> {
+        match node {
+            Object::Dir(merged, _) => Stack::list(self, merged),
+            Object::File(..) => Ok(Vec::new()),
+        }
+    }
+}
+
 /// Whose the copies are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owners {
@@ -65,48 +96,47 @@ pub enum Made {
 }
 
 impl Extract {
-    /// Makes `object` under `name` in `dir`, with all that is in it. A directory that is there gets what is in it besides.
+    /// Makes `node` under `name` in `dir`, with all that is in it. A directory that is there gets what is in it besides.
     ///
     /// Errors: [`Error::Image`] with the path from `name` on, and what the system says.
-    pub fn copy(self, stack: &Stack, object: &Object, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
-        self.copy_at(0, stack, object, (dir, name))
+    pub fn copy<T: Tree>(self, tree: &T, node: &T::Node, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+        self.copy_at(0, tree, node, (dir, name))
     }
 
-    /// Makes what is in the directory `object` in `dir`.
-    pub fn copy_inside(self, stack: &Stack, object: &Object, dir: BorrowedFd<'_>) -> Result<()> {
-        self.inside_at(0, stack, object, dir)
+    /// Makes what is in the directory `node` in `dir`.
+    pub fn copy_inside<T: Tree>(self, tree: &T, node: &T::Node, dir: BorrowedFd<'_>) -> Result<()> {
+        self.inside_at(0, tree, node, dir)
     }
 
-    fn copy_at(self, depth: usize, stack: &Stack, object: &Object, at: (BorrowedFd<'_>, &OsStr)) -> Result<()> {
+    fn copy_at<T: Tree>(self, depth: usize, tree: &T, node: &T::Node, at: (BorrowedFd<'_>, &OsStr)) -> Result<()> {
         let (dir, name) = at;
-        let (inside, settled) = match self.put(stack, object, dir, name)? {
+        let (inside, settled) = match self.put(tree, node, dir, name)? {
             Made::File => return Ok(()),
             Made::New(inside) => (inside, false),
             Made::Old(inside) => (inside, self.owners != Owners::Kept),
         };
-        self.inside_at(depth + 1, stack, object, inside.as_fd()).map_err(|error| error.within(name.display()))?;
+        self.inside_at(depth + 1, tree, node, inside.as_fd()).map_err(|error| error.within(name.display()))?;
         // A directory that was there stays as whoever made it wanted it.
-        if settled { Ok(()) } else { self.settle(stack, object, dir, name) }
+        if settled { Ok(()) } else { self.settle(tree, node, dir, name) }
     }
 
-    fn inside_at(self, depth: usize, stack: &Stack, object: &Object, dir: BorrowedFd<'_>) -> Result<()> {
-        let Object::Dir(merged, _) = object else { return Ok(()) };
+    fn inside_at<T: Tree>(self, depth: usize, tree: &T, node: &T::Node, dir: BorrowedFd<'_>) -> Result<()> {
         if depth > DEPTH_MAX {
             return Err(Error::image("directory", format!("is more than {DEPTH_MAX} directories deep")));
         }
-        for (name, object) in stack.list(merged)? {
-            self.copy_at(depth, stack, &object, (dir, &name))?;
+        for (name, node) in tree.list(node)? {
+            self.copy_at(depth, tree, &node, (dir, &name))?;
         }
         Ok(())
     }
 
-    /// Makes `object` alone: [`Extract::settle`] is for when all is in a directory.
+    /// Makes `node` alone: [`Extract::settle`] is for when all is in a directory.
     ///
     /// A file has another name until it is whole, and only then takes the place of one that is there. Devices are made only
     /// with their owners, and left out else, as sockets always are.
-    pub fn put(self, stack: &Stack, object: &Object, dir: BorrowedFd<'_>, name: &OsStr) -> Result<Made> {
+    pub fn put<T: Tree>(self, tree: &T, node: &T::Node, dir: BorrowedFd<'_>, name: &OsStr) -> Result<Made> {
         let failed = |error: io::Error| Error::image_io(name.display(), &error);
-        let kind = object.attr().kind;
+        let kind = tree.kind(node);
         let device = matches!(kind, FileKind::Char | FileKind::Block);
         if kind == FileKind::Socket || (device && self.owners != Owners::Kept) {
             log::warn!("{}: a {} is not copied", name.display(), if device { "device" } else { "socket" });
@@ -121,7 +151,7 @@ impl Extract {
                 Err(errno) => Err(failed(errno.into())),
             };
         }
-        let (member, data) = stack.to_member(name.as_bytes().to_vec(), object)?;
+        let (member, data) = tree.member(node, name.as_bytes().to_vec())?;
         let new = unfinished_name();
         let made = make(dir, &new, kind, &member, data)
             .and_then(|()| Ok(self.dress(dir, &new, kind, &member)?))
@@ -132,9 +162,9 @@ impl Extract {
         made.map(|()| Made::File).map_err(failed)
     }
 
-    /// Gives the directory `name` what is known of `object`, now that all is in it.
-    pub fn settle(self, stack: &Stack, object: &Object, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
-        let (member, _) = stack.to_member(name.as_bytes().to_vec(), object)?;
+    /// Gives the directory `name` what is known of `node`, now that all is in it.
+    pub fn settle<T: Tree>(self, tree: &T, node: &T::Node, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+        let (member, _) = tree.member(node, name.as_bytes().to_vec())?;
         let dressed = self.dress(dir, name, FileKind::Directory, &member);
         dressed.map_err(|errno| Error::image_io(name.display(), &errno.into()))
     }
@@ -222,6 +252,10 @@ fn copy_data(from: &File, to: &File) -> io::Result<()> {
     use rustix::fs::SeekFrom;
     let len = from.metadata()?.len();
     to.set_len(len)?;
+    if len == 0 {
+        // Or it is one of /proc, which do not say how long they are.
+        return io::copy(&mut { from }, &mut { to }).map(drop);
+    }
     let mut at = 0;
     while at < len {
         let begin = match rustix::fs::seek(from, SeekFrom::Data(at)) {

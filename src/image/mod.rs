@@ -15,6 +15,7 @@ pub mod digest;
 pub mod export;
 pub mod extract;
 pub mod history;
+pub mod host;
 pub mod instruction;
 pub mod layered;
 pub mod load;

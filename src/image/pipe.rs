@@ -8,10 +8,10 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{Scope, ScopedJoinHandle};
 
 /// How much goes over at once, in bytes.
-const CHUNK: usize = 256 * 1024;
+const CHUNK: usize = 128 * 1024;
 
 /// How many chunks may wait.
-const WAITING: usize = 4;
+const WAITING: usize = 2;
 
 /// The reading end.
 #[derive(Debug)]

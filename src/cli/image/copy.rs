@@ -19,11 +19,12 @@ use super::subject::Subject;
 use super::{namespaces, open_store, store_arg, word};
 use crate::cli::exit::{Exit, Failure};
 use crate::image::export::write_tree;
-use crate::image::extract::{Conflict, Extract, Owners};
+use crate::image::extract::{Conflict, Extract, Owners, Tree};
+use crate::image::host::{Host, HostFile};
 use crate::image::resolve::Last;
-use crate::image::stack::{Object, Part, Stack};
+use crate::image::stack::Stack;
 use crate::image::store::{Container, Store};
-use crate::image::unpack::keep::Keep;
+use crate::layer::attr::FileKind;
 use crate::sys::namespace::start_time;
 
 pub fn commands() -> Vec<Command> {
@@ -78,10 +79,10 @@ impl<'a> Place<'a> {
     }
 }
 
-/// What is copied, of layers.
-struct Source {
-    stack: Stack,
-    object: Object,
+/// What is copied.
+struct Source<T: Tree> {
+    tree: T,
+    node: T::Node,
     /// What it is called; nothing for what is in a directory.
     name: Option<OsString>,
 }
@@ -100,7 +101,7 @@ pub fn cp(matches: &ArgMatches) -> Result<Exit, Failure> {
                     return Err(Failure::new(Exit::Usage, "a tar is not written to a terminal"));
                 }
                 let name = source.name.unwrap_or_default();
-                write_tree(&source.stack, &source.object, name.as_bytes(), io::stdout().lock()).map_err(within)?;
+                write_tree(&source.tree, &source.node, name.as_bytes(), io::stdout().lock()).map_err(within)?;
                 return Ok(Exit::Done);
             }
             let how = Extract { owners: owners(Owners::Mine), conflict: Conflict::Refused };
@@ -168,10 +169,10 @@ fn whereabouts(store: &Store, name: &str) -> Result<Whereabouts, Failure> {
     }
 }
 
-fn put(how: Extract, source: &Source, dir: &OwnedFd, name: Option<&OsStr>) -> crate::error::Result<()> {
+fn put<T: Tree>(how: Extract, source: &Source<T>, dir: &OwnedFd, name: Option<&OsStr>) -> crate::error::Result<()> {
     match name {
-        Some(name) => how.copy(&source.stack, &source.object, dir.as_fd(), name),
-        None => how.copy_inside(&source.stack, &source.object, dir.as_fd()),
+        Some(name) => how.copy(&source.tree, &source.node, dir.as_fd(), name),
+        None => how.copy_inside(&source.tree, &source.node, dir.as_fd()),
     }
 }
 
@@ -180,7 +181,7 @@ fn ends_in_dot(path: &Path) -> bool {
     bytes == b"." || bytes == b"/" || bytes.ends_with(b"/.")
 }
 
-fn out_of(stack: Stack, path: &Path, last: Last) -> Result<Source, Failure> {
+fn out_of(stack: Stack, path: &Path, last: Last) -> Result<Source<Stack>, Failure> {
     let contents = ends_in_dot(path);
     let last = if contents || path.as_os_str().as_bytes().ends_with(b"/") { Last::Followed } else { last };
     let absent = || Failure::new(Exit::Failed, format!("{}: there is no such file", path.display()));
@@ -190,35 +191,26 @@ fn out_of(stack: Stack, path: &Path, last: Last) -> Result<Source, Failure> {
     }
     // A link keeps its own name, and what one leads to, too.
     let name = path.file_name().map(OsStr::to_owned).filter(|_| !contents);
-    Ok(Source { name, object: found.object, stack })
+    Ok(Source { name, node: found.object, tree: stack })
 }
 
 /// Opens what is to be copied of the host.
-fn of_host(path: &Path, last: Last) -> Result<Source, Failure> {
+fn of_host(path: &Path, last: Last) -> Result<Source<Host>, Failure> {
     let failed = |error: io::Error| Failure::new(Exit::Failed, format!("{}: {error}", path.display()));
     let contents = ends_in_dot(path);
     let followed = contents || last == Last::Followed || path.as_os_str().as_bytes().ends_with(b"/");
-    let meta = if followed { std::fs::metadata(path) } else { std::fs::symlink_metadata(path) };
-    let directory = meta.map_err(failed)?.is_dir();
-    let real = match followed || directory {
-        true => std::fs::canonicalize(path).map_err(failed)?,
-        false => std::path::absolute(path).map_err(failed)?,
+    let real = if followed { std::fs::canonicalize(path) } else { std::path::absolute(path) }.map_err(failed)?;
+    let (dir, inside) = match (real.parent(), real.file_name()) {
+        (Some(dir), Some(name)) if !contents => (dir, name),
+        _ => (real.as_path(), OsStr::new(".")),
     };
-    let at = if directory { Some(real.as_path()) } else { real.parent() }.unwrap_or(Path::new("/"));
-    let stack = Stack::open([Part { path: at, says_root: true }], Keep::here())?;
-    let object = match real.file_name().filter(|_| !directory) {
-        None => stack.root()?,
-        Some(name) => {
-            let found = stack.at(&[name])?;
-            found.ok_or_else(|| failed(io::Error::other("is a mark of an overlay, which no image has as a file")))?
-        }
-    };
+    let node = HostFile::open(dir, inside)?;
     let own = path.file_name().or(real.file_name());
-    Ok(Source { stack, object, name: own.map(OsStr::to_owned).filter(|_| !contents) })
+    Ok(Source { tree: Host, node, name: own.map(OsStr::to_owned).filter(|_| !contents) })
 }
 
 /// Finds the directory of the host in which the copy is made, and what it is called there.
-fn on_host(to: &Path, source: &Source) -> Result<(OwnedFd, Option<OsString>), Failure> {
+fn on_host<T: Tree>(to: &Path, source: &Source<T>) -> Result<(OwnedFd, Option<OsString>), Failure> {
     let open = |path: &Path| {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::open(if path.as_os_str().is_empty() { Path::new(".") } else { path }, flags, Mode::empty())
@@ -227,7 +219,7 @@ fn on_host(to: &Path, source: &Source) -> Result<(OwnedFd, Option<OsString>), Fa
 }
 
 /// Does as [`on_host`] for a path in the tree that is mounted at `root`.
-fn inside(root: &Path, to: &Path, source: &Source) -> Result<(OwnedFd, Option<OsString>), Failure> {
+fn inside<T: Tree>(root: &Path, to: &Path, source: &Source<T>) -> Result<(OwnedFd, Option<OsString>), Failure> {
     let failed = |errno: Errno| Failure::new(Exit::Failed, format!("{}: {errno}", root.display()));
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let opened = rustix::fs::open(root, flags, Mode::empty()).map_err(failed)?;
@@ -252,9 +244,9 @@ fn inside(root: &Path, to: &Path, source: &Source) -> Result<(OwnedFd, Option<Os
 }
 
 /// Decides as cp(1) and `docker cp` do, by what `open` finds to be a directory.
-fn place(
+fn place<T: Tree>(
     to: &Path,
-    source: &Source,
+    source: &Source<T>,
     open: impl Fn(&Path) -> rustix::io::Result<OwnedFd>,
 ) -> Result<(OwnedFd, Option<OsString>), Failure> {
     let failed = |reason: String| Failure::new(Exit::Failed, format!("{}: {reason}", to.display()));
@@ -264,7 +256,9 @@ fn place(
         Err(errno) => return Err(failed(errno.to_string())),
     }
     // A new name, or that of a file.
-    let named = to.file_name().filter(|_| source.object.attr().is_dir() || !to.as_os_str().as_bytes().ends_with(b"/"));
+    let named = to.file_name().filter(|_| {
+        source.tree.kind(&source.node) == FileKind::Directory || !to.as_os_str().as_bytes().ends_with(b"/")
+    });
     let Some(name) = named else { return Err(failed("there is no such directory".into())) };
     let parent = to.parent().unwrap_or(Path::new("/"));
     let dir = open(parent).map_err(|errno| failed(format!("the directory {}: {errno}", parent.display())))?;
