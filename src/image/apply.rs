@@ -2,14 +2,14 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::changes::{Change, ChangeKind, Compare, changes};
-use super::extract::{DIR, Extract, Made, open_below};
-use super::remove::remove_at;
+use super::extract::{Extract, Made, open_below};
+use super::remove::{DIR, remove_at};
 use super::stack::{Object, Stack};
 use super::store::{Container, Store};
 use crate::error::{Error, ErrorKind, Result};
@@ -152,11 +152,13 @@ impl Store {
 
     /// Takes from upper the directories on the way to what was taken back, where nothing is changed in them any more.
     fn drop_unchanged(&self, container: &Container, upper: &OwnedFd, path: &[OsString]) -> Result<()> {
+        let (now, was) = self.stacks_of(container)?;
+        // Removing what is not among them changes nothing of the rest.
+        let list = changes(&now, &was, Compare::Presence)?;
         for depth in (1..=path.len()).rev() {
-            let (now, was) = self.stacks_of(container)?;
-            let (dirs, shown) = (path.get(..depth).unwrap_or_default(), Path::new("/"));
-            let shown = dirs.iter().fold(shown.to_owned(), |path, name| path.join(name));
-            if changes(&now, &was, Compare::Presence)?.iter().any(|change| change.path == shown) {
+            let dirs = path.get(..depth).unwrap_or_default();
+            let shown = dirs.iter().fold(PathBuf::from("/"), |path, name| path.join(name));
+            if list.iter().any(|change| change.path == shown) {
                 return Ok(());
             }
             let Some((name, above)) = dirs.split_last() else { return Ok(()) };

@@ -11,11 +11,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::stack::{Merged, Object, Stack};
+use super::tar::PATH_MAX;
 use crate::error::{Error, Result};
 use crate::layer::attr::{Attr, FileKind};
-
-/// The longest path that a kernel takes.
-const PATH_MAX: usize = 4095;
 
 /// How much of one that is longer is shown.
 const SHOWN: usize = 80;

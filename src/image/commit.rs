@@ -88,13 +88,7 @@ pub fn write_layer(now: &Stack, was: &Stack, out: impl Write) -> Result<i64> {
         if !attr.is_dir() && attr.nlink > 1 {
             match names.get(&(attr.dev, attr.ino)) {
                 Some(first) => {
-                    member = Member {
-                        kind: MemberKind::HardLink,
-                        link: first.clone(),
-                        size: 0,
-                        xattrs: Vec::new(),
-                        ..member
-                    };
+                    member = member.linked_to(first.clone());
                 }
                 None => drop(names.insert((attr.dev, attr.ino), path)),
             }

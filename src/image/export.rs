@@ -5,13 +5,10 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 
 use super::stack::{Object, Stack};
+use super::tar::PATH_MAX;
 use super::tar::write::Writer;
-use super::tar::{Member, MemberKind};
 use crate::error::{Error, Result};
 use crate::layer::attr::FileKind;
-
-/// The longest path that a kernel takes.
-const PATH_MAX: usize = 4095;
 
 /// Writes `object` to `out` as a tar in which it is called `name`; without a name, what is in it. Sockets are left out.
 ///
@@ -48,9 +45,7 @@ impl<W: Write> Tree<'_, W> {
                 let first = if attr.nlink > 1 { self.names.get(&(attr.dev, attr.ino)).cloned() } else { None };
                 match (first, data) {
                     (Some(link), _) => {
-                        let kind = MemberKind::HardLink;
-                        let member = Member { kind, link, size: 0, xattrs: Vec::new(), ..member };
-                        self.writer.append(&member, io::empty()).map_err(failed)?;
+                        self.writer.append(&member.linked_to(link), io::empty()).map_err(failed)?;
                     }
                     (None, Some(data)) => self.writer.append(&member, data).map_err(failed)?,
                     (None, None) => self.writer.append(&member, io::empty()).map_err(failed)?,

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use super::remove::remove_at;
+use super::remove::{DIR, remove_at};
 use super::stack::{Object, Stack};
 use super::tar::Member;
 use super::unpack::keep::set_times;
@@ -78,9 +78,6 @@ pub struct Extract {
     /// What it may replace.
     pub conflict: Conflict,
 }
-
-/// How a directory is opened.
-pub(super) const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// The deepest directory that is copied; a path of 4095 bytes, the longest of a layer, leads no deeper.
 const DEPTH_MAX: usize = 2048;

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::extract::{DIR, Tree};
+use super::extract::Tree;
+use super::remove::DIR;
 use super::stack::open_regular;
 use super::tar::{Member, MemberKind};
 use crate::error::{Error, Result};

@@ -11,8 +11,8 @@ use rustix::io::{Errno, Result};
 /// How deep directories are entered; what is below is first moved up.
 const DEPTH_MAX: usize = 32;
 
-/// How a directory is opened.
-const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// How a directory is opened that is no link.
+pub const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Removes what is under `name` in `dir`, a directory with all that is in it; links are removed and not followed.
 ///

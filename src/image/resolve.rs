@@ -20,22 +20,13 @@ pub enum Last {
     Followed,
 }
 
-/// What is at a path.
-#[derive(Debug, Clone)]
-pub struct Resolved {
-    /// Its components from the root, without links.
-    pub path: Vec<OsString>,
-    /// What is there.
-    pub object: Object,
-}
-
 impl Stack {
     /// Finds what is at `path`; `None` where nothing is.
     ///
     /// Errors: [`Error::Image`] for more than 40 links; those of reading the layers.
-    pub fn resolve(&self, path: &Path, last: Last) -> Result<Option<Resolved>> {
+    pub fn resolve(&self, path: &Path, last: Last) -> Result<Option<Object>> {
         let mut todo = components(path.as_os_str());
-        let mut at = vec![(OsString::new(), self.root()?)];
+        let mut at = vec![self.root()?];
         let mut links = 0;
         while let Some(name) = todo.pop() {
             if name == ".." {
@@ -43,7 +34,7 @@ impl Stack {
                 at.truncate(at.len().saturating_sub(1).max(1));
                 continue;
             }
-            let Some((_, Object::Dir(dir, _))) = at.last() else { return Ok(None) };
+            let Some(Object::Dir(dir, _)) = at.last() else { return Ok(None) };
             let Some(object) = self.lookup(dir, &name)? else { return Ok(None) };
             if let Object::File(dir, inside, attr) = &object
                 && attr.kind == FileKind::Symlink
@@ -60,10 +51,9 @@ impl Stack {
                 todo.extend(components(&target));
                 continue;
             }
-            at.push((name, object));
+            at.push(object);
         }
-        let path = at.iter().skip(1).map(|(name, _)| name.clone()).collect();
-        Ok(at.pop().map(|(_, object)| Resolved { path, object }))
+        Ok(at.pop())
     }
 }
 

@@ -13,7 +13,7 @@ use unionfs_rs::image::apply::apply;
 use unionfs_rs::image::changes::{Compare, changes};
 use unionfs_rs::image::extract::{Conflict, Extract, Owners};
 use unionfs_rs::image::resolve::Last;
-use unionfs_rs::image::stack::{Part, Stack};
+use unionfs_rs::image::stack::{Object, Part, Stack};
 use unionfs_rs::image::store::Container;
 
 use crate::archive::{Layer, Shop, lines, show};
@@ -171,7 +171,10 @@ fn links_of_an_image_lead_from_its_root_and_nowhere_else() {
     let stack = shop.stack(&image);
     let at = |path: &str, last| {
         let found = stack.resolve(Path::new(path), last).unwrap();
-        found.map(|found| found.path.iter().map(|name| name.to_str().unwrap().to_owned()).collect::<Vec<_>>().join("/"))
+        found.map(|found| match found {
+            Object::File(dir, name, _) => dir.path_of(&name).to_str().unwrap().to_owned(),
+            Object::Dir(merged, _) => merged.parts()[0].path_of(OsStr::new("")).to_str().unwrap().to_owned(),
+        })
     };
     for path in ["lib/x", "/lib/x", "../../lib/./x", "deep/up/lib/x", "absolute", "lib/../lib/x", "usr/lib/../../lib/x"]
     {

@@ -159,7 +159,7 @@ pub fn image_of(store: &Store, container: &Container) -> Result<Image, Failure> 
         Ok(found) => Ok(found.image),
         Err(error) if error.kind() == ErrorKind::Absent => {
             let name = config.image_name.as_ref().unwrap_or(&config.image);
-            let remedy = "pull or load it again; mount, diff, cp, apply and export need it not";
+            let remedy = "pull or load it again; mount, diff, cp, apply and export without --oci need it not";
             Err(Failure::new(Exit::Failed, format!("{}: its image {name} is gone; {remedy}", config.id)))
         }
         Err(error) => Err(error.into()),

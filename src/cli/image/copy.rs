@@ -127,10 +127,8 @@ pub fn cp(matches: &ArgMatches) -> Result<Exit, Failure> {
             let copied = inside(&root, path, &source).and_then(|(dir, name)| {
                 put(how, &source, &dir, name.as_deref()).map_err(|error| error.within(target).into())
             });
-            if let Some(served) = served {
-                served.end()?;
-            }
-            copied?;
+            let ended = served.map_or(Ok(()), Served::end);
+            copied.and(ended)?;
         }
         _ => {
             let reason = "one of both must be NAME:PATH, and one a path of the host (./a:b for one with a colon)";
@@ -185,13 +183,13 @@ fn out_of(stack: Stack, path: &Path, last: Last) -> Result<Source<Stack>, Failur
     let contents = ends_in_dot(path);
     let last = if contents || path.as_os_str().as_bytes().ends_with(b"/") { Last::Followed } else { last };
     let absent = || Failure::new(Exit::Failed, format!("{}: there is no such file", path.display()));
-    let found = stack.resolve(path, last)?.ok_or_else(absent)?;
-    if contents && !found.object.attr().is_dir() {
+    let node = stack.resolve(path, last)?.ok_or_else(absent)?;
+    if contents && !node.attr().is_dir() {
         return Err(Failure::new(Exit::Failed, format!("{}: is no directory", path.display())));
     }
     // A link keeps its own name, and what one leads to, too.
     let name = path.file_name().map(OsStr::to_owned).filter(|_| !contents);
-    Ok(Source { name, node: found.object, tree: stack })
+    Ok(Source { name, node, tree: stack })
 }
 
 /// Opens what is to be copied of the host.

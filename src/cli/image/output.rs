@@ -47,13 +47,18 @@ pub fn printable(text: &[u8]) -> String {
         for letter in chunk.valid().chars() {
             match letter {
                 '\n' | '\t' => shown.push(letter),
-                letter if letter.is_control() => shown.extend(letter.escape_default()),
+                letter if letter.is_control() || turns(letter) => shown.extend(letter.escape_default()),
                 letter => shown.push(letter),
             }
         }
         chunk.invalid().iter().for_each(|byte| shown.push_str(&format!("\\x{byte:02x}")));
     }
     shown
+}
+
+/// Returns whether a letter changes in which direction others are shown, as it could hide the end of a name.
+fn turns(letter: char) -> bool {
+    matches!(letter, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Standard output, line by line, for what is long.
@@ -164,6 +169,7 @@ mod tests {
 
     #[test]
     fn a_terminal_is_sent_no_command() {
+        assert_eq!(printable("safe\u{202e}gpj.exe".as_bytes()), "safe\\u{202e}gpj.exe");
         let text = "a\tb\n\u{1b}[31mred\u{9b}2J é\r".as_bytes();
         assert_eq!(printable(&[text, b"\xff\x9b"].concat()), "a\tb\n\\u{1b}[31mred\\u{9b}2J é\\r\\xff\\x9b");
     }

@@ -55,3 +55,10 @@ pub struct Member {
     /// Where the data of a sparse file is: offset and length in bytes, ascending and apart; all else is zeros.
     pub extents: Option<Vec<(u64, u64)>>,
 }
+
+impl Member {
+    /// Returns it as one more name for the file whose path is `target`, which has the contents and the xattrs.
+    pub fn linked_to(self, target: Vec<u8>) -> Self {
+        Self { kind: MemberKind::HardLink, link: target, size: 0, xattrs: Vec::new(), extents: None, ..self }
+    }
+}
