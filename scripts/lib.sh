@@ -134,6 +134,11 @@ target_dir() {
         sed 's/.*"target_directory":"\([^"]*\)".*/\1/'
 }
 
+# Gives the fuzzers, a crate of their own, the versions of everything else: cargo adds what they need besides.
+lock_fuzzers() {
+    [ ! "$root_dir/Cargo.lock" -nt "$root_dir/fuzz/Cargo.lock" ] || cp "$root_dir/Cargo.lock" "$root_dir/fuzz/Cargo.lock"
+}
+
 # Sets `bin` to the release binary, built unless UNIONFS_RS_BIN names one.
 build_release() {
     if [ -n "${UNIONFS_RS_BIN:-}" ]; then

@@ -118,7 +118,7 @@ pub fn stack(trees: &[&Path]) -> Stack {
 
 /// Goes through all that `stack` shows, reads it, and calls `each` with the path of everything but the root.
 pub fn walk(stack: &Stack, each: &mut dyn FnMut(&[u8], &Object)) {
-    stack.root_member().expect("a tree that was unpacked has a root");
+    stack.root_member(0).expect("a tree that was unpacked has a root");
     if let Object::Dir(root, _) = stack.root().expect("a tree that was unpacked has a root") {
         walk_dir(stack, &root, &mut Vec::new(), each);
     }
