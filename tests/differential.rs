@@ -24,6 +24,7 @@ mod differential {
     pub mod plan;
     pub mod readers;
     pub mod run;
+    pub mod side;
     pub mod tree;
 }
 

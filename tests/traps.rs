@@ -25,6 +25,7 @@ mod traps {
     pub mod removal;
     pub mod renames;
     mod reopened;
+    mod shown;
     pub mod unprivileged;
     mod vanishing;
     mod writeback;
