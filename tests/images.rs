@@ -9,6 +9,8 @@ mod support;
 mod analyze;
 #[path = "images/archive.rs"]
 mod archive;
+#[path = "images/containers.rs"]
+mod containers;
 #[path = "images/copies.rs"]
 mod copies;
 #[path = "images/hostile.rs"]

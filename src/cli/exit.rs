@@ -76,6 +76,11 @@ impl Failure {
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
         Self { exit, message: message.into() }
     }
+
+    /// Says what larger thing it is about.
+    pub fn within(self, whole: impl fmt::Display) -> Self {
+        Self { message: format!("{whole}: {}", self.message), ..self }
+    }
 }
 
 impl fmt::Display for Failure {

@@ -111,10 +111,14 @@ impl Store {
     /// Takes back what was changed at `path` in a container, and in it: then the image's shows again.
     ///
     /// Errors: [`ErrorKind::InUse`]; [`ErrorKind::Absent`] where nothing was changed there; [`Error::Image`] for the root, for
-    /// what was removed with a directory that was made anew, which must be taken back itself, and for one of several names
-    /// that a mount with an index keeps together.
+    /// what was removed with a directory that was made anew or has come with one that was renamed, which must be taken back
+    /// itself, and for one of several names that a mount with an index keeps together.
     pub fn discard(&self, container: &Container, path: &Path) -> Result<()> {
-        let _held = container.held()?;
+        let _held = container.alone()?;
+        self.take_back(container, path).map_err(|error| error.within(&container.config.id))
+    }
+
+    fn take_back(&self, container: &Container, path: &Path) -> Result<()> {
         let path_names = names(path)?;
         let Some((name, above)) = path_names.split_last() else {
             return Err(Error::image(path.display(), "is the root; take back all that was changed"));
@@ -139,20 +143,22 @@ impl Store {
             }
         }
         if !found {
-            let (now, was) = self.stacks_of(container)?;
+            let (now, was) = self.open_stacks(container)?;
             let at: Vec<&OsStr> = path_names.iter().map(OsString::as_os_str).collect();
-            if now.at(&at)?.is_none() && was.at(&at)?.is_some() {
-                let reason = "was removed with a directory that it was in; discard that";
-                return Err(Error::image(path.display(), reason));
-            }
-            return Err(Error::image(path.display(), "was not changed").of_kind(ErrorKind::Absent));
+            let file = |object: Option<Object>| object.map(|object| (object.attr().dev, object.attr().ino));
+            let reason = match (file(now.at(&at)?), file(was.at(&at)?)) {
+                (None, Some(_)) => "was removed with a directory that it was in; discard that",
+                (Some(now), was) if was != Some(now) => "came with a directory that was renamed; discard that",
+                _ => return Err(Error::image(path.display(), "was not changed").of_kind(ErrorKind::Absent)),
+            };
+            return Err(Error::image(path.display(), reason));
         }
         self.drop_unchanged(container, &upper, above)
     }
 
     /// Takes from upper the directories on the way to what was taken back, where nothing is changed in them any more.
     fn drop_unchanged(&self, container: &Container, upper: &OwnedFd, path: &[OsString]) -> Result<()> {
-        let (now, was) = self.stacks_of(container)?;
+        let (now, was) = self.open_stacks(container)?;
         // Removing what is not among them changes nothing of the rest.
         let list = changes(&now, &was, Compare::Presence)?;
         for depth in (1..=path.len()).rev() {

@@ -237,8 +237,8 @@ impl Walk<'_> {
     }
 }
 
-/// Refuses to go deeper than any path leads, which no layer could say.
-fn refuse_long(path: &Path) -> Result<()> {
+/// Refuses a path that is longer than any leads, which no layer could say.
+pub fn refuse_long(path: &Path) -> Result<()> {
     if path.as_os_str().len() <= PATH_MAX {
         return Ok(());
     }

@@ -12,7 +12,7 @@ use flate2::GzBuilder;
 use oci_spec::image::{Descriptor, Digest, ImageManifest, MediaType};
 use serde_json::{Map, Value, json};
 
-use super::changes::{Change, Compare, changes};
+use super::changes::{Change, Compare, changes, refuse_long};
 use super::digest::{Hasher, Hashing};
 use super::instruction::Instruction;
 use super::manifest::Image;
@@ -21,7 +21,7 @@ use super::save::as_oci;
 use super::stack::{Object, Stack};
 use super::store::Store;
 use super::tar::write::Writer;
-use super::tar::{Member, MemberKind};
+use super::tar::{Member, MemberKind, PATH_MAX};
 use crate::error::{Error, Result};
 use crate::layer::attr::{FileKind, Timestamp};
 use crate::layer::name::{NAME_MAX, WH_PREFIX};
@@ -62,23 +62,16 @@ pub fn write_layer(now: &Stack, was: &Stack, out: impl Write) -> Result<i64> {
     let mut newest = 0;
     for change in changes(now, was, Compare::Presence)? {
         let path = member_path(&change);
+        refuse_long(&change.path)?;
         let Some(object) = &change.now else {
-            // Nothing could unpack the mark.
-            let longest = NAME_MAX - WH_PREFIX.len();
-            if change.path.file_name().is_some_and(|name| name.len() > longest) {
-                let reason = format!(
-                    "was removed, and a name of more than {longest} bytes cannot be marked as removed in a layer"
-                );
-                return Err(Error::image(change.path.display(), reason));
-            }
-            writer.append(&whiteout(&change.path), io::empty()).map_err(failed)?;
+            writer.append(&whiteout(&change.path)?, io::empty()).map_err(failed)?;
             continue;
         };
         let attr = object.attr();
         if attr.kind == FileKind::Socket {
             log::info!("{}: a socket is no part of a layer", change.path.display());
             if change.was.is_some() {
-                writer.append(&whiteout(&change.path), io::empty()).map_err(failed)?;
+                writer.append(&whiteout(&change.path)?, io::empty()).map_err(failed)?;
             }
             continue;
         }
@@ -121,14 +114,20 @@ fn relative(path: &Path) -> &[u8] {
     bytes.strip_prefix(b"/").unwrap_or(bytes)
 }
 
-/// Returns the member that says that `path` is removed from the layers below.
-fn whiteout(path: &Path) -> Member {
+/// Returns the member that says that `path` is removed from the layers below. Errors: where it would be too long to unpack.
+fn whiteout(path: &Path) -> Result<Member> {
     let (dir, name) = (path.parent().unwrap_or(Path::new("/")), path.file_name().unwrap_or_default());
     let mark = [WH_PREFIX.as_bytes(), name.as_bytes()].concat();
     let dir = relative(dir);
-    let path = if dir.is_empty() { mark } else { [dir, b"/", &mark].concat() };
-    Member {
-        path,
+    let member = if dir.is_empty() { mark.clone() } else { [dir, b"/", &mark].concat() };
+    if mark.len() > NAME_MAX || member.len() > PATH_MAX {
+        let longest = NAME_MAX - WH_PREFIX.len();
+        let limits = format!("a name of more than {longest} bytes or a path of more than {PATH_MAX}");
+        let reason = format!("was removed, and {limits} cannot be marked as removed in a layer");
+        return Err(Error::image(path.display(), reason));
+    }
+    Ok(Member {
+        path: member,
         kind: MemberKind::File(FileKind::Regular),
         mode: 0,
         uid: 0,
@@ -139,7 +138,7 @@ fn whiteout(path: &Path) -> Member {
         rdev: (0, 0),
         xattrs: Vec::new(),
         extents: None,
-    }
+    })
 }
 
 impl Store {

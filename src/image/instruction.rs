@@ -22,6 +22,8 @@ enum Change {
     Assign(Vec<(String, String)>),
     /// The list has this besides.
     Push(Value),
+    /// The path is this, as seen from where it was.
+    Enter(String),
 }
 
 impl Instruction {
@@ -32,33 +34,46 @@ impl Instruction {
         let wrong = |reason: &str| Error::image(format!("{text:?}"), reason);
         let (name, rest) = text.trim().split_once(char::is_whitespace).unwrap_or((text.trim(), ""));
         let rest = rest.trim();
-        let one = || if rest.is_empty() { Err(wrong("lacks its value")) } else { Ok(json!(rest)) };
+        let whole = || if rest.is_empty() { Err(wrong("lacks its value")) } else { Ok(json!(rest)) };
+        let words = || words(rest).ok_or_else(|| wrong("has a quote that is not closed"));
+        let one = || {
+            let mut all = words()?.into_iter();
+            match (all.next(), all.next()) {
+                (Some(word), None) => Ok(word),
+                (None, _) => Err(wrong("lacks its value")),
+                _ => Err(wrong("has more than one word; put what has blanks in quotes")),
+            }
+        };
+        let pairs = || match pair_of_line(rest) {
+            Some(pair) => Ok(vec![pair]),
+            None => pairs(&words()?).ok_or_else(|| wrong("is not NAME=value")),
+        };
         let paths = |list: Vec<String>| list.into_iter().map(|path| (path, json!({}))).collect();
         let (key, change) = match name.to_ascii_uppercase().as_str() {
             "CMD" => ("Cmd", Change::Set(command(rest)?)),
             "ENTRYPOINT" => ("Entrypoint", Change::Set(command(rest)?)),
-            "ENV" => ("Env", Change::Assign(pairs(rest).ok_or_else(|| wrong("is not NAME=value"))?)),
+            "ENV" => ("Env", Change::Assign(pairs()?)),
             "EXPOSE" => {
-                let ports: Option<Vec<String>> = words(rest).iter().map(|word| port(word)).collect();
+                let ports: Option<Vec<String>> = words()?.iter().map(|word| port(word)).collect();
                 let ports =
                     ports.filter(|ports| !ports.is_empty()).ok_or_else(|| wrong("is no PORT[/tcp|udp|sctp]"))?;
                 ("ExposedPorts", Change::Insert(paths(ports)))
             }
             "LABEL" => {
-                let pairs = pairs(rest).ok_or_else(|| wrong("is not NAME=value"))?;
-                ("Labels", Change::Insert(pairs.into_iter().map(|(name, value)| (name, json!(value))).collect()))
+                let labels = pairs()?.into_iter().map(|(name, value)| (name, json!(value)));
+                ("Labels", Change::Insert(labels.collect()))
             }
-            "ONBUILD" => ("OnBuild", Change::Push(one()?)),
-            "STOPSIGNAL" => ("StopSignal", Change::Set(one()?)),
-            "USER" => ("User", Change::Set(one()?)),
+            "ONBUILD" => ("OnBuild", Change::Push(whole()?)),
+            "STOPSIGNAL" => ("StopSignal", Change::Set(json!(one()?))),
+            "USER" => ("User", Change::Set(json!(one()?))),
             "VOLUME" => {
-                let list = serde_json::from_str::<Vec<String>>(rest).unwrap_or_else(|_| words(rest));
+                let list = serde_json::from_str::<Vec<String>>(rest).or_else(|_| words())?;
                 if list.is_empty() {
                     return Err(wrong("lacks its value"));
                 }
                 ("Volumes", Change::Insert(paths(list)))
             }
-            "WORKDIR" => ("WorkingDir", Change::Set(one()?)),
+            "WORKDIR" => ("WorkingDir", Change::Enter(one()?)),
             _ => {
                 let known = "CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, ONBUILD, STOPSIGNAL, USER, VOLUME or WORKDIR";
                 return Err(wrong(&format!("is no change of a configuration; write one of {known}")));
@@ -82,6 +97,7 @@ impl Instruction {
                 list.push(value.clone());
                 Value::Array(list)
             }
+            Change::Enter(path) => json!(entered(old.as_str().unwrap_or_default(), path)),
             Change::Assign(all) => {
                 let mut list = array(old);
                 for (name, value) in all {
@@ -97,6 +113,20 @@ impl Instruction {
         };
         config.insert(self.key.into(), new);
     }
+}
+
+/// Returns where `path` leads from the directory `from`, both seen from the root; links are not asked.
+fn entered(from: &str, path: &str) -> String {
+    let from = if path.starts_with('/') { "" } else { from };
+    let mut names: Vec<&str> = Vec::new();
+    for name in from.split('/').chain(path.split('/')) {
+        match name {
+            "" | "." => {}
+            ".." => drop(names.pop()),
+            name => names.push(name),
+        }
+    }
+    format!("/{}", names.join("/"))
 }
 
 fn object(value: Value) -> Map<String, Value> {
@@ -130,12 +160,14 @@ fn command(text: &str) -> Result<Value> {
     Ok(if text.is_empty() { Value::Null } else { json!(["/bin/sh", "-c", text]) })
 }
 
-/// Reads `NAME=value ...`, or `NAME value` to the end of the line.
-fn pairs(text: &str) -> Option<Vec<(String, String)>> {
-    let words = words(text);
-    if let Some((name, value)) = text.split_once(char::is_whitespace).filter(|(name, _)| !name.contains('=')) {
-        return Some(vec![(name.into(), value.trim().into())]);
-    }
+/// Reads `NAME value` to the end of the line; `None` where it is `NAME=value ...`.
+fn pair_of_line(text: &str) -> Option<(String, String)> {
+    let (name, value) = text.split_once(char::is_whitespace).filter(|(name, _)| !name.contains('='))?;
+    Some((name.into(), value.trim().into()))
+}
+
+/// Reads `NAME=value ...`.
+fn pairs(words: &[String]) -> Option<Vec<(String, String)>> {
     let pair = |word: &String| {
         let (name, value) = word.split_once('=')?;
         (!name.is_empty()).then(|| (name.to_owned(), value.to_owned()))
@@ -144,8 +176,8 @@ fn pairs(text: &str) -> Option<Vec<(String, String)>> {
     pairs.filter(|pairs| !pairs.is_empty())
 }
 
-/// Parts words at blanks; quotes and backslashes keep them together.
-fn words(text: &str) -> Vec<String> {
+/// Parts words at blanks; quotes and backslashes keep them together. `None` where a quote is not closed.
+fn words(text: &str) -> Option<Vec<String>> {
     let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
     let mut letters = text.chars();
     while let Some(letter) = letters.next() {
@@ -161,7 +193,7 @@ fn words(text: &str) -> Vec<String> {
         }
     }
     words.extend(word);
-    words
+    quote.is_none().then_some(words)
 }
 
 #[cfg(test)]
@@ -185,7 +217,7 @@ mod tests {
                 r#"CMD ["a", "b c"]"#,
                 "entrypoint exec a",
                 "ENV A=2 B=\"x y\" C='z'",
-                "ENV D e f",
+                "ENV D it's f",
                 "EXPOSE 80 53/udp",
                 "LABEL one=1 two=\"2 3\"",
                 "USER www",
@@ -197,7 +229,7 @@ mod tests {
             ],
         );
         let expected = json!({
-            "Env": ["PATH=/bin", "A=2", "B=x y", "C=z", "D=e f"],
+            "Env": ["PATH=/bin", "A=2", "B=x y", "C=z", "D=it's f"],
             "Cmd": ["a", "b c"],
             "Entrypoint": ["/bin/sh", "-c", "exec a"],
             "ExposedPorts": {"80/tcp": {}, "53/udp": {}},
@@ -209,6 +241,19 @@ mod tests {
             "OnBuild": ["RUN true"],
         });
         assert_eq!(after, expected);
+    }
+
+    #[test]
+    fn a_directory_to_work_in_is_seen_from_the_one_before() {
+        for (from, instruction, expected) in [
+            (json!("/srv/a"), "WORKDIR b", "/srv/a/b"),
+            (json!("/srv/a"), "WORKDIR ../b/./c/", "/srv/b/c"),
+            (json!("/srv/a"), "WORKDIR \"/b c\"", "/b c"),
+            (json!("/srv"), "WORKDIR ../../..", "/"),
+            (Value::Null, "WORKDIR b", "/b"),
+        ] {
+            assert_eq!(changed(json!({"WorkingDir": from}), &[instruction])["WorkingDir"], expected, "{instruction}");
+        }
     }
 
     #[test]
@@ -224,6 +269,9 @@ mod tests {
             ("EXPOSE 80-82", "is no PORT"),
             ("EXPOSE 80/x", "is no PORT"),
             (r#"CMD ["a""#, "no list of words"),
+            ("ENV A=\"b", "not closed"),
+            ("USER a b", "more than one word"),
+            ("STOPSIGNAL", "lacks its value"),
         ] {
             let error = Instruction::parse(text).unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");

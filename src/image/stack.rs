@@ -6,9 +6,9 @@
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{FileType, Mode, OFlags};
@@ -35,6 +35,9 @@ pub struct Stack {
     namespace: Namespace,
     /// Whether the root of each layer has attributes of its own, topmost first.
     says_root: Vec<bool>,
+    /// What keeps the layers from being taken away, if anything has to.
+    #[expect(dead_code, reason = "a lock is let go of when it is closed")]
+    held: Option<File>,
 }
 
 /// A layer of a stack.
@@ -135,8 +138,8 @@ impl Stack {
     fn says_alone(&self, root: Arc<LayerDir>, path: &[&OsStr]) -> Result<Option<bool>> {
         let (mut dir, mut removes) = (root, false);
         for (at, name) in path.iter().enumerate() {
-            removes |= dir.opaque || self.lowers.hides_by_name(&dir, name)?;
-            match self.lowers.examine(&dir, name, Below::Something)? {
+            removes |= dir.opaque || self.hides_by_name(&dir, name)?;
+            match self.examine(&dir, name)? {
                 Found::Absent => return Ok(removes.then_some(false)),
                 Found::Whiteout => return Ok(Some(false)),
                 Found::File(_) => return Ok(Some(at + 1 == path.len())),
@@ -157,7 +160,12 @@ impl Stack {
             says_root.push(part.says_root);
         }
         let lowers = Lowers::new(layers, keep.namespace, OPEN_MAX)?;
-        Ok(Self { lowers, namespace: keep.namespace, says_root })
+        Ok(Self { lowers, namespace: keep.namespace, says_root, held: None })
+    }
+
+    /// Holds `lock` for as long as the layers are open.
+    pub fn holding(self, lock: File) -> Self {
+        Self { held: Some(lock), ..self }
     }
 
     /// Returns how many layers there are.
@@ -173,7 +181,7 @@ impl Stack {
     /// Returns the root that the layers show from the one at `first`, counted from the topmost, on down.
     pub fn root_from(&self, first: usize) -> Result<Object> {
         let of = self.says_root_from(first).ok_or_else(|| Error::image("tree", "has no layers"))?;
-        let attr = self.lowers.stat(of, OsStr::new(""))?;
+        let attr = self.lowers.stat(of, OsStr::new("")).map_err(|error| self.told(of, "", error))?;
         Ok(Object::Dir(Merged { parts: self.roots(first) }, attr))
     }
 
@@ -216,7 +224,7 @@ impl Stack {
         let mut at = 0;
         while let Some(part) = parts.get(at).cloned() {
             at += 1;
-            match self.lowers.examine(&part, &name, Below::Something)? {
+            match self.examine(&part, &name)? {
                 Found::Absent => {}
                 Found::Whiteout => break,
                 Found::File(attr) if found.is_none() => return Ok(Some(Object::File(part, name, attr))),
@@ -242,7 +250,7 @@ impl Stack {
                     }
                 }
             }
-            if self.lowers.hides_by_name(&part, &name)? {
+            if self.hides_by_name(&part, &name)? {
                 break;
             }
         }
@@ -250,8 +258,9 @@ impl Stack {
     }
 
     fn redirect(&self, part: &Arc<LayerDir>, name: &OsStr, marks: &Marks) -> Result<Option<Redirect>> {
-        let parse = |value: &Vec<u8>| Redirect::parse(value).map_err(|reason| self.lowers.corrupt(part, name, reason));
-        marks.redirect.as_ref().map(parse).transpose()
+        let Some(value) = &marks.redirect else { return Ok(None) };
+        let wrong = |reason: &str| Error::image(self.real_path(part, name).display(), reason);
+        Redirect::parse(value).map(Some).map_err(wrong)
     }
 
     /// Goes down from `parts` along `path`; to nothing where it is no directory.
@@ -292,7 +301,7 @@ impl Stack {
     pub fn names(&self, parts: &[Arc<LayerDir>]) -> Result<BTreeSet<OsString>> {
         let mut names = BTreeSet::new();
         for part in parts {
-            self.lowers.each_entry(part, |name, _, _| {
+            let each = |name: &[u8], _, _| {
                 let name = match name.strip_prefix(WH_PREFIX.as_bytes()) {
                     // `.wh..wh..opq` and its like are about no name.
                     Some(hidden) if hidden.starts_with(WH_PREFIX.as_bytes()) => return,
@@ -303,7 +312,8 @@ impl Stack {
                 if let Ok(name) = Name::new(OsStr::from_bytes(name)) {
                     names.insert(name.as_os_str().to_owned());
                 }
-            })?;
+            };
+            self.lowers.each_entry(part, each).map_err(|error| self.told(part, "", error))?;
         }
         Ok(names)
     }
@@ -321,31 +331,23 @@ impl Stack {
 
     /// Reads the target of a symbolic link.
     pub fn read_link(&self, dir: &Arc<LayerDir>, name: &OsStr) -> Result<OsString> {
-        let layer = self.lowers.layer(dir);
-        self.lowers.with_fd(dir, |fd| layer.read_link(fd, name).map_err(|e| layer.error("readlinkat", name, e)))
+        self.ask(dir, name, |layer, fd| layer.read_link(fd, name))
     }
 
     /// Opens a regular file for reading. Errors: [`Error::Image`] for what is none, as it may have become in a container that
     /// runs: to open a device does what its driver likes.
     pub fn open_file(&self, dir: &Arc<LayerDir>, name: &OsStr) -> Result<File> {
-        let layer = self.lowers.layer(dir);
-        let path = OFlags::PATH | OFlags::NOFOLLOW;
-        let seen =
-            self.lowers.with_fd(dir, |fd| layer.open(fd, name, path).map_err(|e| layer.error("openat", name, e)))?;
-        let failed = |errno| layer.error("openat", name, errno);
-        match open_regular(&seen).map_err(failed)? {
-            Some(file) => Ok(file),
-            None => Err(Error::image(dir.path_of(name).display(), "is no regular file any more")),
-        }
+        let opened =
+            self.ask(dir, name, |layer, fd| open_regular(&layer.open(fd, name, OFlags::PATH | OFlags::NOFOLLOW)?))?;
+        opened.ok_or_else(|| Error::image(self.real_path(dir, name).display(), "is no regular file any more"))
     }
 
     /// Returns the extended attributes that the tree shows, sorted by name; an empty name is `dir` itself.
     pub fn xattrs(&self, dir: &Arc<LayerDir>, name: &OsStr) -> Result<Vec<(OsString, Vec<u8>)>> {
-        let layer = self.lowers.layer(dir);
-        self.lowers.with_fd(dir, |fd| {
+        self.ask(dir, name, |layer, fd| {
             let mut xattrs = Vec::new();
-            for key in layer.xattrs(fd, name).map_err(|e| layer.error("listxattr", name, e))? {
-                let value = layer.xattr(fd, name, &key).map_err(|e| layer.error("getxattr", name, e))?;
+            for key in layer.xattrs(fd, name)? {
+                let value = layer.xattr(fd, name, &key)?;
                 xattrs.push((key, value));
             }
             xattrs.sort();
@@ -397,16 +399,47 @@ impl Stack {
     }
 
     fn refuse_metacopy(&self, dir: &Arc<LayerDir>, name: &OsStr) -> Result<()> {
-        let layer = self.lowers.layer(dir);
-        let marks = self
-            .lowers
-            .with_fd(dir, |fd| self.namespace.marks(fd, name).map_err(|e| layer.error("listxattr", name, e)))?;
+        let marks = self.ask(dir, name, |_, fd| self.namespace.marks(fd, name))?;
         if marks.metacopy || marks.foreign {
-            let path = dir.path_of(name);
+            let path = self.real_path(dir, name);
             let reason = "has its data in another layer (metacopy=on); write to it, or mount without metacopy";
             return Err(Error::image(path.display(), reason));
         }
         Ok(())
+    }
+
+    fn examine(&self, dir: &Arc<LayerDir>, name: &OsStr) -> Result<Found> {
+        self.lowers.examine(dir, name, Below::Something).map_err(|error| self.told(dir, name, error))
+    }
+
+    fn hides_by_name(&self, dir: &Arc<LayerDir>, name: &OsStr) -> Result<bool> {
+        self.lowers.hides_by_name(dir, name).map_err(|error| self.told(dir, name, error))
+    }
+
+    /// Asks the layer of `dir` about `name` in it, by a descriptor of `dir`.
+    fn ask<T>(
+        &self,
+        dir: &Arc<LayerDir>,
+        name: &OsStr,
+        call: impl FnOnce(&Layer, BorrowedFd<'_>) -> rustix::io::Result<T>,
+    ) -> Result<T> {
+        let failed = |errno: Errno| Error::image_io(self.real_path(dir, name).display(), &errno.into());
+        let answer = self.lowers.with_fd(dir, |fd| Ok(call(self.lowers.layer(dir), fd)));
+        answer.map_err(|error| self.told(dir, name, error))?.map_err(failed)
+    }
+
+    /// Returns an error with where on the disk it has happened: the layer's directory is called by its digest.
+    fn told(&self, dir: &LayerDir, name: impl AsRef<OsStr>, error: Error) -> Error {
+        match error {
+            Error::Call { errno, .. } => Error::image_io(self.real_path(dir, name).display(), &errno.into()),
+            other => other,
+        }
+    }
+
+    /// Returns where on the disk `name` in `dir` is, for messages.
+    fn real_path(&self, dir: &LayerDir, name: impl AsRef<OsStr>) -> PathBuf {
+        let below = dir.components().into_iter().chain([name.as_ref().to_owned()]).filter(|name| !name.is_empty());
+        below.fold(self.lowers.layer(dir).path.clone(), |path, name| path.join(name))
     }
 }
 

@@ -116,6 +116,61 @@ fn what_is_taken_back_shows_as_in_the_image() {
 }
 
 #[test]
+fn what_came_with_a_renamed_directory_is_taken_back_with_it() {
+    if on_kernel() {
+        crate::skip!("what our own mount leaves in upper is looked at");
+    }
+    let shop = Shop::new();
+    let container = changed(&shop, vec![base()], |root| {
+        fs::rename(root.join("moved"), root.join("elsewhere")).unwrap();
+        fs::write(root.join("elsewhere/deep/new"), "x").unwrap();
+    })
+    .unwrap();
+    let discard = |path: &str| shop.store.discard(&container, Path::new(path));
+    for path in ["/elsewhere/deep/file", "/elsewhere/deep/nothing/at/all"] {
+        let error = discard(path).unwrap_err().to_string();
+        let renamed = error.contains("renamed; discard that");
+        assert_eq!(renamed, path.ends_with("file"), "{error}");
+        assert!(error.contains(&container.config.id), "{error}");
+    }
+    discard("/elsewhere/deep/new").unwrap();
+    discard("/elsewhere").unwrap();
+    discard("/moved").unwrap();
+    let (now, was) = shop.store.stacks_of(&container).unwrap();
+    assert_eq!(show(&now), show(&was));
+}
+
+#[test]
+fn one_of_several_names_that_are_kept_together_is_not_taken_back_alone() {
+    if on_kernel() {
+        crate::skip!("what our own mount leaves in upper is looked at");
+    }
+    let shop = Shop::new();
+    let container = changed(&shop, vec![base()], |_| ()).unwrap();
+    // As a mount with --index on leaves it.
+    fs::create_dir_all(container.work().join("index")).unwrap();
+    fs::write(container.work().join("index/00fb"), "").unwrap();
+    fs::write(container.upper().join("plain"), "x").unwrap();
+    let error = shop.store.discard(&container, Path::new("/plain")).unwrap_err();
+    assert!(error.to_string().contains("--index on"), "{error}");
+    assert_eq!(listed(&shop, &container), ["C /plain"]);
+    shop.store.discard_all(&container).unwrap();
+    assert_eq!(listed(&shop, &container), [""; 0]);
+}
+
+#[test]
+fn a_mark_that_hides_by_its_name_is_taken_back_too() {
+    let shop = Shop::new();
+    let image = shop.image(vec![base()]).unwrap();
+    let trees = shop.store.trees(&image, &()).unwrap();
+    let container = shop.store.create_container(&image, None, &trees, false).unwrap();
+    fs::write(container.upper().join(".wh.plain"), "").unwrap();
+    assert_eq!(listed(&shop, &container), ["D /plain"]);
+    shop.store.discard(&container, Path::new("/plain")).unwrap();
+    assert_eq!(listed(&shop, &container), [""; 0]);
+}
+
+#[test]
 fn directories_in_which_nothing_is_changed_any_more_are_as_in_the_image() {
     if on_kernel() {
         crate::skip!("what our own mount leaves in upper is looked at");

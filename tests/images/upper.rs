@@ -252,3 +252,37 @@ fn what_no_layer_can_have_is_left_out_of_a_commit() {
     let made = stack.at(&["made".as_ref()]).unwrap().unwrap();
     assert_eq!(stack.xattrs_of(&made).unwrap(), [("user.kept".into(), b"v".to_vec())]);
 }
+
+#[test]
+fn a_commit_that_could_not_be_unpacked_leaves_nothing() {
+    let shop = Shop::new();
+    let name = |letter: char| letter.to_string().repeat(255);
+    // A file of this path is in the image, which the mark of it could not be in.
+    let deep: Vec<String> = "abcdefghijklmno".chars().map(name).chain(["pp".into()]).collect();
+    let path = format!("{}/{}", deep.join("/"), "f".repeat(250));
+    assert_eq!(path.len(), 4093);
+    let image = shop.image(vec![Layer::new().pax(&[("path", path.as_bytes())]).file("x", "x")]).unwrap();
+    let trees = shop.store.trees(&image, &()).unwrap();
+    let container = shop.store.create_container(&image, None, &trees, false).unwrap();
+    let mut dir: std::os::fd::OwnedFd = fs::File::open(container.upper()).unwrap().into();
+    for name in &deep {
+        use rustix::fs::{Mode, OFlags, mkdirat, openat};
+        mkdirat(&dir, name, Mode::from_raw_mode(0o755)).unwrap();
+        dir = openat(&dir, name, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
+    }
+    let device = rustix::fs::makedev(0, 0);
+    let whiteout = rustix::fs::mknodat(
+        &dir,
+        "f".repeat(250),
+        rustix::fs::FileType::CharacterDevice,
+        rustix::fs::Mode::empty(),
+        device,
+    );
+    whiteout.unwrap();
+    let blobs = || fs::read_dir(shop.dir.path().join("store/blobs/sha256")).unwrap().count();
+    let before = blobs();
+    let (now, was) = shop.store.stacks_of(&container).unwrap();
+    let error = shop.store.put_layer(&now, &was, Compression::None).unwrap_err().to_string();
+    assert!(error.contains("cannot be marked as removed"), "{error}");
+    assert_eq!(blobs(), before);
+}

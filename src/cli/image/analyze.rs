@@ -4,7 +4,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde_json::json;
 
 use super::subject::{commands as commands_of, stack_of};
-use super::{image_arg, open_store, output, store_arg, word};
+use super::{image_arg, open_store, os_word, output, path_arg, store_arg, word};
 use crate::cli::exit::{Exit, Failure};
 use crate::image::analyze::{Analysis, Limits, analyze};
 use crate::image::manifest::Image;
@@ -37,15 +37,16 @@ pub fn commands() -> Vec<Command> {
         Command::new("which")
             .about("Shows which layers of an image have a path, and which of them shows")
             .arg(image_arg("IMAGE"))
-            .arg(Arg::new("PATH").required(true).help("The path, from the root; links are not followed"))
+            .arg(path_arg("PATH").help("The path, from the root; links are not followed"))
             .arg(store_arg()),
     ]
 }
 
 pub fn run(matches: &ArgMatches) -> Result<Exit, Failure> {
     let store = open_store(matches)?;
-    let image = store.find(word(matches, "IMAGE"))?.image;
-    let analysis = analyze(&store, &image)?;
+    let name = word(matches, "IMAGE");
+    let image = store.find(name)?.image;
+    let analysis = analyze(&store, &image).map_err(|error| error.within(name))?;
     if matches.get_flag("json") {
         print_json(&image, &analysis)?
     } else {
@@ -81,7 +82,7 @@ fn print(image: &Image, analysis: &Analysis) -> Result<Exit, Failure> {
         output::size(analysis.hidden_bytes, 3)
     );
     for path in analysis.repeated.iter().filter(|path| path.bytes > 0).take(SHOWN) {
-        let shown = String::from_utf8_lossy(&path.path);
+        let shown = output::name(&path.path);
         text.push_str(&format!("{:>10}  {} layers  /{shown}\n", output::size(path.bytes, 3), path.layers));
     }
     output::print(text.as_bytes())
@@ -102,7 +103,7 @@ fn print_json(image: &Image, analysis: &Analysis) -> Result<Exit, Failure> {
     let repeated: Vec<_> = analysis
         .repeated
         .iter()
-        .map(|path| json!({"path": format!("/{}", String::from_utf8_lossy(&path.path)), "layers": path.layers, "bytes": path.bytes}))
+        .map(|path| json!({"path": format!("/{}", output::name(&path.path)), "layers": path.layers, "bytes": path.bytes}))
         .collect();
     output::json(&json!({
         "layers": layers,
@@ -121,11 +122,11 @@ fn created_by(image: &Image, at: usize) -> String {
 
 pub fn which(matches: &ArgMatches) -> Result<Exit, Failure> {
     let store = open_store(matches)?;
-    let found = store.find(word(matches, "IMAGE"))?;
-    let image = &found.image;
-    let path = word(matches, "PATH");
+    let name = word(matches, "IMAGE");
+    let image = &store.find(name)?.image;
+    let path = os_word(matches, "PATH");
     let stack = stack_of(&store, image)?;
-    let says = stack.says(&super::tree::names(path)?)?;
+    let says = stack.says(&super::tree::names(path)?).map_err(|error| error.within(name))?;
     let mut rows = vec![["LAYER", "DIGEST", "WHAT", "CREATED BY"].map(str::to_owned).to_vec()];
     for (from_top, says) in says.iter().enumerate() {
         let at = image.layers.len() - 1 - from_top; // One answer for each layer.
@@ -140,7 +141,7 @@ pub fn which(matches: &ArgMatches) -> Result<Exit, Failure> {
         rows.push(vec![(at + 1).to_string(), digest.to_owned(), what.to_owned(), created_by(image, at)]);
     }
     if rows.len() == 1 {
-        return Err(Failure::new(Exit::Failed, format!("{path}: no layer of the image has it")));
+        return Err(Failure::new(Exit::Failed, format!("{}: no layer of the image has it", path.display())));
     }
     output::table(&rows)
 }

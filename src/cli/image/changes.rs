@@ -1,5 +1,6 @@
 //! What was changed in a container or differs between images; kept as an image, taken over elsewhere, or taken back.
 
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -12,9 +13,10 @@ use serde_json::{Value, json};
 use super::containers::image_of;
 use super::subject::{Subject, stack_of};
 use super::transfer::to_path;
-use super::{image_arg, open_store, output, store_arg, word, words};
+use super::{image_arg, open_store, os_word, output, path_arg, store_arg, word, words};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::options;
+use crate::error::Error;
 use crate::image::apply::apply as apply_changes;
 use crate::image::changes::{Change, ChangeKind, Compare, changes};
 use crate::image::commit::Message;
@@ -42,12 +44,13 @@ pub fn commands() -> Vec<Command> {
                  what differs, and after a tab the number and digest of the layer that brought it. Takes time for what was changed, not \
                  for what is there.",
             )
-            .arg(Arg::new("FROM").required(true).help("A container, the upper of a mount, or the image to compare with"))
+            .arg(path_arg("FROM").help("A container, the upper of a mount, or the image to compare with"))
             .arg(Arg::new("TO").help("Another image"))
             .arg(
                 Arg::new("lower")
                     .long("lower")
                     .value_name("DIR[:DIR...]")
+                    .value_parser(value_parser!(OsString))
                     .conflicts_with("TO")
                     .help("What is below the upper, topmost first"),
             )
@@ -138,26 +141,29 @@ fn paths_arg(help: &'static str) -> Arg {
 
 pub fn diff(matches: &ArgMatches) -> Result<Exit, Failure> {
     let store = open_store(matches)?;
-    let from = word(matches, "FROM");
+    let from = os_word(matches, "FROM");
+    // Whatever is no UTF-8 is no name of an image or a container.
+    let name = || from.to_string_lossy();
     if let Some(to) = matches.get_one::<String>("TO") {
-        let ((_, was), (image, now)) = (image_tree(&store, from)?, image_tree(&store, to)?);
-        let list = sorted(changes(&now, &was, Compare::Contents)?);
+        let ((_, was), (image, now)) = (image_tree(&store, &name())?, image_tree(&store, to)?);
+        let differ = changes(&now, &was, Compare::Contents);
+        let list = sorted(differ.map_err(|error| error.within(format!("{} and {to}", name())))?);
         return if matches.get_flag("stat") {
             stat(&list)
         } else {
             by_layers(&list, &image, &now, matches.get_flag("json"))
         };
     }
-    let (now, was) = match matches.get_one::<String>("lower") {
+    let (now, was) = match matches.get_one::<OsString>("lower") {
         Some(lowers) => upper_of(Path::new(from), lowers)?,
-        None => store.stacks_of(&store.container(from)?)?,
+        None => store.stacks_of(&store.container(&name())?)?,
     };
-    let list = sorted(changes(&now, &was, Compare::Presence)?);
+    let list = sorted(changes(&now, &was, Compare::Presence).map_err(|error| error.within(name()))?);
     if matches.get_flag("stat") {
         return stat(&list);
     }
     if matches.get_flag("json") {
-        let path = |change: &Change| change.path.to_string_lossy().into_owned();
+        let path = |change: &Change| output::name(change.path.as_os_str().as_bytes());
         let of = |kind| list.iter().filter(|change| change.kind == kind).map(path).collect::<Vec<_>>();
         return output::json(&json!({
             "changed": of(ChangeKind::Changed),
@@ -180,9 +186,9 @@ fn sorted(mut list: Vec<Change>) -> Vec<Change> {
 }
 
 /// Opens an upper over its lowers, and these alone.
-fn upper_of(upper: &Path, lowers: &str) -> Result<(Stack, Stack), Failure> {
-    let wrong = |error| Failure::new(Exit::Usage, format!("--lower {lowers}: {error}"));
-    let lowers = options::split_lowers(lowers.as_ref()).map_err(wrong)?;
+fn upper_of(upper: &Path, lowers: &OsStr) -> Result<(Stack, Stack), Failure> {
+    let wrong = |error| Failure::new(Exit::Usage, format!("--lower {}: {error}", lowers.display()));
+    let lowers = options::split_lowers(lowers).map_err(wrong)?;
     let parts = || lowers.iter().map(|path| Part { path, says_root: true });
     let (upper, keep) = (Part { path: upper, says_root: true }, Keep::here());
     Ok((Stack::open([upper].into_iter().chain(parts()), keep)?, Stack::open(parts(), keep)?))
@@ -199,7 +205,7 @@ fn by_layers(list: &[Change], image: &Image, now: &Stack, json: bool) -> Result<
         let letter = change.kind.letter();
         if json {
             let (number, digest) = layer.map(|(number, digest)| (number, digest.to_string())).unzip();
-            objects.push(json!({"kind": letter.to_string(), "path": change.path.to_string_lossy(), "layer": number, "digest": digest}));
+            objects.push(json!({"kind": letter.to_string(), "path": output::name(change.path.as_os_str().as_bytes()), "layer": number, "digest": digest}));
             continue;
         }
         let layer = layer.map_or_else(String::new, |(number, of)| format!("\t{number} {}", digest::short(of)));
@@ -287,20 +293,22 @@ fn put_image(
     compression: Compression,
 ) -> Result<Image, Failure> {
     let (now, was) = store.stacks_of(container)?;
-    let layer = store.put_layer(&now, &was, compression)?;
+    let layer = store.put_layer(&now, &was, compression).map_err(|error| error.within(&container.config.id))?;
     Ok(store.put_image(base, &layer, message)?)
 }
 
 pub fn apply(matches: &ArgMatches) -> Result<Exit, Failure> {
     let store = open_store(matches)?;
-    let (now, was) = store.stacks_of(&store.container(word(matches, "CONTAINER"))?)?;
+    let container = store.container(word(matches, "CONTAINER"))?;
+    let within = |error: Error| Failure::from(error.within(&container.config.id));
+    let (now, was) = store.stacks_of(&container)?;
     // clap lets no command line without it through.
     let dir = matches.get_one::<PathBuf>("DIR").map_or(Path::new("."), PathBuf::as_path);
     let opened = rustix::fs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     let opened = opened.map_err(|errno| Failure::new(Exit::Setup, format!("{}: {errno}", dir.display())))?;
     let gives = caps::effective(CapabilitySet::CHOWN) && caps::in_initial_user_namespace();
     let how = Extract { owners: if gives { Owners::Kept } else { Owners::Mine }, conflict: Conflict::Removed };
-    let list = changes(&now, &was, Compare::Presence)?;
+    let list = changes(&now, &was, Compare::Presence).map_err(within)?;
     let chosen = chosen(matches)?;
     for path in &chosen {
         if !list.iter().any(|change| change.path.starts_with(path)) {
@@ -308,7 +316,7 @@ pub fn apply(matches: &ArgMatches) -> Result<Exit, Failure> {
         }
     }
     let chosen: Vec<&Path> = chosen.iter().map(PathBuf::as_path).collect();
-    let count = apply_changes(&now, &list, &chosen, &opened, how)?;
+    let count = apply_changes(&now, &list, &chosen, &opened, how).map_err(within)?;
     output::print(format!("{count} changes made in {}\n", dir.display()).as_bytes())
 }
 
@@ -344,7 +352,8 @@ pub fn discard(matches: &ArgMatches) -> Result<Exit, Failure> {
 
 pub fn export(matches: &ArgMatches) -> Result<Exit, Failure> {
     let store = open_store(matches)?;
-    let subject = Subject::find(&store, word(matches, "NAME"))?;
+    let text = word(matches, "NAME");
+    let subject = Subject::find(&store, text)?;
     let path = matches.get_one::<PathBuf>("output").map(PathBuf::as_path);
     if matches.get_flag("oci") {
         let image = match &subject {
@@ -367,6 +376,6 @@ pub fn export(matches: &ArgMatches) -> Result<Exit, Failure> {
     }
     let stack = subject.stack(&store)?;
     let root = stack.root()?;
-    to_path(path, |out| Ok(write_tree(&stack, &root, b"", out)?))?;
+    to_path(path, |out| Ok(write_tree(&stack, &root, b"", out).map_err(|error| error.within(text))?))?;
     Ok(Exit::Done)
 }

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 
 use super::served::Served;
 use super::subject::Subject;
-use super::{namespaces, open_store, store_arg, word};
+use super::{namespaces, open_store, os_word, path_arg, store_arg};
 use crate::cli::exit::{Exit, Failure};
 use crate::image::export::write_tree;
 use crate::image::extract::{Conflict, Extract, Owners, Tree};
@@ -44,8 +44,8 @@ pub fn commands() -> Vec<Command> {
                 "Examples:\n  unionfs-rs cp debian:/etc/os-release .\n  unionfs-rs cp ./conf 1a2b:/etc/app\n  \
                  unionfs-rs cp 1a2b:/var/log - | tar t",
             )
-            .arg(Arg::new("SOURCE").required(true).help("NAME:PATH, or a path of the host"))
-            .arg(Arg::new("TARGET").required(true).help("CONTAINER:PATH, a path of the host, or - for a tar on standard output"))
+            .arg(path_arg("SOURCE").help("NAME:PATH, or a path of the host"))
+            .arg(path_arg("TARGET").help("CONTAINER:PATH, a path of the host, or - for a tar on standard output"))
             .arg(switch("archive", 'a', "Keep owners, set-id bits and xattrs, which else are those of who copies, or root's"))
             .arg(switch("follow-link", 'L', "Copy what a link at SOURCE leads to"))
             .arg(store_arg()),
@@ -67,12 +67,15 @@ enum Place<'a> {
 
 impl<'a> Place<'a> {
     /// Reads `NAME:PATH` or a path of the host: what begins with `/` or `.` is one of the host.
-    fn parse(text: &'a str) -> Self {
+    fn parse(text: &'a OsStr) -> Self {
+        let bytes = text.as_bytes();
         // The name of an image may have colons, too, though none before a slash.
-        let colon = text.find(":/").or_else(|| text.rfind(':'));
-        match colon.and_then(|at| Some((text.get(..at)?, text.get(at + 1..)?))) {
-            Some((name, path)) if !text.starts_with(['/', '.']) && !name.is_empty() => {
-                Self::Inside { name, path: Path::new(path) }
+        let colon =
+            bytes.windows(2).position(|two| two == b":/").or_else(|| bytes.iter().rposition(|byte| *byte == b':'));
+        let parted = colon.and_then(|at| Some((str::from_utf8(bytes.get(..at)?).ok()?, bytes.get(at + 1..)?)));
+        match parted {
+            Some((name, path)) if !name.starts_with(['/', '.']) && !name.is_empty() => {
+                Self::Inside { name, path: Path::new(OsStr::from_bytes(path)) }
             }
             _ => Self::Host(Path::new(text)),
         }
@@ -88,8 +91,8 @@ struct Source<T: Tree> {
 }
 
 pub fn cp(matches: &ArgMatches) -> Result<Exit, Failure> {
-    let (source, target) = (word(matches, "SOURCE"), word(matches, "TARGET"));
-    let within = |error: crate::error::Error| Failure::from(error.within(source));
+    let (source, target) = (os_word(matches, "SOURCE"), os_word(matches, "TARGET"));
+    let within = |error: crate::error::Error| Failure::from(error.within(source.display()));
     let owners = |otherwise| if matches.get_flag("archive") { Owners::Kept } else { otherwise };
     let last = if matches.get_flag("follow-link") { Last::Followed } else { Last::Kept };
     match (Place::parse(source), Place::parse(target)) {
@@ -125,7 +128,7 @@ pub fn cp(matches: &ArgMatches) -> Result<Exit, Failure> {
                 }
             };
             let copied = inside(&root, path, &source).and_then(|(dir, name)| {
-                put(how, &source, &dir, name.as_deref()).map_err(|error| error.within(target).into())
+                put(how, &source, &dir, name.as_deref()).map_err(|error| error.within(target.display()).into())
             });
             let ended = served.map_or(Ok(()), Served::end);
             copied.and(ended)?;
@@ -282,10 +285,14 @@ mod tests {
             ("app:1:/etc/a:b", "app:1", "/etc/a:b"),
             ("host:5000/app:1:/etc", "host:5000/app:1", "/etc"),
         ] {
-            assert_eq!(Place::parse(text), Place::Inside { name, path: Path::new(path) }, "{text}");
+            assert_eq!(Place::parse(OsStr::new(text)), Place::Inside { name, path: Path::new(path) }, "{text}");
         }
         for text in ["/a:/b", "./a:b", "../a:b", "a/b", "-", ":a"] {
-            assert_eq!(Place::parse(text), Place::Host(Path::new(text)), "{text}");
+            assert_eq!(Place::parse(OsStr::new(text)), Place::Host(Path::new(text)), "{text}");
         }
+        let (inside, outside) = (OsStr::from_bytes(b"1a2b:/\xff"), OsStr::from_bytes(b"\xff:/a"));
+        let path = Path::new(OsStr::from_bytes(b"/\xff"));
+        assert_eq!(Place::parse(inside), Place::Inside { name: "1a2b", path });
+        assert_eq!(Place::parse(outside), Place::Host(Path::new(outside)));
     }
 }

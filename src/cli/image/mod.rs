@@ -8,6 +8,7 @@ mod copy;
 mod explore;
 mod list;
 mod listing;
+mod mountpoints;
 mod names;
 mod namespaces;
 mod output;
@@ -22,6 +23,7 @@ mod transfer;
 mod tree;
 mod upkeep;
 
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use clap::{Arg, ArgMatches, Command, ValueHint, value_parser};
@@ -127,6 +129,16 @@ fn image_arg(name: &'static str) -> Arg {
 fn word<'a>(matches: &'a ArgMatches, name: &str) -> &'a str {
     // clap lets no command line without it through.
     matches.get_one::<String>(name).map_or("", String::as_str)
+}
+
+/// Returns a required argument that is a path, or holds one: any bytes.
+fn path_arg(name: &'static str) -> Arg {
+    Arg::new(name).required(true).value_parser(value_parser!(OsString)).value_hint(ValueHint::AnyPath)
+}
+
+/// Returns the word of a [`path_arg`].
+fn os_word<'a>(matches: &'a ArgMatches, name: &str) -> &'a OsStr {
+    matches.get_one::<OsString>(name).map_or(OsStr::new(""), OsString::as_os_str)
 }
 
 fn words<'a>(matches: &'a ArgMatches, name: &str) -> impl Iterator<Item = &'a str> {

@@ -51,9 +51,23 @@ pub fn printable(text: &[u8]) -> String {
                 letter => shown.push(letter),
             }
         }
-        chunk.invalid().iter().for_each(|byte| shown.push_str(&format!("\\x{byte:02x}")));
+        push_bytes(&mut shown, chunk.invalid());
     }
     shown
+}
+
+/// Returns a name as text that has it all: a byte that is no UTF-8 as `\xNN`.
+pub fn name(name: &[u8]) -> String {
+    let mut shown = String::with_capacity(name.len());
+    for chunk in name.utf8_chunks() {
+        shown.push_str(chunk.valid());
+        push_bytes(&mut shown, chunk.invalid());
+    }
+    shown
+}
+
+fn push_bytes(text: &mut String, bytes: &[u8]) {
+    bytes.iter().for_each(|byte| text.push_str(&format!("\\x{byte:02x}")));
 }
 
 /// Returns whether a letter changes in which direction others are shown, as it could hide the end of a name.

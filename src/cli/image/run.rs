@@ -11,13 +11,14 @@ use std::process::{Child, ChildStdin, Command as Process, ExitStatus, Stdio};
 
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
 use super::containers;
+use super::mountpoints::MountPoints;
 use super::served::Served;
 use super::{namespaces, open_store, store_arg, words};
 use crate::cli::exit::{Exit, Failure};
@@ -141,10 +142,12 @@ fn in_container(
     // What one has left that a crash has ended.
     bundle.clear();
     let written = served.note().and_then(|()| bundle.write(matches, &image, container, command));
-    let ran = written
-        .and_then(|()| write_id(matches, container))
-        .map_err(not)
-        .and_then(|()| guarded(matches, runtime, &bundle, container).map_err(|failure| (failure, Started::Yes)));
+    let ran = written.and_then(|points| write_id(matches, container).map(|()| points)).map_err(not);
+    let ran = ran.and_then(|points| {
+        let status = guarded(matches, runtime, &bundle, container).map_err(|failure| (failure, Started::Yes));
+        points.clear();
+        status
+    });
     let status = ran.map(|status| bundle.told(status));
     bundle.clear();
     if let Err(failure) = served.end() {
@@ -203,14 +206,14 @@ impl Bundle {
         self.path.join("run")
     }
 
-    /// Writes its config.json.
+    /// Writes its config.json; returns what the runtime will make in the tree to mount on.
     fn write(
         &self,
         matches: &ArgMatches,
         image: &Image,
         container: &Container,
         command: Vec<String>,
-    ) -> Result<(), Failure> {
+    ) -> Result<MountPoints, Failure> {
         let execution = Execution::of(image)?;
         let root = self.rootfs();
         let text = |name: &str| matches.get_one::<String>(name).cloned();
@@ -231,15 +234,18 @@ impl Bundle {
             network: if text("network").as_deref() == Some("host") { Network::Host } else { Network::None },
             binds: words(matches, "volume").map(bind).collect::<Result<_, _>>()?,
             cgroup: match caps::in_initial_user_namespace() {
-                true => Cgroup::At(format!("/unionfs-rs/{}", container.config.id)),
+                true => Cgroup::At(format!("/unionfs-rs-{}", container.config.id)),
                 false => Cgroup::None,
             },
             ids: caps::mapped_ids(),
         };
         let spec = runtime::spec(&execution, &user, &wish).map_err(within)?;
         let path = self.path.join("config.json");
-        fs::write(&path, spec.to_string())
-            .map_err(|error| Failure::new(Exit::Failed, format!("{}: {error}", path.display())))
+        let failed =
+            |path: &Path, error: std::io::Error| Failure::new(Exit::Failed, format!("{}: {error}", path.display()));
+        fs::write(&path, spec.to_string()).map_err(|error| failed(&path, error))?;
+        let targets = spec["mounts"].as_array().into_iter().flatten().filter_map(|mount| mount["destination"].as_str());
+        MountPoints::lacking(&root, targets).map_err(|errno| failed(&root, errno.into()))
     }
 
     /// Removes what is in it but the root: a container that is kept has nothing of it.
@@ -261,10 +267,18 @@ fn account_file(root: &Path, path: &str) -> Result<String, Failure> {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let root = rustix::fs::open(root, flags | OFlags::DIRECTORY, Mode::empty())?;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        open_regular(&rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)?)
+        let seen = rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)?;
+        if FileType::from_raw_mode(rustix::fs::fstat(&seen)?.st_mode) == FileType::Fifo {
+            return Err(Errno::NXIO);
+        }
+        open_regular(&seen)
     };
     let file = match open() {
         Ok(Some(file)) => file,
+        Err(Errno::NXIO) => {
+            let reason = "is a FIFO, which the runtime would open and wait at for ever; remove it (unionfs-rs mount)";
+            return Err(Failure::new(Exit::Failed, format!("{path} of the container: {reason}")));
+        }
         // Whatever else is there has no users in it.
         Ok(None) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(String::new()),
         Err(errno) => return Err(failed(errno.into())),

@@ -9,7 +9,7 @@ use std::vec::IntoIter;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::subject::Subject;
-use super::{listing, open_store, output, store_arg, word};
+use super::{listing, open_store, os_word, output, path_arg, store_arg, word};
 use crate::cli::exit::{Exit, Failure};
 use crate::image::changes::{ChangeKind, changes_of_layer};
 use crate::image::stack::{Object, Stack};
@@ -27,7 +27,7 @@ pub fn command() -> Command {
         )
         .after_help("Example:\n  unionfs-rs tree --layer 2 --paths app | grep '^D'")
         .arg(Arg::new("IMAGE").required(true).help("An image or a container: its name, or the first digits of its id or digest"))
-        .arg(Arg::new("PATH").default_value("/").help("What to list, from the root; links are not followed"))
+        .arg(path_arg("PATH").required(false).default_value("/").help("What to list, from the root; links are not followed"))
         .arg(number("layer").help("List only what this layer adds (A), changes (C) and removes (D)"))
         .arg(number("depth").help("Go down so many directories"))
         .arg(flag("paths", "Print whole paths instead of a drawing"))
@@ -63,8 +63,9 @@ enum Marks {
 
 pub fn run(matches: &ArgMatches) -> Result<Exit, Failure> {
     let store = open_store(matches)?;
-    let stack = Subject::find(&store, word(matches, "IMAGE"))?.stack(&store)?;
-    let text = word(matches, "PATH");
+    let image = word(matches, "IMAGE");
+    let stack = Subject::find(&store, image)?.stack(&store)?;
+    let text = os_word(matches, "PATH");
     let names = names(text)?;
     let layer = matches.get_one::<usize>("layer").copied();
     let format = Format {
@@ -86,17 +87,18 @@ pub fn run(matches: &ArgMatches) -> Result<Exit, Failure> {
         }
     };
     // Who reads no further has seen enough.
-    let _read_on: ControlFlow<()> = done?;
+    let _read_on: ControlFlow<()> = done.map_err(|failure| failure.within(image))?;
     listing.out.end()
 }
 
 /// Reads a path as the names that it consists of.
-pub fn names(path: &str) -> Result<Vec<&OsStr>, Failure> {
-    let parts = path.split('/').filter(|part| !part.is_empty() && *part != ".");
+pub fn names(path: &OsStr) -> Result<Vec<&OsStr>, Failure> {
+    let parts = path.as_bytes().split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".");
     let name = |part| {
-        let name = Name::new(OsStr::from_bytes(str::as_bytes(part)));
-        name.map(Name::as_os_str)
-            .map_err(|errno| Failure::new(Exit::Usage, format!("{path}: {part:?} is no name in an image: {errno}")))
+        let (name, shown) = (OsStr::from_bytes(part), path.display());
+        Name::new(name)
+            .map(Name::as_os_str)
+            .map_err(|errno| Failure::new(Exit::Usage, format!("{shown}: {name:?} is no name in an image: {errno}")))
     };
     parts.map(name).collect()
 }
@@ -119,7 +121,7 @@ type Listed = Result<ControlFlow<()>, Failure>;
 
 impl Listing<'_> {
     /// Lists what is at and below a path, directory by directory as they are read.
-    fn whole(&mut self, text: &str, names: &[&OsStr]) -> Listed {
+    fn whole(&mut self, text: &OsStr, names: &[&OsStr]) -> Listed {
         let object = self.stack.at(names)?.ok_or_else(|| absent(text))?;
         let top: PathBuf = [OsStr::new("/")].iter().chain(names).collect();
         if self.heading()?.is_break() || self.line(None, &object, "", top.as_os_str())?.is_break() {
@@ -154,7 +156,7 @@ impl Listing<'_> {
     }
 
     /// Lists what the layer at `at`, counted from the topmost, changes at and below a path.
-    fn changes(&mut self, text: &str, names: &[&OsStr], at: usize) -> Listed {
+    fn changes(&mut self, text: &OsStr, names: &[&OsStr], at: usize) -> Listed {
         let top: PathBuf = [OsStr::new("/")].iter().chain(names).collect();
         let (now, was) = (self.stack.at_from(at, names)?, self.stack.at_from(at + 1, names)?);
         let gone = now.is_none().then_some(ChangeKind::Deleted);
@@ -227,10 +229,10 @@ impl Listing<'_> {
     }
 }
 
-fn absent(text: &str) -> Failure {
+fn absent(text: &OsStr) -> Failure {
     Failure::new(
         Exit::Failed,
-        format!("{text}: there is no such path; unionfs-rs which tells of one that a layer removed"),
+        format!("{}: there is no such path; unionfs-rs which tells of one that a layer removed", text.display()),
     )
 }
 

@@ -21,10 +21,16 @@ use crate::layer::attr::FileKind;
 /// The file with what is known of a container.
 const CONFIG: &str = "config.json";
 
+/// The file that who has a container mounted locks, alone.
+const MOUNT_LOCK: &str = "lock";
+
+/// The file that those who read a container lock together, mounted or not, and who takes something away from it alone.
+const READ_LOCK: &str = "readers";
+
 /// The directories of a container that a mount needs.
 const LAYERS: [&str; 2] = ["upper", "work"];
 
-/// How long a mount that was just unmounted is waited for, as a union waits for its upper.
+/// How long a mount that was just unmounted is waited for, as a union waits for its upper; and who reads something short.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The longest that making a mount takes, in seconds.
@@ -76,7 +82,10 @@ pub struct Container {
 
 /// What holds a container while it is in use.
 #[derive(Debug)]
-pub struct InUse(#[expect(dead_code, reason = "the lock is let go of when it is closed")] File);
+pub struct InUse {
+    /// They are let go of when they are closed.
+    locks: Vec<File>,
+}
 
 impl Container {
     /// Returns its writable layer.
@@ -96,27 +105,71 @@ impl Container {
 
     /// Takes the container for this process and those that it starts; `None` where somebody else has it.
     pub fn hold(&self) -> Result<Option<InUse>> {
-        let lock = open_lock(&self.path.join("lock"))?;
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(InUse(lock))),
-            Err(Errno::WOULDBLOCK) => Ok(None),
-            Err(errno) => Err(Error::image_io(self.path.display(), &errno.into())),
-        }
+        let locked = self.lock(MOUNT_LOCK, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(locked.map(|lock| InUse { locks: vec![lock] }))
     }
 
     /// Takes the container, as [`Container::hold`]; waits for a mount of it that was just unmounted, and is being ended.
     ///
     /// Errors: [`ErrorKind::InUse`].
     pub fn held(&self) -> Result<InUse> {
+        let at = self.config.mountpoint.as_ref().map_or_else(String::new, |at| format!(" at {}", at.display()));
+        let lock = self.lock_soon(MOUNT_LOCK, FlockOperation::NonBlockingLockExclusive)?;
+        let lock = lock.ok_or_else(|| self.in_use(format!("is mounted{at}; unmount it first")))?;
+        Ok(InUse { locks: vec![lock] })
+    }
+
+    /// Takes the container from mounts, as [`Container::held`], and from those who read it: to take something away from it.
+    ///
+    /// Errors: [`ErrorKind::InUse`].
+    pub(in super::super) fn alone(&self) -> Result<InUse> {
+        let mut held = self.held()?;
+        let lock = self.lock_soon(READ_LOCK, FlockOperation::NonBlockingLockExclusive)?;
+        let reason = "is being read by another process (commit, export, cp, explore); wait for that to end";
+        held.locks.push(lock.ok_or_else(|| self.in_use(reason.into()))?);
+        Ok(held)
+    }
+
+    /// Keeps what was written to the container from being taken away.
+    ///
+    /// Errors: [`ErrorKind::InUse`] while something is; [`ErrorKind::Absent`] if that was the container.
+    fn read(&self) -> Result<File> {
+        self.is_there()?;
+        let lock = self.lock_soon(READ_LOCK, FlockOperation::NonBlockingLockShared)?;
+        let lock =
+            lock.ok_or_else(|| self.in_use("is being removed, or changes in it taken back; try again".into()))?;
+        self.is_there()?;
+        Ok(lock)
+    }
+
+    fn is_there(&self) -> Result<()> {
+        if self.path.join(CONFIG).exists() {
+            return Ok(());
+        }
+        Err(Error::image(&self.config.id, "was removed meanwhile").of_kind(ErrorKind::Absent))
+    }
+
+    fn in_use(&self, reason: String) -> Error {
+        Error::image(&self.config.id, reason).of_kind(ErrorKind::InUse)
+    }
+
+    /// Locks the file `name`; `None` where somebody else has it.
+    fn lock(&self, name: &str, how: FlockOperation) -> Result<Option<File>> {
+        let lock = open_lock(&self.path.join(name))?;
+        match rustix::fs::flock(&lock, how) {
+            Ok(()) => Ok(Some(lock)),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(Error::image_io(self.path.display(), &errno.into())),
+        }
+    }
+
+    /// Locks the file `name`, if need be a little later.
+    fn lock_soon(&self, name: &str, how: FlockOperation) -> Result<Option<File>> {
         let begin = Instant::now();
         loop {
-            if let Some(held) = self.hold()? {
-                return Ok(held);
-            }
-            if begin.elapsed() > PATIENCE {
-                let at = self.config.mountpoint.as_ref().map_or_else(String::new, |at| format!(" at {}", at.display()));
-                let reason = format!("is mounted{at}; unmount it first");
-                return Err(Error::image(&self.config.id, reason).of_kind(ErrorKind::InUse));
+            let lock = self.lock(name, how)?;
+            if lock.is_some() || begin.elapsed() > PATIENCE {
+                return Ok(lock);
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -125,7 +178,7 @@ impl Container {
     /// Removes the container with all that was written to it. Errors: [`ErrorKind::InUse`].
     pub fn remove(&self) -> Result<()> {
         let id = &self.config.id;
-        let _held = self.held()?;
+        let _held = self.alone()?;
         let failed = |error: io::Error| Error::image_io(id, &error);
         // Without this it is no container any more, whatever is left of it: the next one that is alone takes that away.
         fs::remove_file(self.path.join(CONFIG)).map_err(failed)?;
@@ -199,7 +252,7 @@ impl Store {
 
     /// Takes back all that was changed in a container. Errors: [`ErrorKind::InUse`].
     pub fn discard_all(&self, container: &Container) -> Result<()> {
-        let _held = container.held()?;
+        let _held = container.alone()?;
         let new = self.workspace()?;
         self.make_layers(&self.trees_of(container)?, new.path())?;
         for name in LAYERS {
@@ -223,8 +276,16 @@ impl Store {
         Ok(trees)
     }
 
-    /// Opens what a container shows, and what its image does.
+    /// Opens what a container shows, and what its image does. While the first is open nobody removes the container or takes
+    /// back what was changed in it.
     pub fn stacks_of(&self, container: &Container) -> Result<(Stack, Stack)> {
+        let lock = container.read()?;
+        let (now, was) = self.open_stacks(container)?;
+        Ok((now.holding(lock), was))
+    }
+
+    /// As [`Store::stacks_of`], for who has the container alone.
+    pub(in super::super) fn open_stacks(&self, container: &Container) -> Result<(Stack, Stack)> {
         let trees = self.trees_of(container)?;
         let upper = container.upper();
         let lowers = || trees.iter().rev().map(Tree::part);
