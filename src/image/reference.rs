@@ -6,6 +6,9 @@ use oci_spec::distribution::{ParseError, Reference};
 
 use crate::error::{Error, Result};
 
+/// The host in the name of an image that was made here.
+pub const LOCAL: &str = "localhost";
+
 /// The name of an image, whole.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ImageName(Reference);
@@ -74,7 +77,7 @@ impl ImageName {
     /// here and of Docker's registry, as podman looks for them.
     pub fn candidates(text: &str) -> Result<Vec<Self>> {
         let whole = Self::parse(text)?;
-        let local = if is_short(text) { Self::parse(&format!("localhost/{text}")).ok() } else { None };
+        let local = if is_short(text) { Self::parse(&format!("{LOCAL}/{text}")).ok() } else { None };
         Ok(local.into_iter().chain([whole]).collect())
     }
 }
@@ -83,7 +86,7 @@ impl ImageName {
 fn is_short(text: &str) -> bool {
     match text.split_once('/') {
         None => true,
-        Some((first, _)) => !(first.contains(['.', ':']) || first == "localhost"),
+        Some((first, _)) => !(first.contains(['.', ':']) || first == LOCAL),
     }
 }
 

@@ -8,7 +8,7 @@ use super::progress::Bars;
 use super::{image_arg, open_store, output, platform, platform_arg, store_arg, word, words};
 use crate::cli::exit::{Exit, Failure};
 use crate::error::Error;
-use crate::image::reference::ImageName;
+use crate::image::reference::{ImageName, LOCAL};
 use crate::image::registry::Registry;
 use crate::image::source::{Watch, fetch};
 
@@ -68,9 +68,17 @@ pub fn push(matches: &ArgMatches) -> Result<Exit, Failure> {
     let found = store.find(word(matches, "IMAGE"))?;
     let name = match matches.get_one::<String>("NAME") {
         Some(text) => ImageName::parse(text)?,
-        None => found.name.clone().ok_or_else(|| {
-            Failure::new(Exit::Usage, "the image was named by its id; say what it is to be called at the registry")
-        })?,
+        None => {
+            let unnamed = |what: &str| {
+                let remedy = "say what it is to be called at the registry: push IMAGE NAME";
+                Failure::new(Exit::Usage, format!("{what}; {remedy}"))
+            };
+            let own = found.name.clone().ok_or_else(|| unnamed("the image was named by its id"))?;
+            if own.registry() == LOCAL && !words(matches, "plain-http").any(|host| host == LOCAL) {
+                return Err(unnamed(&format!("{own} is a name of this store alone")));
+            }
+            own
+        }
     };
     let registry = registry(&name, matches)?;
     let digest = registry.push(&store, &found.image, Arc::new(Bars::new("sending")))?;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol};
-use oci_client::errors::OciDistributionError;
+use oci_client::errors::{OciDistributionError, OciErrorCode};
 use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference, RegistryOperation};
@@ -43,6 +43,8 @@ pub struct Registry {
     runtime: Runtime,
     name: ImageName,
     auth: RegistryAuth,
+    /// Whether it is spoken to without TLS.
+    plain: bool,
 }
 
 impl Registry {
@@ -68,7 +70,8 @@ impl Registry {
             Some((user, password)) => RegistryAuth::Basic(user, password),
             None => RegistryAuth::Anonymous,
         };
-        Ok(Self { client, runtime, name: name.clone(), auth })
+        let plain = plain_http.iter().any(|host| host == name.registry());
+        Ok(Self { client, runtime, name: name.clone(), auth, plain })
     }
 
     /// Returns what the name leads to: the manifest of an image, or an index of several.
@@ -93,7 +96,19 @@ impl Registry {
     /// Says what a registry has answered, and what to do about it.
     fn failed(&self, error: &OciDistributionError) -> Error {
         let host = self.name.registry();
+        let answers = |codes: &[OciErrorCode]| match error {
+            OciDistributionError::RegistryError { envelope, .. } => {
+                envelope.errors.iter().any(|error| codes.contains(&error.code))
+            }
+            _ => false,
+        };
+        if answers(&[OciErrorCode::ManifestUnknown, OciErrorCode::NameUnknown, OciErrorCode::NotFound]) {
+            return Error::image(&self.name, "the registry has no such image").of_kind(ErrorKind::Absent);
+        }
         let (kind, hint) = match error {
+            _ if answers(&[OciErrorCode::Unauthorized, OciErrorCode::Denied]) => {
+                (ErrorKind::Permission, format!("; log in first (podman login {host})"))
+            }
             OciDistributionError::AuthenticationFailure(_) | OciDistributionError::UnauthorizedError { .. } => {
                 (ErrorKind::Permission, format!("; log in first (podman login {host})"))
             }
@@ -107,6 +122,9 @@ impl Registry {
                 ErrorKind::Machine,
                 format!("; if you trust its authority, put that into /etc/containers/certs.d/{host}/ca.crt"),
             ),
+            OciDistributionError::RequestError(error) if error.is_connect() && self.plain => {
+                (ErrorKind::Machine, format!("; check that {host} runs and can be reached"))
+            }
             OciDistributionError::RequestError(error) if error.is_connect() => {
                 (ErrorKind::Machine, format!("; if {host} speaks no TLS, say so with --plain-http {host}"))
             }
