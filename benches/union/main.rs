@@ -1,4 +1,5 @@
-//! How long the union takes for what it does, without a mount and so without the kernel's share.
+//! How long the union takes for what it does, without a mount and so without the kernel's share; and how long a layer
+//! takes to become a tree.
 //!
 //! `cargo bench` runs all of it in under three minutes, `cargo bench -- lookup/miss` what has this in its name, and
 //! `cargo bench -- --save-baseline before`, then `--baseline before`, compares two states of the code.
@@ -11,6 +12,7 @@
 mod attributes;
 mod changes;
 mod data;
+mod extraction;
 mod listing;
 mod lookup;
 mod stage;
@@ -34,5 +36,6 @@ fn main() {
     attributes::benches(&mut criterion);
     data::benches(&mut criterion);
     changes::benches(&mut criterion);
+    extraction::benches(&mut criterion);
     criterion.final_summary();
 }

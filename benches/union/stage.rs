@@ -19,7 +19,8 @@ pub enum Disk {
 }
 
 impl Disk {
-    fn path(self) -> PathBuf {
+    /// Returns the directory.
+    pub fn path(self) -> PathBuf {
         let memory = Path::new("/dev/shm");
         if self == Self::Memory && statfs(memory).is_ok_and(|stat| is_tmpfs(&stat)) {
             return memory.into();
