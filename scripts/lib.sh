@@ -343,3 +343,17 @@ release_dir() {
     # An aborted daemon may have been writing until now, hence once more when the first pass loses to it.
     rm -rf --one-file-system -- "$dir" 2>/dev/null || rm -rf --one-file-system -- "$dir"
 }
+
+# logged LOG COMMAND...: what it says on stderr goes to LOG. Once more where podman or buildah could not seal the copy of itself
+# that it starts: the kernel answers EBUSY while somebody else, as its reclaim, holds a page of that, and nothing is done yet.
+logged() {
+    local log=$1 said=0 status=0
+    shift
+    [ ! -f "$log" ] || said=$(stat -c %s "$log")
+    "$@" 2>>"$log" || status=$?
+    if [ "$status" -ne 0 ] && tail -c "+$((said + 1))" "$log" | grep -q 'sealing memfd copy: Device or resource busy'; then
+        status=0
+        "$@" 2>>"$log" || status=$?
+    fi
+    return "$status"
+}
