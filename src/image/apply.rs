@@ -148,7 +148,9 @@ impl Store {
             let file = |object: Option<Object>| object.map(|object| (object.attr().dev, object.attr().ino));
             let reason = match (file(now.at(&at)?), file(was.at(&at)?)) {
                 (None, Some(_)) => "was removed with a directory that it was in; discard that",
-                (Some(now), was) if was != Some(now) => "came with a directory that was renamed; discard that",
+                (Some(now), was) if was != Some(now) => {
+                    "came with a directory that was renamed; discard that, and where it was"
+                }
                 _ => return Err(Error::image(path.display(), "was not changed").of_kind(ErrorKind::Absent)),
             };
             return Err(Error::image(path.display(), reason));

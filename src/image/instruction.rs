@@ -34,7 +34,7 @@ impl Instruction {
         let wrong = |reason: &str| Error::image(format!("{text:?}"), reason);
         let (name, rest) = text.trim().split_once(char::is_whitespace).unwrap_or((text.trim(), ""));
         let rest = rest.trim();
-        let whole = || if rest.is_empty() { Err(wrong("lacks its value")) } else { Ok(json!(rest)) };
+        let whole = || if rest.is_empty() { Err(wrong("lacks its value")) } else { Ok(rest.to_owned()) };
         let words = || words(rest).ok_or_else(|| wrong("has a quote that is not closed"));
         let one = || {
             let mut all = words()?.into_iter();
@@ -63,7 +63,7 @@ impl Instruction {
                 let labels = pairs()?.into_iter().map(|(name, value)| (name, json!(value)));
                 ("Labels", Change::Insert(labels.collect()))
             }
-            "ONBUILD" => ("OnBuild", Change::Push(whole()?)),
+            "ONBUILD" => ("OnBuild", Change::Push(json!(whole()?))),
             "STOPSIGNAL" => ("StopSignal", Change::Set(json!(one()?))),
             "USER" => ("User", Change::Set(json!(one()?))),
             "VOLUME" => {
@@ -73,7 +73,7 @@ impl Instruction {
                 }
                 ("Volumes", Change::Insert(paths(list)))
             }
-            "WORKDIR" => ("WorkingDir", Change::Enter(one()?)),
+            "WORKDIR" => ("WorkingDir", Change::Enter(one().or_else(|_| whole())?)),
             _ => {
                 let known = "CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, ONBUILD, STOPSIGNAL, USER, VOLUME or WORKDIR";
                 return Err(wrong(&format!("is no change of a configuration; write one of {known}")));
@@ -249,6 +249,7 @@ mod tests {
             (json!("/srv/a"), "WORKDIR b", "/srv/a/b"),
             (json!("/srv/a"), "WORKDIR ../b/./c/", "/srv/b/c"),
             (json!("/srv/a"), "WORKDIR \"/b c\"", "/b c"),
+            (json!("/srv"), "WORKDIR /b c", "/b c"),
             (json!("/srv"), "WORKDIR ../../..", "/"),
             (Value::Null, "WORKDIR b", "/b"),
         ] {

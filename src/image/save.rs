@@ -13,7 +13,7 @@ use super::digest;
 use super::manifest::Image;
 use super::media::{Kind, Unpacked};
 use super::reference::ImageName;
-use super::store::{Store, read_layer, ref_name, with_ref_name};
+use super::store::{Counted, Progress, Store, read_layer, ref_name, with_ref_name};
 use super::tar::write::Writer;
 use super::tar::{Member, MemberKind};
 use crate::error::{Error, Result};
@@ -29,7 +29,7 @@ pub struct Saved {
 }
 
 /// Writes `images` to `out` as an archive that `podman load` and `docker load` read, its layers not packed.
-pub fn docker_archive(store: &Store, images: &[Saved], out: impl Write) -> Result<()> {
+pub fn docker_archive(store: &Store, images: &[Saved], out: impl Write, progress: &dyn Progress) -> Result<()> {
     let mut archive = Archive::new(out);
     let mut list = Vec::new();
     let mut files: BTreeMap<String, Content<'_>> = BTreeMap::new();
@@ -47,26 +47,26 @@ pub fn docker_archive(store: &Store, images: &[Saved], out: impl Write) -> Resul
     let list = serde_json::to_vec(&list).map_err(|error| Error::image_io("manifest.json", &error.into()))?;
     files.insert("manifest.json".into(), Content::Bytes(list));
     for (path, content) in files {
-        archive.add(store, &path, &content).map_err(|error| error.within(&path))?;
+        archive.add(store, &path, &content, progress).map_err(|error| error.within(&path))?;
     }
     archive.finish()
 }
 
 /// Writes `images` to `out` as an archive of an OCI layout.
-pub fn oci_archive(store: &Store, images: &[Saved], out: impl Write) -> Result<()> {
+pub fn oci_archive(store: &Store, images: &[Saved], out: impl Write, progress: &dyn Progress) -> Result<()> {
     let mut archive = Archive::new(out);
     let mut files = BTreeMap::new();
     let manifests = layout(images, &mut files)?;
     files.insert("index.json".into(), Content::Bytes(index(manifests)?));
     files.insert("oci-layout".into(), Content::Bytes(oci_layout()?));
     for (path, content) in files {
-        archive.add(store, &path, &content).map_err(|error| error.within(&path))?;
+        archive.add(store, &path, &content, progress).map_err(|error| error.within(&path))?;
     }
     archive.finish()
 }
 
 /// Writes `images` to the OCI layout in the directory `root`, beside those that it has already; a name there is replaced.
-pub fn oci_layout_dir(store: &Store, images: &[Saved], root: &Path) -> Result<()> {
+pub fn oci_layout_dir(store: &Store, images: &[Saved], root: &Path, progress: &dyn Progress) -> Result<()> {
     let failed = |path: &Path, error: &io::Error| Error::image_io(path.display(), error);
     let mut manifests = existing(root)?;
     let mut files = BTreeMap::new();
@@ -88,7 +88,7 @@ pub fn oci_layout_dir(store: &Store, images: &[Saved], root: &Path) -> Result<()
             fs::create_dir_all(dir).map_err(|error| failed(dir, &error))?;
         }
         let mut file = tempfile::NamedTempFile::new_in(root).map_err(|error| failed(root, &error))?;
-        content.write(store, &mut file).map_err(|error| error.within(path.display()))?;
+        content.write(store, &mut file, progress).map_err(|error| error.within(path.display()))?;
         publish(file, &path).map_err(|error| failed(&path, &error))?;
     }
     for (name, bytes) in [("oci-layout", oci_layout()?), ("index.json", index(manifests)?)] {
@@ -136,17 +136,20 @@ enum Content<'a> {
 
 impl Content<'_> {
     /// Writes it to `out`, compared with its digest.
-    fn write(&self, store: &Store, out: &mut impl Write) -> Result<()> {
+    fn write(&self, store: &Store, out: &mut impl Write, progress: &dyn Progress) -> Result<()> {
         match self {
             Self::Bytes(bytes) => out.write_all(bytes).map_err(|error| Error::image_io("output", &error)),
             Self::Blob(blob) => {
-                let mut stream = store.read_blob(blob)?;
+                let mut stream = Counted::new(store.read_blob(blob)?, blob, progress);
                 io::copy(&mut stream, out).map_err(|error| Error::image_io("output", &error))?;
-                stream.finish().map_err(|error| Error::image_io(blob.digest(), &error))
+                progress.done(blob);
+                stream.into_inner().finish().map_err(|error| Error::image_io(blob.digest(), &error))
             }
             Self::Tar(blob, diff_id) => {
                 let stream = store.read_blob(blob)?;
-                read_layer(blob, diff_id, stream, &(), |tar| io::copy(tar, out)).map(drop)
+                let read = read_layer(blob, diff_id, stream, progress, |tar| io::copy(tar, out)).map(drop);
+                progress.done(blob);
+                read
             }
         }
     }
@@ -176,7 +179,7 @@ impl<W: Write> Archive<W> {
         Self { writer: Writer::new(out) }
     }
 
-    fn add(&mut self, store: &Store, path: &str, content: &Content<'_>) -> Result<()> {
+    fn add(&mut self, store: &Store, path: &str, content: &Content<'_>, progress: &dyn Progress) -> Result<()> {
         let size = content.size(store)?;
         let member = Member {
             path: path.into(),
@@ -193,7 +196,7 @@ impl<W: Write> Archive<W> {
         };
         let failed = |error: io::Error| Error::image_io("output", &error);
         let mut out = self.writer.begin(&member).map_err(failed)?;
-        content.write(store, &mut out)?;
+        content.write(store, &mut out, progress)?;
         out.finish().map_err(failed)
     }
 

@@ -331,20 +331,21 @@ impl Stack {
 
     /// Reads the target of a symbolic link.
     pub fn read_link(&self, dir: &Arc<LayerDir>, name: &OsStr) -> Result<OsString> {
-        self.ask(dir, name, |layer, fd| layer.read_link(fd, name))
+        self.ask("readlinkat", dir, name, |layer, fd| layer.read_link(fd, name))
     }
 
     /// Opens a regular file for reading. Errors: [`Error::Image`] for what is none, as it may have become in a container that
     /// runs: to open a device does what its driver likes.
     pub fn open_file(&self, dir: &Arc<LayerDir>, name: &OsStr) -> Result<File> {
-        let opened =
-            self.ask(dir, name, |layer, fd| open_regular(&layer.open(fd, name, OFlags::PATH | OFlags::NOFOLLOW)?))?;
+        let opened = self.ask("openat", dir, name, |layer, fd| {
+            open_regular(&layer.open(fd, name, OFlags::PATH | OFlags::NOFOLLOW)?)
+        })?;
         opened.ok_or_else(|| Error::image(self.real_path(dir, name).display(), "is no regular file any more"))
     }
 
     /// Returns the extended attributes that the tree shows, sorted by name; an empty name is `dir` itself.
     pub fn xattrs(&self, dir: &Arc<LayerDir>, name: &OsStr) -> Result<Vec<(OsString, Vec<u8>)>> {
-        self.ask(dir, name, |layer, fd| {
+        self.ask("listxattr", dir, name, |layer, fd| {
             let mut xattrs = Vec::new();
             for key in layer.xattrs(fd, name)? {
                 let value = layer.xattr(fd, name, &key)?;
@@ -399,7 +400,7 @@ impl Stack {
     }
 
     fn refuse_metacopy(&self, dir: &Arc<LayerDir>, name: &OsStr) -> Result<()> {
-        let marks = self.ask(dir, name, |_, fd| self.namespace.marks(fd, name))?;
+        let marks = self.ask("listxattr", dir, name, |_, fd| self.namespace.marks(fd, name))?;
         if marks.metacopy || marks.foreign {
             let path = self.real_path(dir, name);
             let reason = "has its data in another layer (metacopy=on); write to it, or mount without metacopy";
@@ -419,11 +420,12 @@ impl Stack {
     /// Asks the layer of `dir` about `name` in it, by a descriptor of `dir`.
     fn ask<T>(
         &self,
+        what: &str,
         dir: &Arc<LayerDir>,
         name: &OsStr,
         call: impl FnOnce(&Layer, BorrowedFd<'_>) -> rustix::io::Result<T>,
     ) -> Result<T> {
-        let failed = |errno: Errno| Error::image_io(self.real_path(dir, name).display(), &errno.into());
+        let failed = |errno: Errno| self.failed(what, dir, name, errno);
         let answer = self.lowers.with_fd(dir, |fd| Ok(call(self.lowers.layer(dir), fd)));
         answer.map_err(|error| self.told(dir, name, error))?.map_err(failed)
     }
@@ -431,9 +433,13 @@ impl Stack {
     /// Returns an error with where on the disk it has happened: the layer's directory is called by its digest.
     fn told(&self, dir: &LayerDir, name: impl AsRef<OsStr>, error: Error) -> Error {
         match error {
-            Error::Call { errno, .. } => Error::image_io(self.real_path(dir, name).display(), &errno.into()),
+            Error::Call { call, errno, .. } => self.failed(call, dir, name.as_ref(), errno),
             other => other,
         }
+    }
+
+    fn failed(&self, call: &str, dir: &LayerDir, name: &OsStr, errno: Errno) -> Error {
+        Error::image_io(format!("{call}({})", self.real_path(dir, name).display()), &errno.into())
     }
 
     /// Returns where on the disk `name` in `dir` is, for messages.

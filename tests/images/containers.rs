@@ -88,3 +88,38 @@ fn names_that_are_no_text_are_copied_listed_and_told_apart() {
     assert_eq!(std::fs::read(shop.dir.path().join(name(0x80))).unwrap(), [0xff]);
     assert!(ask(&["tree".as_ref(), id, &name(0xfe)]).contains("name-"));
 }
+
+#[test]
+fn of_several_who_remove_mount_and_read_one_container_each_gets_it_whole_or_is_told() {
+    let shop = Shop::new();
+    let image = shop.image(vec![base()]).unwrap();
+    let trees = shop.store.trees(&image, &()).unwrap();
+    for round in 0..20 {
+        let container = shop.store.create_container(&image, None, &trees, false).unwrap();
+        // Removing takes a while.
+        for n in 0..200 {
+            std::fs::write(container.upper().join(n.to_string()), "x").unwrap();
+        }
+        let (removed, held, read) = std::thread::scope(|scope| {
+            let removers = [0, 1].map(|_| scope.spawn(|| container.remove()));
+            let holder = scope.spawn(|| {
+                let held = container.held()?;
+                let whole = std::fs::read_dir(container.upper()).map_or(0, Iterator::count);
+                container.save()?;
+                drop(held);
+                Ok::<_, unionfs_rs::error::Error>(whole)
+            });
+            let reader = scope.spawn(|| {
+                let (now, _) = shop.store.stacks_of(&container)?;
+                Ok::<_, unionfs_rs::error::Error>(show(&now).len())
+            });
+            (removers.map(|remover| remover.join().unwrap()), holder.join().unwrap(), reader.join().unwrap())
+        });
+        assert_eq!(removed.iter().filter(|removed| removed.is_ok()).count(), 1, "{round}: {removed:?}");
+        let told = |error: &unionfs_rs::error::Error| error.kind() == ErrorKind::Absent;
+        assert!(removed.iter().all(|removed| removed.as_ref().err().is_none_or(told)), "{round}: {removed:?}");
+        assert!(held.as_ref().map_or_else(told, |names| *names == 200), "{round}: {held:?}");
+        assert!(read.as_ref().map_or_else(told, |names| *names > 200), "{round}: {read:?}");
+        assert!(!container.path.exists(), "{round}");
+    }
+}

@@ -55,7 +55,7 @@ impl Asked {
         let ran = finish(command.env("SOURCE_DATE_EPOCH", "1700000000"));
         writeln!(self.text, "$ unionfs-rs {line}").expect("memory takes it");
         self.text.push_str(&ran.out);
-        self.text.push_str(&ran.err);
+        ran.err.lines().for_each(|line| writeln!(self.text, "! {line}").expect("memory takes it"));
         if ran.code != Some(0) {
             writeln!(self.text, "[{}]", ran.code.unwrap_or(-1)).expect("memory takes it");
         }
@@ -77,6 +77,7 @@ impl Asked {
         // What the file system takes for it.
         settings.add_filter(r"(?m)^([0-9a-f]{12} .*?) +[\d.]+ k?B +[\d.]+ k?B$", "$1  [SIZE]  [SIZE]");
         settings.add_filter(r"takes [\d.]+ k?B of the disk", "takes [SIZE] of the disk");
+        settings.add_filter(r#"("(?:shared|unique|total)"): \d+"#, "$1: [BYTES]");
         for (pattern, placeholder) in &self.filters {
             settings.add_filter(pattern, *placeholder);
         }
@@ -99,9 +100,11 @@ fn what_is_said_of_images() {
         "load base.tar",
         "images",
         "images --digests",
+        "images -q --no-trunc",
         "history app",
         "history registry.example/team/app:1",
         "history --no-trunc registry.example/team/app:1",
+        "history --json registry.example/team/app:1",
         "inspect registry.example/team/app:1",
         "tag registry.example/team/app:1 app:2",
         "images",
@@ -114,6 +117,7 @@ fn what_is_said_of_images() {
         "tree app:2",
         "tree --layer 2 app:2",
         "tree --depth 1 --bytes app:2",
+        "tree --paths app:2 /etc",
         "which app:2 /etc/conf",
         "which app:2 /etc/secret",
         "which app:2 /nowhere",
@@ -124,6 +128,7 @@ fn what_is_said_of_images() {
         "cp app:2:/etc/conf copied",
         "cp app:2:/nowhere copied",
         "df",
+        "df --json",
         "verify",
         "rmi app:2",
         "rmi app:2",
@@ -170,6 +175,11 @@ fn what_is_said_of_containers() {
         "history app:2",
         "discard --all ID",
         "diff ID",
+        "mount --container ID target",
+        "ps",
+        "rm ID",
+        "discard --all ID",
+        "umount target",
         "rm ID",
         "ps",
         "rm ID",
@@ -224,5 +234,15 @@ fn what_is_said_of_what_is_wrong() {
     ] {
         asked.ask(line);
     }
+    // A blob that the disk has damaged.
+    asked.ask("load app.tar");
+    let blobs = asked.shop.dir.path().join("commands/blobs/sha256");
+    let largest = std::fs::read_dir(blobs).expect("it is there").map(|entry| entry.expect("it is there").path());
+    let largest = largest.max_by_key(|path| path.metadata().map_or(0, |is| is.len())).expect("there is one");
+    let mut bytes = std::fs::read(&largest).expect("it is there");
+    bytes[700] ^= 1;
+    std::fs::write(&largest, bytes).expect("it is ours");
+    asked.ask("verify");
+    asked.ask("save -o saved.tar registry.example/team/app:1");
     asked.check("errors");
 }

@@ -125,7 +125,7 @@ pub fn which(matches: &ArgMatches) -> Result<Exit, Failure> {
     let name = word(matches, "IMAGE");
     let image = &store.find(name)?.image;
     let path = os_word(matches, "PATH");
-    let stack = stack_of(&store, image)?;
+    let stack = stack_of(&store, image, name)?;
     let says = stack.says(&super::tree::names(path)?).map_err(|error| error.within(name))?;
     let mut rows = vec![["LAYER", "DIGEST", "WHAT", "CREATED BY"].map(str::to_owned).to_vec()];
     for (from_top, says) in says.iter().enumerate() {

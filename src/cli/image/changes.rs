@@ -11,6 +11,7 @@ use rustix::thread::CapabilitySet;
 use serde_json::{Value, json};
 
 use super::containers::image_of;
+use super::progress::Bars;
 use super::subject::{Subject, stack_of};
 use super::transfer::to_path;
 use super::{image_arg, open_store, os_word, output, path_arg, store_arg, word, words};
@@ -232,7 +233,7 @@ fn brought_by(change: &Change, now: &Stack) -> Result<Option<usize>, Failure> {
 /// Opens the tree of an image.
 fn image_tree(store: &Store, text: &str) -> Result<(Image, Stack), Failure> {
     let image = store.find(text)?.image;
-    let stack = stack_of(store, &image)?;
+    let stack = stack_of(store, &image, text)?;
     Ok((image, stack))
 }
 
@@ -269,7 +270,8 @@ pub fn commit(matches: &ArgMatches) -> Result<Exit, Failure> {
         config: words(matches, "change").map(Instruction::parse).collect::<Result<_, _>>()?,
     };
     let image = put_image(&store, &container, &base, &message, compression)?;
-    store.trees(&image, &super::progress::Bars::new("unpacking"))?;
+    let named = |error: Error| error.within(&container.config.id);
+    store.trees(&image, &Bars::new("unpacking")).map_err(named)?;
     store.tag(&image.descriptor, name.as_ref())?;
     output::print(format!("{}\n", image.id().digest()).as_bytes())
 }
@@ -371,10 +373,11 @@ pub fn export(matches: &ArgMatches) -> Result<Exit, Failure> {
         let name = matches.get_one::<String>("name");
         let name = name.map(|name| ImageName::local(name).and_then(ImageName::tagged)).transpose()?;
         let saved = [Saved { image, names: name.into_iter().collect() }];
-        to_path(path, |out| Ok(save::oci_archive(&store, &saved, out)?))?;
+        let bars = Bars::new("saving");
+        to_path(path, |out| save::oci_archive(&store, &saved, out, &bars).map_err(|error| error.within(text).into()))?;
         return Ok(Exit::Done);
     }
-    let stack = subject.stack(&store)?;
+    let stack = subject.stack(&store, text)?;
     let root = stack.root()?;
     to_path(path, |out| Ok(write_tree(&stack, &root, b"", out).map_err(|error| error.within(text))?))?;
     Ok(Exit::Done)

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
+use super::progress::Bars;
 use super::{image_arg, open_store, output, store_arg, word, words};
 use crate::cli::exit::{Exit, Failure};
 use crate::error::ErrorKind;
@@ -143,9 +144,8 @@ impl Held {
         {
             log::warn!("{error}");
         }
-        drop(in_use);
         if container.config.ephemeral
-            && let Err(error) = container.remove()
+            && let Err(error) = container.remove_held(in_use)
         {
             log::error!("{error}");
         }
@@ -168,7 +168,7 @@ pub fn image_of(store: &Store, container: &Container) -> Result<Image, Failure> 
 
 pub fn make(store: &Store, text: &str, ephemeral: bool) -> Result<Container, Failure> {
     let found = store.find(text)?;
-    let trees = store.trees(&found.image, &super::progress::Bars::new("unpacking"))?;
+    let trees = store.trees(&found.image, &Bars::new("unpacking")).map_err(|error| error.within(text))?;
     Ok(store.create_container(&found.image, found.name.map(|name| name.to_string()), &trees, ephemeral)?)
 }
 
@@ -182,7 +182,12 @@ pub fn ps(matches: &ArgMatches) -> Result<Exit, Failure> {
     let store = open_store(matches)?;
     let mut rows = vec![["CONTAINER ID", "IMAGE", "CREATED", "STATUS"].map(str::to_owned).to_vec()];
     for container in store.containers()? {
-        let mounted = container.hold()?.is_none();
+        let mounted = match container.is_held() {
+            Ok(held) => held,
+            // Since they were listed.
+            Err(error) if error.kind() == ErrorKind::Absent => continue,
+            Err(error) => return Err(error.into()),
+        };
         let config = container.config;
         let status = match config.mountpoint.filter(|_| mounted) {
             Some(at) => format!("mounted at {}", at.display()),

@@ -98,7 +98,7 @@ pub fn cp(matches: &ArgMatches) -> Result<Exit, Failure> {
     match (Place::parse(source), Place::parse(target)) {
         (Place::Inside { name, path }, Place::Host(to)) => {
             let store = open_store(matches)?;
-            let source = out_of(Subject::find(&store, name)?.stack(&store)?, path, last)?;
+            let source = out_of(Subject::find(&store, name)?.stack(&store, name)?, path, last)?;
             if to == Path::new("-") {
                 if io::stdout().is_terminal() {
                     return Err(Failure::new(Exit::Usage, "a tar is not written to a terminal"));

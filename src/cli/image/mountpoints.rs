@@ -2,10 +2,14 @@
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
+
+/// How many links to nothing are followed on the way to a target.
+const LINKS_MAX: usize = 8;
 
 /// The mount points that a tree lacks.
 pub struct MountPoints {
@@ -21,13 +25,7 @@ impl MountPoints {
         let root = rustix::fs::open(root, flags, Mode::empty())?;
         let mut missing = Vec::new();
         for target in targets {
-            for path in Path::new(target).ancestors().filter(|path| path.file_name().is_some()) {
-                match open(&root, path, OFlags::NOFOLLOW) {
-                    Err(Errno::NOENT) => missing.push(path.to_owned()),
-                    // What is no directory is the runtime's to complain of.
-                    _ => break,
-                }
-            }
+            note_missing(&root, clean(Path::new(target)), &mut missing);
         }
         missing.sort();
         missing.dedup();
@@ -57,6 +55,43 @@ impl MountPoints {
     }
 }
 
+/// Notes what is missing of `path`, and where a link on the way to it leads to nothing, what is missing there.
+fn note_missing(root: &OwnedFd, path: PathBuf, missing: &mut Vec<PathBuf>) {
+    let mut left = LINKS_MAX;
+    let mut waiting = vec![path];
+    while let Some(path) = waiting.pop() {
+        for path in path.ancestors().filter(|path| path.file_name().is_some()) {
+            match open(root, path, OFlags::empty()) {
+                Err(Errno::NOENT) => {}
+                // What is no directory is the runtime's to complain of.
+                _ => break,
+            }
+            match open(root, path, OFlags::NOFOLLOW).and_then(|link| rustix::fs::readlinkat(link, "", Vec::new())) {
+                Ok(target) if left > 0 => {
+                    left -= 1;
+                    let target = path.parent().unwrap_or(Path::new("/")).join(OsStr::from_bytes(target.as_bytes()));
+                    waiting.push(clean(&target));
+                }
+                Ok(_) => {}
+                Err(_) => missing.push(path.to_owned()),
+            }
+        }
+    }
+}
+
+/// Returns a path from the root without `.` and `..`, as runtimes take them before they look at links.
+fn clean(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::from("/");
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => clean.push(name),
+            Component::ParentDir => drop(clean.pop()),
+            _ => {}
+        }
+    }
+    clean
+}
+
 /// Opens a path of the tree; links lead nowhere but into it.
 fn open(root: &OwnedFd, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
@@ -77,9 +112,11 @@ mod tests {
         fs::create_dir_all(at("there/empty")).unwrap();
         fs::create_dir(at("run")).unwrap();
         symlink("/run", at("link")).unwrap();
-        let targets = ["/proc", "/there/empty", "/a/b/c", "/a/file", "/there/data", "/link/x"];
+        symlink("/made/later", at("nowhere")).unwrap();
+        let targets =
+            ["/proc", "/there/empty", "/a/b/c", "/a/file", "/there/data", "/link/x", "/no/../cleaned", "/nowhere/y"];
         let points = MountPoints::lacking(dir.path(), targets.into_iter()).unwrap();
-        for path in ["proc", "a/b/c", "there/data", "run/x"] {
+        for path in ["proc", "a/b/c", "there/data", "run/x", "cleaned", "made/later/y"] {
             fs::create_dir_all(at(path)).unwrap();
         }
         fs::write(at("a/file"), "").unwrap();
@@ -92,6 +129,8 @@ mod tests {
             ("run", true),
             ("there/empty", true),
             ("there/data/kept", true),
+            ("cleaned", false),
+            ("made", false),
         ] {
             assert_eq!(at(path).exists(), there, "{path}");
         }

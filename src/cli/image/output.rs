@@ -56,7 +56,7 @@ pub fn printable(text: &[u8]) -> String {
     shown
 }
 
-/// Returns a name as text that has it all: a byte that is no UTF-8 as `\xNN`.
+/// Returns a name as text: a byte that is no UTF-8 as `\xNN`, so that two such names differ.
 pub fn name(name: &[u8]) -> String {
     let mut shown = String::with_capacity(name.len());
     for chunk in name.utf8_chunks() {
@@ -70,9 +70,9 @@ fn push_bytes(text: &mut String, bytes: &[u8]) {
     bytes.iter().for_each(|byte| text.push_str(&format!("\\x{byte:02x}")));
 }
 
-/// Returns whether a letter changes in which direction others are shown, as it could hide the end of a name.
+/// Returns whether a letter is not seen itself, and changes how others are: in which direction, or in which line.
 fn turns(letter: char) -> bool {
-    matches!(letter, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    matches!(letter, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 /// Standard output, line by line, for what is long.
@@ -104,10 +104,18 @@ impl Lines {
 
 /// Prints JSON, for people to read.
 pub fn json(value: &serde_json::Value) -> Result<Exit, Failure> {
-    let mut text = serde_json::to_string_pretty(value)
+    let text = serde_json::to_string_pretty(value)
         .map_err(|error| Failure::new(Exit::Failed, format!("the answer is no JSON: {error}")))?;
-    text.push('\n');
-    print(text.as_bytes())
+    // JSON has an escape of its own for them, and for control characters; those stand in strings alone.
+    let mut shown = String::with_capacity(text.len() + 1);
+    for letter in text.chars() {
+        match letter {
+            letter if turns(letter) || letter == '\u{7f}' => shown.push_str(&format!("\\u{:04x}", u32::from(letter))),
+            letter => shown.push(letter),
+        }
+    }
+    shown.push('\n');
+    print(shown.as_bytes())
 }
 
 /// Returns a number of bytes with `digits` digits that count, in powers of 1000.

@@ -26,7 +26,6 @@ impl Bars {
     }
 
     /// Shows bars among those of `self`.
-    #[cfg(feature = "registry")]
     pub fn beside(&self, verb: &'static str) -> Self {
         Self { all: self.all.clone(), verb, bars: Mutex::new(HashMap::new()) }
     }

@@ -27,18 +27,18 @@ impl Subject {
         }
     }
 
-    /// Opens the tree.
-    pub fn stack(&self, store: &Store) -> Result<Stack, Failure> {
+    /// Opens the tree of what is called `text`.
+    pub fn stack(&self, store: &Store, text: &str) -> Result<Stack, Failure> {
         match self {
-            Self::Image(image) => stack_of(store, image),
+            Self::Image(image) => stack_of(store, image, text),
             Self::Container(container) => Ok(store.stacks_of(container)?.0),
         }
     }
 }
 
-/// Opens the tree of an image, whose layers are unpacked where they are not yet.
-pub fn stack_of(store: &Store, image: &Image) -> Result<Stack, Failure> {
-    let trees = store.trees(image, &Bars::new("unpacking"))?;
+/// Opens the tree of the image that is called `text`; its layers are unpacked where they are not yet.
+pub fn stack_of(store: &Store, image: &Image, text: &str) -> Result<Stack, Failure> {
+    let trees = store.trees(image, &Bars::new("unpacking")).map_err(|error| error.within(text))?;
     Ok(Stack::open(trees.iter().rev().map(Tree::part), store.keep())?)
 }
 

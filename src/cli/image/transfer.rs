@@ -10,6 +10,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint, value_parser};
 use super::progress::Bars;
 use super::{image_arg, open_store, output, platform, platform_arg, store_arg, words};
 use crate::cli::exit::{Exit, Failure};
+use crate::error::Error;
 use crate::image::load::{self, Loaded};
 use crate::image::save::{self, Saved};
 use crate::image::source::Watch;
@@ -88,13 +89,18 @@ pub fn save(matches: &ArgMatches) -> Result<Exit, Failure> {
         }
     }
     let path = matches.get_one::<PathBuf>("output").map(PathBuf::as_path);
+    let all = words(matches, "IMAGE").collect::<Vec<_>>().join(", ");
+    let within = |error: Error| Failure::from(error.within(&all));
+    let bars = Bars::new("saving");
     match (super::word(matches, "format"), path) {
-        ("oci", Some(path)) => save::oci_layout_dir(&store, &images, path)?,
+        ("oci", Some(path)) => save::oci_layout_dir(&store, &images, path, &bars).map_err(within)?,
         ("oci", None) => {
             return Err(Failure::new(Exit::Usage, "a layout is a directory; name it with -o DIR"));
         }
-        ("docker-archive", path) => to_path(path, |out| Ok(save::docker_archive(&store, &images, out)?))?,
-        (_, path) => to_path(path, |out| Ok(save::oci_archive(&store, &images, out)?))?,
+        ("docker-archive", path) => {
+            to_path(path, |out| save::docker_archive(&store, &images, out, &bars).map_err(within))?;
+        }
+        (_, path) => to_path(path, |out| save::oci_archive(&store, &images, out, &bars).map_err(within))?,
     }
     Ok(Exit::Done)
 }

@@ -64,7 +64,7 @@ enum Marks {
 pub fn run(matches: &ArgMatches) -> Result<Exit, Failure> {
     let store = open_store(matches)?;
     let image = word(matches, "IMAGE");
-    let stack = Subject::find(&store, image)?.stack(&store)?;
+    let stack = Subject::find(&store, image)?.stack(&store, image)?;
     let text = os_word(matches, "PATH");
     let names = names(text)?;
     let layer = matches.get_one::<usize>("layer").copied();

@@ -2,9 +2,11 @@
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
+use super::progress::Bars;
 use super::{open_store, output, store_arg};
 use crate::cli::exit::{Exit, Failure};
 use crate::image::digest;
+use crate::image::store::Verdict;
 
 pub fn commands() -> Vec<Command> {
     vec![
@@ -36,8 +38,8 @@ pub fn gc(matches: &ArgMatches) -> Result<Exit, Failure> {
 
 pub fn verify(matches: &ArgMatches) -> Result<Exit, Failure> {
     let store = open_store(matches)?;
-    let mut blobs = 0_u64;
-    let problems = store.verify(|_| blobs += 1)?;
+    let bars = Bars::new("comparing");
+    let Verdict { blobs, problems } = store.verify(&bars, &bars.beside("unpacking"))?;
     let images = store.images()?.len();
     let mut text = String::new();
     for problem in &problems {

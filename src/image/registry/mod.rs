@@ -90,24 +90,22 @@ impl Registry {
         let (oci_manifest, oci_index) = (MediaType::ImageManifest.to_string(), MediaType::ImageIndex.to_string());
         let accepted = [oci_manifest.as_str(), oci_index.as_str(), DOCKER_MANIFEST, DOCKER_LIST];
         let pulled = self.runtime.block_on(self.client.pull_manifest_raw(reference, &self.auth, &accepted));
-        pulled.map(|(bytes, digest)| (bytes.to_vec(), digest)).map_err(|error| self.failed(&error))
+        pulled.map(|(bytes, digest)| (bytes.to_vec(), digest)).map_err(|error| {
+            let unknown = [OciErrorCode::ManifestUnknown, OciErrorCode::NameUnknown, OciErrorCode::NotFound];
+            match (says(&error, &unknown), reference.digest()) {
+                (true, Some(digest)) => Error::image(&self.name, format!("the registry has no manifest {digest}")),
+                (true, None) => Error::image(&self.name, "the registry has no such image").of_kind(ErrorKind::Absent),
+                (false, _) => self.failed(&error),
+            }
+        })
     }
 
     /// Says what a registry has answered, and what to do about it.
     fn failed(&self, error: &OciDistributionError) -> Error {
         let host = self.name.registry();
-        let answers = |codes: &[OciErrorCode]| match error {
-            OciDistributionError::RegistryError { envelope, .. } => {
-                envelope.errors.iter().any(|error| codes.contains(&error.code))
-            }
-            _ => false,
-        };
-        if answers(&[OciErrorCode::ManifestUnknown, OciErrorCode::NameUnknown, OciErrorCode::NotFound]) {
-            return Error::image(&self.name, "the registry has no such image").of_kind(ErrorKind::Absent);
-        }
         let (kind, hint) = match error {
-            _ if answers(&[OciErrorCode::Unauthorized, OciErrorCode::Denied]) => {
-                (ErrorKind::Permission, format!("; log in first (podman login {host})"))
+            _ if says(error, &[OciErrorCode::Unauthorized, OciErrorCode::Denied]) => {
+                (ErrorKind::Permission, format!("; log in as somebody who may (podman login {host})"))
             }
             OciDistributionError::AuthenticationFailure(_) | OciDistributionError::UnauthorizedError { .. } => {
                 (ErrorKind::Permission, format!("; log in first (podman login {host})"))
@@ -272,6 +270,16 @@ impl Iterator for Chunks {
                 Err(error.into())
             }
         })
+    }
+}
+
+/// Returns whether a registry has answered with one of `codes`.
+fn says(error: &OciDistributionError, codes: &[OciErrorCode]) -> bool {
+    match error {
+        OciDistributionError::RegistryError { envelope, .. } => {
+            envelope.errors.iter().any(|error| codes.contains(&error.code))
+        }
+        _ => false,
     }
 }
 

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::super::manifest::Image;
 use super::super::stack::{Part, Stack};
 use super::layers::Tree;
-use super::{Store, open_lock, remove, remove_or_log, replace};
+use super::{Store, remove, remove_or_log, replace};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::attr::FileKind;
 
@@ -104,14 +104,22 @@ impl Container {
     }
 
     /// Takes the container for this process and those that it starts; `None` where somebody else has it.
+    ///
+    /// Errors: [`ErrorKind::Absent`] for one that was removed.
     pub fn hold(&self) -> Result<Option<InUse>> {
         let locked = self.lock(MOUNT_LOCK, FlockOperation::NonBlockingLockExclusive)?;
         Ok(locked.map(|lock| InUse { locks: vec![lock] }))
     }
 
+    /// Returns whether somebody has the container. Errors: as [`Container::hold`].
+    pub fn is_held(&self) -> Result<bool> {
+        // Shared: who asks as well is not taken for somebody who has it.
+        Ok(self.lock(MOUNT_LOCK, FlockOperation::NonBlockingLockShared)?.is_none())
+    }
+
     /// Takes the container, as [`Container::hold`]; waits for a mount of it that was just unmounted, and is being ended.
     ///
-    /// Errors: [`ErrorKind::InUse`].
+    /// Errors: [`ErrorKind::InUse`], [`ErrorKind::Absent`].
     pub fn held(&self) -> Result<InUse> {
         let at = self.config.mountpoint.as_ref().map_or_else(String::new, |at| format!(" at {}", at.display()));
         let lock = self.lock_soon(MOUNT_LOCK, FlockOperation::NonBlockingLockExclusive)?;
@@ -121,45 +129,56 @@ impl Container {
 
     /// Takes the container from mounts, as [`Container::held`], and from those who read it: to take something away from it.
     ///
-    /// Errors: [`ErrorKind::InUse`].
+    /// Errors: [`ErrorKind::InUse`], [`ErrorKind::Absent`].
     pub(in super::super) fn alone(&self) -> Result<InUse> {
-        let mut held = self.held()?;
+        self.without_readers(self.held()?)
+    }
+
+    /// Takes the container, which is `held`, from those who read it. Errors: [`ErrorKind::InUse`].
+    fn without_readers(&self, mut held: InUse) -> Result<InUse> {
         let lock = self.lock_soon(READ_LOCK, FlockOperation::NonBlockingLockExclusive)?;
         let reason = "is being read by another process (commit, export, cp, explore); wait for that to end";
         held.locks.push(lock.ok_or_else(|| self.in_use(reason.into()))?);
         Ok(held)
     }
 
+    /// As [`Container::alone`], without waiting; `None` where somebody else has it or reads it.
+    fn alone_now(&self) -> Result<Option<InUse>> {
+        let Some(mut held) = self.hold()? else { return Ok(None) };
+        let lock = self.lock(READ_LOCK, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(lock.map(|lock| {
+            held.locks.push(lock);
+            held
+        }))
+    }
+
     /// Keeps what was written to the container from being taken away.
     ///
     /// Errors: [`ErrorKind::InUse`] while something is; [`ErrorKind::Absent`] if that was the container.
     fn read(&self) -> Result<File> {
-        self.is_there()?;
         let lock = self.lock_soon(READ_LOCK, FlockOperation::NonBlockingLockShared)?;
-        let lock =
-            lock.ok_or_else(|| self.in_use("is being removed, or changes in it taken back; try again".into()))?;
-        self.is_there()?;
-        Ok(lock)
-    }
-
-    fn is_there(&self) -> Result<()> {
-        if self.path.join(CONFIG).exists() {
-            return Ok(());
-        }
-        Err(Error::image(&self.config.id, "was removed meanwhile").of_kind(ErrorKind::Absent))
+        lock.ok_or_else(|| self.in_use("is being removed, or changes in it taken back; try again".into()))
     }
 
     fn in_use(&self, reason: String) -> Error {
         Error::image(&self.config.id, reason).of_kind(ErrorKind::InUse)
     }
 
-    /// Locks the file `name`; `None` where somebody else has it.
+    /// Locks the file `name`; `None` where somebody else has it. Errors: [`ErrorKind::Absent`] for a container that was removed.
     fn lock(&self, name: &str, how: FlockOperation) -> Result<Option<File>> {
-        let lock = open_lock(&self.path.join(name))?;
+        let failed = |error: io::Error| Error::image_io(self.path.display(), &error);
+        let removed = || Error::image(&self.config.id, "was removed meanwhile").of_kind(ErrorKind::Absent);
+        // It was made with the container: one that is being removed gets no new one.
+        let lock = match File::options().read(true).write(true).open(self.path.join(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(removed()),
+            opened => opened.map_err(failed)?,
+        };
         match rustix::fs::flock(&lock, how) {
+            // Who had it before may have removed the container, which begins with its configuration.
+            Ok(()) if !self.path.join(CONFIG).exists() => Err(removed()),
             Ok(()) => Ok(Some(lock)),
             Err(Errno::WOULDBLOCK) => Ok(None),
-            Err(errno) => Err(Error::image_io(self.path.display(), &errno.into())),
+            Err(errno) => Err(failed(errno.into())),
         }
     }
 
@@ -175,11 +194,18 @@ impl Container {
         }
     }
 
-    /// Removes the container with all that was written to it. Errors: [`ErrorKind::InUse`].
+    /// Removes the container with all that was written to it. Errors: [`ErrorKind::InUse`], [`ErrorKind::Absent`].
     pub fn remove(&self) -> Result<()> {
-        let id = &self.config.id;
-        let _held = self.alone()?;
-        let failed = |error: io::Error| Error::image_io(id, &error);
+        self.remove_held(self.held()?)
+    }
+
+    /// As [`Container::remove`], for who has it: nobody else gets it in between.
+    pub fn remove_held(&self, held: InUse) -> Result<()> {
+        self.remove_alone(&self.without_readers(held)?)
+    }
+
+    fn remove_alone(&self, _alone: &InUse) -> Result<()> {
+        let failed = |error: io::Error| Error::image_io(self.path.display(), &error);
         // Without this it is no container any more, whatever is left of it: the next one that is alone takes that away.
         fs::remove_file(self.path.join(CONFIG)).map_err(failed)?;
         remove(&self.path).map_err(failed)
@@ -220,6 +246,10 @@ impl Store {
         let work = self.workspace()?;
         self.make_layers(trees, work.path())?;
         let made = || -> io::Result<()> {
+            // Now: to remove it must be possible where there is no room for any more.
+            for name in [MOUNT_LOCK, READ_LOCK] {
+                File::create_new(work.path().join(name))?;
+            }
             replace(&work.path().join(CONFIG), &serde_json::to_vec_pretty(&config)?)?;
             fs::rename(work.path(), self.path("containers").join(&id))
         };
@@ -348,9 +378,10 @@ impl Store {
         for container in containers.iter().filter(|container| container.config.ephemeral) {
             // One that was just made is not held yet.
             let old = now().saturating_sub(container.config.created) > MOUNT_TAKES;
-            let free = || container.hold().is_ok_and(|held| held.is_some());
-            if (old || container.config.mountpoint.is_some()) && free() {
-                let _ = container.remove().inspect_err(log); // The next one tries again.
+            if (old || container.config.mountpoint.is_some())
+                && let Ok(Some(alone)) = container.alone_now()
+            {
+                let _ = container.remove_alone(&alone).inspect_err(log); // The next one tries again.
             }
         }
     }

@@ -21,6 +21,7 @@ use super::super::media::{Compression, Unpacked};
 use super::super::pipe::{drain, pipe};
 use super::super::stack::Part;
 use super::super::unpack::{self, Borrowed, Outcome};
+use super::progress::{Counted, Progress};
 use super::{Store, replace};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -69,20 +70,6 @@ impl Tree {
     pub fn part(&self) -> Part<'_> {
         Part { path: &self.path, says_root: self.facts.says_root }
     }
-}
-
-/// Says how far the unpacking of layers is.
-pub trait Progress: Sync {
-    /// Is called when `bytes` more of the blob `blob` were read.
-    fn read(&self, blob: &Descriptor, bytes: u64);
-    /// Is called when nothing more will be read of the blob `blob`.
-    fn done(&self, blob: &Descriptor);
-}
-
-/// Tells nobody.
-impl Progress for () {
-    fn read(&self, _: &Descriptor, _: u64) {}
-    fn done(&self, _: &Descriptor) {}
 }
 
 /// A tree that was made and is not published yet.
@@ -317,7 +304,7 @@ pub fn read_layer<T>(
     read: impl FnOnce(&mut dyn BufRead) -> io::Result<T>,
 ) -> Result<(T, u64)> {
     let failed = |error: io::Error| Error::image_io("blob", &error);
-    let counted = Counted { inner: stream, blob, progress };
+    let counted = Counted::new(stream, blob, progress);
     let unpacked = Unpacked::new(counted).map_err(failed)?;
     let hasher =
         Hasher::like(diff_id).ok_or_else(|| Error::image(diff_id, "is a digest of a kind that is not known"))?;
@@ -337,7 +324,7 @@ pub fn read_layer<T>(
         Ok((done, feeder.finish()?))
     })
     .map_err(failed)?;
-    let blob = unpacked.into_inner().inner.finish();
+    let blob = unpacked.into_inner().into_inner().finish();
     // Of a blob that is another than it should be, that is the reason, whatever its bytes say.
     blob.map_err(failed)?;
     let (done, found, bytes) = done.map_err(|error| Error::image_io("tar", &error))?;
@@ -345,21 +332,6 @@ pub fn read_layer<T>(
         return Err(Error::image("tar", format!("has the digest {found}, and the configuration says {diff_id}")));
     }
     Ok((done, bytes))
-}
-
-/// A stream whose reader is told how far it is.
-struct Counted<'a, R> {
-    inner: R,
-    blob: &'a Descriptor,
-    progress: &'a dyn Progress,
-}
-
-impl<R: Read> Read for Counted<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let len = self.inner.read(buffer)?;
-        self.progress.read(self.blob, len as u64);
-        Ok(len)
-    }
 }
 
 /// Names a layer in messages.

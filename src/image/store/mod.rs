@@ -19,6 +19,7 @@ mod gc;
 mod layers;
 mod names;
 mod owners;
+mod progress;
 mod verify;
 
 use std::ffi::OsStr;
@@ -38,9 +39,10 @@ use crate::error::{Error, Result};
 pub use blobs::{BlobWriter, DOCUMENT_MAX};
 pub use containers::{Container, ContainerConfig, InUse, Server};
 pub use gc::{Removed, Usage};
-pub use layers::{Facts, Progress, Tree, read_layer};
+pub use layers::{Facts, Tree, read_layer};
 pub use names::{Named, ref_name, with_ref_name};
-pub use verify::Problem;
+pub use progress::{Counted, Progress};
+pub use verify::{Problem, Verdict};
 
 /// The directories of a store.
 const DIRS: [&str; 4] = ["blobs/sha256", "layers", "containers", "tmp"];

@@ -3,13 +3,14 @@
 use std::fs::File;
 use std::io;
 
-use oci_spec::image::Digest;
+use oci_spec::image::{Descriptor, Digest, MediaType};
 
 use super::super::digest::Verified;
 use super::super::manifest::Image;
 use super::super::pipe::drain;
 use super::Store;
 use super::layers::read_layer;
+use super::progress::{Counted, Progress};
 use crate::error::Result;
 
 /// Something in a store that is not what it should be.
@@ -21,19 +22,28 @@ pub struct Problem {
     pub reason: String,
 }
 
+/// What reading everything again has shown.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// How many blobs there are.
+    pub blobs: u64,
+    /// What is wrong.
+    pub problems: Vec<Problem>,
+}
+
 impl Store {
-    /// Reads every blob and every image again, and returns what is not what it should be.
+    /// Reads every blob again, and the tars in the layers of every image, and returns what is not what it should be.
     ///
-    /// `each` is called with each blob before it is read. Errors: those of listing the store.
-    pub fn verify(&self, mut each: impl FnMut(&str)) -> Result<Vec<Problem>> {
-        let mut problems = Vec::new();
-        let mut found = |subject: String, reason: String| problems.push(Problem { subject, reason });
+    /// `hashing` is told of blobs, `unpacking` of layers. Errors: those of listing the store.
+    pub fn verify(&self, hashing: &dyn Progress, unpacking: &dyn Progress) -> Result<Verdict> {
+        let mut verdict = Verdict::default();
+        let mut found = |subject: String, reason: String| verdict.problems.push(Problem { subject, reason });
         for (algorithm, name) in self.blob_names()? {
             let text = format!("{algorithm}:{name}");
-            each(&text);
+            verdict.blobs += 1;
             match Digest::try_from(text.as_str()) {
                 Ok(digest) => {
-                    if let Err(error) = self.rehash(&digest) {
+                    if let Err(error) = self.rehash(&digest, hashing) {
                         found(format!("blob {text}"), error.to_string());
                     }
                 }
@@ -56,19 +66,23 @@ impl Store {
                 }
                 let unpacked = self
                     .read_blob(&layer.blob)
-                    .and_then(|blob| read_layer(&layer.blob, &layer.diff_id, blob, &(), |tar| drain(tar)));
+                    .and_then(|blob| read_layer(&layer.blob, &layer.diff_id, blob, unpacking, |tar| drain(tar)));
+                unpacking.done(&layer.blob);
                 if let Err(error) = unpacked {
                     found(format!("layer {}", layer.blob.digest()), error.to_string());
                 }
             }
         }
-        Ok(problems)
+        Ok(verdict)
     }
 
     /// Compares a blob with the digest that is its name.
-    pub(super) fn rehash(&self, digest: &Digest) -> io::Result<()> {
+    pub(super) fn rehash(&self, digest: &Digest, progress: &dyn Progress) -> io::Result<()> {
         let file = File::open(self.blob_path(digest))?;
         let size = file.metadata()?.len();
-        Verified::new(file, digest, size)?.finish()
+        let blob = Descriptor::new(MediaType::Other(String::new()), size, digest.clone());
+        let compared = Verified::new(Counted::new(file, &blob, progress), digest, size)?.finish();
+        progress.done(&blob);
+        compared
     }
 }

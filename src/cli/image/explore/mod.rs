@@ -72,7 +72,7 @@ pub fn run(matches: &ArgMatches) -> Result<Exit, Failure> {
     let store = open_store(matches)?;
     let text = word(matches, "IMAGE");
     let subject = Subject::find(&store, text)?;
-    let stack = subject.stack(&store)?;
+    let stack = subject.stack(&store, text)?;
     let tree = Layered::read(&stack, |_| {}).map_err(|error| error.within(text))?;
     if tree.is_empty() {
         return Err(Failure::new(Exit::Failed, format!("{text}: it has no layers")));
