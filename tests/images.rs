@@ -13,6 +13,8 @@ mod archive;
 mod containers;
 #[path = "images/copies.rs"]
 mod copies;
+#[path = "images/fetch.rs"]
+mod fetch;
 #[path = "images/hostile.rs"]
 mod hostile;
 #[path = "images/output.rs"]

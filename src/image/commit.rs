@@ -19,7 +19,7 @@ use super::manifest::Image;
 use super::media::Compression;
 use super::save::as_oci;
 use super::stack::{Object, Stack};
-use super::store::Store;
+use super::store::{Counted, Progress, Store, Work};
 use super::tar::write::Writer;
 use super::tar::{Member, MemberKind, PATH_MAX};
 use crate::error::{Error, Result};
@@ -143,22 +143,28 @@ fn whiteout(path: &Path) -> Result<Member> {
 
 impl Store {
     /// Puts what differs between two trees into the store, as a layer.
-    pub fn put_layer(&self, now: &Stack, was: &Stack, compression: Compression) -> Result<Written> {
+    pub fn put_layer(
+        &self,
+        now: &Stack,
+        was: &Stack,
+        compression: Compression,
+        progress: &dyn Progress,
+    ) -> Result<Written> {
         let failed = |error: io::Error| Error::image_io("layer", &error);
         let mut blob = self.new_blob()?;
         let (diff_id, newest) = match compression {
-            Compression::None => write_tar(now, was, &mut blob)?,
+            Compression::None => write_tar(now, was, &mut blob, progress)?,
             Compression::Gzip => {
                 // No name, no time, no system.
                 let mut packed =
                     GzBuilder::new().operating_system(255).write(&mut blob, flate2::Compression::default());
-                let done = write_tar(now, was, &mut packed)?;
+                let done = write_tar(now, was, &mut packed, progress)?;
                 packed.finish().map_err(failed)?;
                 done
             }
             Compression::Zstd => {
                 let mut packed = zstd::Encoder::new(&mut blob, zstd::DEFAULT_COMPRESSION_LEVEL).map_err(failed)?;
-                let done = write_tar(now, was, &mut packed)?;
+                let done = write_tar(now, was, &mut packed, progress)?;
                 packed.finish().map_err(failed)?;
                 done
             }
@@ -191,7 +197,8 @@ impl Store {
 }
 
 /// Writes the tar to `out`; returns its digest and when the last of its files was changed.
-fn write_tar(now: &Stack, was: &Stack, out: impl Write) -> Result<(Digest, i64)> {
+fn write_tar(now: &Stack, was: &Stack, out: impl Write, progress: &dyn Progress) -> Result<(Digest, i64)> {
+    let out = Counted::new(out, Work { name: "layer".into(), bytes: None }, progress);
     let mut hashing = Hashing::new(io::BufWriter::with_capacity(256 * 1024, out), Hasher::sha256());
     let newest = write_layer(now, was, &mut hashing)?;
     let (mut buffered, digest, _) = hashing.finish().map_err(|error| Error::image_io("layer", &error))?;

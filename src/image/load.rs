@@ -4,7 +4,7 @@
 //! comes by, and what no image has turned out to need is taken away by [`Store::gc`].
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use super::manifest::{Image, Platform, is_attachment};
 use super::media::{self, Unpacked};
 use super::reference::ImageName;
 use super::source::{Layout, Source, Watch, fetch, parse_index};
-use super::store::{DOCUMENT_MAX, Store, ref_name};
+use super::store::{Counted, DOCUMENT_MAX, Store, Work, ref_name};
 use super::tar::read::Members;
 use super::tar::{Member, MemberKind};
 use crate::error::{Error, Result};
@@ -48,11 +48,19 @@ pub fn load(store: &Store, path: &Path, platform: &Platform, watch: Watch<'_>) -
         return loaded.map_err(|error| error.within(path.display()));
     }
     let file = File::open(path).map_err(|error| failed(&error))?;
-    load_stream(store, file, platform, watch).map_err(|error| error.within(path.display()))
+    let bytes = file.metadata().ok().filter(Metadata::is_file).map(|is| is.len());
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+    let counted = Counted::new(file, Work { name, bytes }, watch.fetching);
+    load_archive(store, counted, platform, watch).map_err(|error| error.within(path.display()))
 }
 
 /// Loads the images of an archive that is read from `stream`.
 pub fn load_stream(store: &Store, stream: impl Read, platform: &Platform, watch: Watch<'_>) -> Result<Vec<Loaded>> {
+    let work = Work { name: "archive".into(), bytes: None };
+    load_archive(store, Counted::new(stream, work, watch.fetching), platform, watch)
+}
+
+fn load_archive(store: &Store, stream: impl Read, platform: &Platform, watch: Watch<'_>) -> Result<Vec<Loaded>> {
     let archive = Archive::read(store, stream)?;
     if let Some(index) = archive.documents.get("index.json").filter(|_| archive.documents.contains_key("oci-layout")) {
         return archive.load_oci(store, index, platform, watch);

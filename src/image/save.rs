@@ -140,16 +140,13 @@ impl Content<'_> {
         match self {
             Self::Bytes(bytes) => out.write_all(bytes).map_err(|error| Error::image_io("output", &error)),
             Self::Blob(blob) => {
-                let mut stream = Counted::new(store.read_blob(blob)?, blob, progress);
+                let mut stream = Counted::new(store.read_blob(blob)?, (*blob).into(), progress);
                 io::copy(&mut stream, out).map_err(|error| Error::image_io("output", &error))?;
-                progress.done(blob);
                 stream.into_inner().finish().map_err(|error| Error::image_io(blob.digest(), &error))
             }
             Self::Tar(blob, diff_id) => {
                 let stream = store.read_blob(blob)?;
-                let read = read_layer(blob, diff_id, stream, progress, |tar| io::copy(tar, out)).map(drop);
-                progress.done(blob);
-                read
+                read_layer(blob, diff_id, stream, progress, |tar| io::copy(tar, out)).map(drop)
             }
         }
     }

@@ -43,7 +43,7 @@ pub trait Source: Sync {
     fn bring(&self, store: &Store, descriptor: &Descriptor, progress: &dyn Progress) -> Result<()> {
         let stream = self.open(descriptor)?;
         store.put_blob(descriptor.digest(), descriptor.size(), stream)?;
-        progress.done(descriptor);
+        progress.done(&descriptor.into());
         Ok(())
     }
 }

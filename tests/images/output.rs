@@ -73,7 +73,7 @@ impl Asked {
         settings.add_filter(r"\b\d+ (?:seconds?|minutes?|hours?|days?|weeks?|months?|years?) ago", "[AGO]");
         settings.add_filter(r"Less than a second ago", "[AGO]");
         settings.add_filter(r" +\[AGO\] +", "  [AGO]  ");
-        settings.add_filter(r"(?m)^CREATED +", "CREATED  ");
+        settings.add_filter(r"\bCREATED {2,}", "CREATED  ");
         // What the file system takes for it.
         settings.add_filter(r"(?m)^([0-9a-f]{12} .*?) +[\d.]+ k?B +[\d.]+ k?B$", "$1  [SIZE]  [SIZE]");
         settings.add_filter(r"takes [\d.]+ k?B of the disk", "takes [SIZE] of the disk");

@@ -13,7 +13,7 @@ use unionfs_rs::error::Error;
 use unionfs_rs::image::digest;
 use unionfs_rs::image::manifest::Platform;
 use unionfs_rs::image::source::{Source, Watch, fetch};
-use unionfs_rs::image::store::{Progress, Store};
+use unionfs_rs::image::store::{Progress, Store, Work};
 
 use crate::archive::{Layer, Shop, docker_archive, docker_archive_with, lines, show};
 use crate::support::{Rng, Tmpfs, binary, finish, number, on_kernel, require_root};
@@ -450,8 +450,8 @@ impl Source for Slow<'_> {
 struct Tell(Mutex<mpsc::Sender<bool>>);
 
 impl Progress for Tell {
-    fn read(&self, _: &Descriptor, _: u64) {}
-    fn done(&self, _: &Descriptor) {
+    fn moved(&self, _: &Work, _: u64) {}
+    fn done(&self, _: &Work) {
         let _ = self.0.lock().unwrap().send(true);
     }
 }

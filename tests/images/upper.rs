@@ -146,7 +146,7 @@ fn a_commit_shows_what_the_container_showed_and_is_the_same_twice() {
         let image = shop.store.find(&container.config.image).unwrap().image;
         let commit = || {
             let (now, was) = shop.store.stacks_of(&container).unwrap();
-            let layer = shop.store.put_layer(&now, &was, compression).unwrap();
+            let layer = shop.store.put_layer(&now, &was, compression, &()).unwrap();
             shop.store.put_image(&image, &layer, &Default::default()).unwrap()
         };
         let (one, two) = (commit(), commit());
@@ -240,7 +240,7 @@ fn what_no_layer_can_have_is_left_out_of_a_commit() {
     })
     .unwrap();
     let (now, was) = shop.store.stacks_of(&container).unwrap();
-    let layer = shop.store.put_layer(&now, &was, Compression::None).unwrap();
+    let layer = shop.store.put_layer(&now, &was, Compression::None, &()).unwrap();
     let image = shop.store.find(&container.config.image).unwrap().image;
     let image = shop.store.put_image(&image, &layer, &Default::default()).unwrap();
     let tar = fs::read(shop.store.blob_path(layer.blob.digest())).unwrap();
@@ -285,7 +285,7 @@ fn a_commit_that_could_not_be_unpacked_leaves_nothing() {
     };
     let before = blobs();
     let (now, was) = shop.store.stacks_of(&container).unwrap();
-    let error = shop.store.put_layer(&now, &was, Compression::None).unwrap_err().to_string();
+    let error = shop.store.put_layer(&now, &was, Compression::None, &()).unwrap_err().to_string();
     assert!(error.contains("cannot be marked as removed"), "{error}");
     assert_eq!(blobs(), before);
 }

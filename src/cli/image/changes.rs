@@ -30,7 +30,7 @@ use crate::image::media::Compression;
 use crate::image::reference::ImageName;
 use crate::image::save::{self, Saved};
 use crate::image::stack::{Object, Part, Says, Stack};
-use crate::image::store::{Container, Store};
+use crate::image::store::{Container, Counted, Store, Work};
 use crate::image::unpack::keep::Keep;
 use crate::layer::attr::FileKind;
 use crate::sys::caps;
@@ -295,7 +295,9 @@ fn put_image(
     compression: Compression,
 ) -> Result<Image, Failure> {
     let (now, was) = store.stacks_of(container)?;
-    let layer = store.put_layer(&now, &was, compression).map_err(|error| error.within(&container.config.id))?;
+    let layer = store
+        .put_layer(&now, &was, compression, &Bars::new("writing"))
+        .map_err(|error| error.within(&container.config.id))?;
     Ok(store.put_image(base, &layer, message)?)
 }
 
@@ -379,6 +381,10 @@ pub fn export(matches: &ArgMatches) -> Result<Exit, Failure> {
     }
     let stack = subject.stack(&store, text)?;
     let root = stack.root()?;
-    to_path(path, |out| Ok(write_tree(&stack, &root, b"", out).map_err(|error| error.within(text))?))?;
+    let bars = Bars::new("writing");
+    to_path(path, |out| {
+        let out = Counted::new(out, Work { name: text.into(), bytes: None }, &bars);
+        write_tree(&stack, &root, b"", out).map_err(|error| error.within(text).into())
+    })?;
     Ok(Exit::Done)
 }

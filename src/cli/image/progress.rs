@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::io::IsTerminal;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use oci_spec::image::Descriptor;
+use oci_spec::image::Digest;
 use parking_lot::Mutex;
 
 use crate::image::digest;
-use crate::image::store::Progress;
+use crate::image::store::{Progress, Work};
 
-/// Bars, one for each blob that is worked on.
+/// Bars, one for each piece of work.
 #[derive(Debug)]
 pub struct Bars {
     all: Option<MultiProgress>,
@@ -30,15 +30,21 @@ impl Bars {
         Self { all: self.all.clone(), verb, bars: Mutex::new(HashMap::new()) }
     }
 
-    fn with(&self, blob: &Descriptor, call: impl FnOnce(&ProgressBar)) {
+    fn with(&self, work: &Work, call: impl FnOnce(&ProgressBar)) {
         let Some(all) = &self.all else { return };
         let mut bars = self.bars.lock();
-        let bar = bars.entry(blob.digest().to_string()).or_insert_with(|| {
-            let template =
-                "{prefix} {wide_bar} {decimal_bytes:>9} of {decimal_total_bytes:>9} {decimal_bytes_per_sec:>12}";
+        let bar = bars.entry(work.name.clone()).or_insert_with(|| {
+            let template = match work.bytes {
+                Some(_) => {
+                    "{prefix} {wide_bar} {decimal_bytes:>9} of {decimal_total_bytes:>9} {decimal_bytes_per_sec:>12}"
+                }
+                None => "{prefix} {decimal_bytes:>9} {decimal_bytes_per_sec:>12}",
+            };
             let style = ProgressStyle::with_template(template).map(|style| style.progress_chars("=> "));
-            let prefix = format!("{:9} {}", self.verb, digest::short(blob.digest()));
-            let bar = ProgressBar::new(blob.size()).with_prefix(prefix);
+            let name = Digest::try_from(work.name.as_str());
+            let name = name.map_or_else(|_| work.name.clone(), |digest| digest::short(&digest).to_owned());
+            let bar = work.bytes.map_or_else(ProgressBar::no_length, ProgressBar::new);
+            let bar = bar.with_prefix(format!("{:9} {name}", self.verb));
             all.add(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())))
         });
         call(bar);
@@ -46,11 +52,11 @@ impl Bars {
 }
 
 impl Progress for Bars {
-    fn read(&self, blob: &Descriptor, bytes: u64) {
-        self.with(blob, |bar| bar.inc(bytes));
+    fn moved(&self, work: &Work, bytes: u64) {
+        self.with(work, |bar| bar.inc(bytes));
     }
 
-    fn done(&self, blob: &Descriptor) {
-        self.with(blob, ProgressBar::finish);
+    fn done(&self, work: &Work) {
+        self.with(work, ProgressBar::finish);
     }
 }

@@ -56,8 +56,8 @@ pub fn commands() -> Vec<Command> {
 pub fn load(matches: &ArgMatches) -> Result<Exit, Failure> {
     let platform = platform(matches)?;
     let store = open_store(matches)?;
-    let bars = Bars::new("unpacking");
-    let watch = Watch { fetching: &(), unpacking: &bars };
+    let reading = Bars::new("reading");
+    let watch = Watch { fetching: &reading, unpacking: &reading.beside("unpacking") };
     let loaded = match matches.get_one::<PathBuf>("PATH") {
         Some(path) => load::load(&store, path, &platform, watch)?,
         None if io::stdin().is_terminal() => {

@@ -25,7 +25,7 @@ use super::manifest::{Image, manifest_type};
 use super::media::{DOCKER_LIST, DOCKER_MANIFEST, Kind};
 use super::reference::ImageName;
 use super::source::Source;
-use super::store::{Progress, Store};
+use super::store::{Progress, Store, Work};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How long a registry may say nothing.
@@ -175,12 +175,12 @@ impl Registry {
             let stream = futures_util::stream::iter(Chunks {
                 file,
                 left: blob.size(),
-                blob: blob.clone(),
+                work: blob.into(),
                 progress: Arc::clone(&progress),
             });
             let sent = self.client.push_blob_stream(reference, stream, &text, Some(blob.size()));
             self.runtime.block_on(sent).map_err(|error| self.failed(&error).within(&text))?;
-            progress.done(blob);
+            progress.done(&blob.into());
         }
         let media_type = image.descriptor.media_type().to_string();
         let content_type =
@@ -245,7 +245,7 @@ impl Read for Stream<'_> {
 struct Chunks {
     file: File,
     left: u64,
-    blob: Descriptor,
+    work: Work,
     // The library wants what it sends for itself.
     progress: Arc<dyn Progress + Send>,
 }
@@ -262,7 +262,7 @@ impl Iterator for Chunks {
         Some(match self.file.read_exact(&mut chunk) {
             Ok(()) => {
                 self.left -= len as u64;
-                self.progress.read(&self.blob, len as u64);
+                self.progress.moved(&self.work, len as u64);
                 Ok(chunk.into())
             }
             Err(error) => {

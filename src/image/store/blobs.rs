@@ -11,7 +11,7 @@ use rustix::fs::FlockOperation;
 use tempfile::NamedTempFile;
 
 use super::super::digest::{Hasher, Hashing, Verified, compare};
-use super::{Progress, Store};
+use super::{Progress, Store, Work};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::writeback;
 
@@ -157,11 +157,12 @@ impl Store {
         let digest = descriptor.digest();
         let failed = |error: io::Error| Error::image_io(digest, &error);
         let path = self.path("tmp").join(format!("{PARTIAL}{}", digest.digest()));
+        let work = Work::from(descriptor);
         // Two that want the same blob: the second waits, and finds it.
         let file = open_locked(&path).map_err(failed)?;
         if self.has(descriptor)? {
             fs::remove_file(&path).map_err(failed)?;
-            progress.done(descriptor);
+            progress.done(&work);
             return Ok(());
         }
         let have = file.metadata().map_err(failed)?.len();
@@ -169,7 +170,7 @@ impl Store {
         let have = if have < descriptor.size() { have } else { 0 };
         let (from, stream) = open(have)?;
         file.set_len(from).map_err(failed)?;
-        progress.read(descriptor, from);
+        progress.moved(&work, from);
         // What is there is read once more, and what comes is compared as it does.
         let mut hasher =
             Hasher::like(digest).ok_or_else(|| Error::image(digest, "is by an algorithm that is not known"))?;
@@ -182,7 +183,7 @@ impl Store {
             (&file).seek(io::SeekFrom::Start(from))?;
             copy(stream.take(most), &file, |bytes| {
                 hasher.update(bytes);
-                progress.read(descriptor, bytes.len() as u64);
+                progress.moved(&work, bytes.len() as u64);
             })
         });
         if let Err(error) = copied {
@@ -209,7 +210,7 @@ impl Store {
         let dir = format!("blobs/{}", digest.algorithm());
         fs::create_dir_all(self.path(&dir)).map_err(failed)?;
         fs::rename(&path, self.blob_path(digest)).map_err(failed)?;
-        progress.done(descriptor);
+        progress.done(&work);
         self.sync_dir(&dir)
     }
 

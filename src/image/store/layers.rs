@@ -180,7 +180,6 @@ impl Store {
         let Some(tree) = self.tree(layer)? else { return Ok(false) };
         let blob = self.read_blob(&layer.blob)?;
         let read = read_layer(&layer.blob, &layer.diff_id, blob, progress, |tar| drain(tar));
-        progress.done(&layer.blob);
         read.map_err(|error| error.within(subject(layer)))?;
         let mut facts = tree.facts;
         facts.blobs.push(layer.blob.digest().clone());
@@ -239,7 +238,6 @@ impl Store {
     /// Unpacks one layer into the workspace, and compares blob and tar with their digests.
     fn unpack(&self, layer: &Layer, progress: &dyn Progress) -> Result<Made> {
         let made = self.unpack_unnamed(layer, progress);
-        progress.done(&layer.blob);
         made.map_err(|error| error.within(subject(layer)))
     }
 
@@ -304,7 +302,7 @@ pub fn read_layer<T>(
     read: impl FnOnce(&mut dyn BufRead) -> io::Result<T>,
 ) -> Result<(T, u64)> {
     let failed = |error: io::Error| Error::image_io("blob", &error);
-    let counted = Counted::new(stream, blob, progress);
+    let counted = Counted::new(stream, blob.into(), progress);
     let unpacked = Unpacked::new(counted).map_err(failed)?;
     let hasher =
         Hasher::like(diff_id).ok_or_else(|| Error::image(diff_id, "is a digest of a kind that is not known"))?;

@@ -41,7 +41,7 @@ pub use containers::{Container, ContainerConfig, InUse, Server};
 pub use gc::{Removed, Usage};
 pub use layers::{Facts, Tree, read_layer};
 pub use names::{Named, ref_name, with_ref_name};
-pub use progress::{Counted, Progress};
+pub use progress::{Counted, Progress, Work};
 pub use verify::{Problem, Verdict};
 
 /// The directories of a store.

@@ -3,14 +3,14 @@
 use std::fs::File;
 use std::io;
 
-use oci_spec::image::{Descriptor, Digest, MediaType};
+use oci_spec::image::Digest;
 
 use super::super::digest::Verified;
 use super::super::manifest::Image;
 use super::super::pipe::drain;
 use super::Store;
 use super::layers::read_layer;
-use super::progress::{Counted, Progress};
+use super::progress::{Counted, Progress, Work};
 use crate::error::Result;
 
 /// Something in a store that is not what it should be.
@@ -67,7 +67,6 @@ impl Store {
                 let unpacked = self
                     .read_blob(&layer.blob)
                     .and_then(|blob| read_layer(&layer.blob, &layer.diff_id, blob, unpacking, |tar| drain(tar)));
-                unpacking.done(&layer.blob);
                 if let Err(error) = unpacked {
                     found(format!("layer {}", layer.blob.digest()), error.to_string());
                 }
@@ -80,9 +79,7 @@ impl Store {
     pub(super) fn rehash(&self, digest: &Digest, progress: &dyn Progress) -> io::Result<()> {
         let file = File::open(self.blob_path(digest))?;
         let size = file.metadata()?.len();
-        let blob = Descriptor::new(MediaType::Other(String::new()), size, digest.clone());
-        let compared = Verified::new(Counted::new(file, &blob, progress), digest, size)?.finish();
-        progress.done(&blob);
-        compared
+        let work = Work { name: digest.to_string(), bytes: Some(size) };
+        Verified::new(Counted::new(file, work, progress), digest, size)?.finish()
     }
 }
