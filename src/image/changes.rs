@@ -6,10 +6,9 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use super::same::same_contents;
 use super::stack::{Merged, Object, Stack};
 use super::tar::PATH_MAX;
 use crate::error::{Error, Result};
@@ -247,24 +246,6 @@ pub fn refuse_long(path: &Path) -> Result<()> {
         format!("{shown}..."),
         format!("is a path of more than {PATH_MAX} bytes, which no layer can have"),
     ))
-}
-
-fn same_contents(mut new: File, mut old: File) -> std::io::Result<bool> {
-    let (mut ours, mut theirs) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
-    loop {
-        let len = new.read(&mut ours)?;
-        if len == 0 {
-            return Ok(old.read(&mut theirs)? == 0);
-        }
-        let part = theirs.get_mut(..len).unwrap_or_default();
-        match old.read_exact(part) {
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(false),
-            done => done?,
-        }
-        if ours.get(..len) != Some(&*part) {
-            return Ok(false);
-        }
-    }
 }
 
 /// Returns the name of the last part of a path that [`changes`] has given.

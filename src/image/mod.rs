@@ -29,6 +29,7 @@ pub mod registry;
 mod remove;
 pub mod resolve;
 pub mod runtime;
+mod same;
 pub mod save;
 pub mod source;
 pub mod stack;

@@ -13,7 +13,7 @@ use unionfs_rs::error::Error;
 use unionfs_rs::image::digest;
 use unionfs_rs::image::manifest::Platform;
 use unionfs_rs::image::source::{Source, Watch, fetch};
-use unionfs_rs::image::store::{Progress, Store, Work};
+use unionfs_rs::image::store::{Progress, Store, Trees, Work};
 
 use crate::archive::{Layer, Shop, docker_archive, docker_archive_with, lines, show};
 use crate::support::{Rng, Tmpfs, binary, finish, number, on_kernel, require_root};
@@ -52,7 +52,7 @@ fn end(mut child: Child, round: u64) -> bool {
 
 /// What `verify` says.
 fn assert_whole(store: &Path, when: &str) {
-    let ran = finish(&mut command(store, &["verify"]));
+    let ran = finish(&mut command(store, &["verify", "--trees"]));
     assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{when}: {}", ran.out);
 }
 
@@ -142,7 +142,7 @@ fn layers_are_shared_and_gc_takes_what_nobody_needs() {
     let removed = shop.store.gc().unwrap();
     assert_eq!((removed.layers, shop.trees().len()), (1, 2));
     assert_eq!(show(&shop.stack(&two)).len(), 2);
-    assert!(shop.store.verify(&(), &()).unwrap().problems.is_empty());
+    assert!(shop.store.verify(Trees::Compared, &(), &()).unwrap().problems.is_empty());
 }
 
 #[test]
@@ -164,6 +164,50 @@ fn two_processes_may_load_the_same_and_gc_between_them() {
     let store = Store::open(&store).unwrap();
     let image = store.find("localhost/large:1").unwrap().image;
     assert_eq!(store.trees(&image, &()).unwrap().len(), 4);
+}
+
+#[test]
+fn what_was_done_to_a_tree_is_found() {
+    let shop = Shop::new();
+    let lower = Layer::new().dir("./", 0o755).file("d/a", "aaaa").file("d/b", "b").file("gone", "x").symlink("l", "d");
+    // A link to a file of below has a tree with a copy of that.
+    let upper = Layer::new().file("d/.wh.b", "").file("d/c", "c").hard_link("linked", "d/a");
+    let image = shop.image(vec![lower, upper]).unwrap();
+    let trees = shop.store.trees(&image, &()).unwrap();
+    let problems = || {
+        let found = shop.store.verify(Trees::Compared, &(), &()).unwrap().problems;
+        found.into_iter().map(|problem| problem.reason).collect::<Vec<_>>()
+    };
+    assert_eq!(problems(), [""; 0]);
+    let (lower, upper) = (&trees[0].path, &trees[1].path);
+    let times = |path: &Path| {
+        let time = rustix::fs::Timespec { tv_sec: 1_700_000_000, tv_nsec: 0 };
+        let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+        rustix::fs::utimensat(rustix::fs::CWD, path, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).unwrap();
+    };
+    // As a disk that has lost something: with the times as they were.
+    fs::write(lower.join("d/a"), "aaab").unwrap();
+    times(&lower.join("d/a"));
+    // And the copy of it is not what is copied now.
+    assert_eq!(problems(), ["/d/a has other contents", "/linked has other contents"]);
+    assert!(shop.store.verify(Trees::Left, &(), &()).unwrap().problems.is_empty());
+    fs::write(lower.join("d/a"), "aaaa").unwrap();
+    times(&lower.join("d/a"));
+    fs::remove_file(upper.join("d/b")).unwrap();
+    fs::write(upper.join("new"), "").unwrap();
+    let found = problems();
+    for expected in ["/d/b is missing", "/new should not be there"] {
+        assert!(found.contains(&expected.to_owned()), "{found:?}");
+    }
+    let key = "user.note";
+    rustix::fs::setxattr(lower.join("gone"), key, b"v", rustix::fs::XattrFlags::empty()).unwrap();
+    fs::remove_file(lower.join("l")).unwrap();
+    std::os::unix::fs::symlink("e", lower.join("l")).unwrap();
+    times(&lower.join("l"));
+    let found = problems();
+    for expected in ["/gone has other xattrs", "/l leads elsewhere"] {
+        assert!(found.contains(&expected.to_owned()), "{found:?}");
+    }
 }
 
 /// Kills whoever loads, commits and takes away, at any moment: `UNIONFS_IMAGE_KILLS`, `UNIONFS_IMAGE_SEED`.

@@ -6,7 +6,7 @@ use super::progress::Bars;
 use super::{open_store, output, store_arg};
 use crate::cli::exit::{Exit, Failure};
 use crate::image::digest;
-use crate::image::store::Verdict;
+use crate::image::store::{Trees, Verdict};
 
 pub fn commands() -> Vec<Command> {
     vec![
@@ -14,6 +14,12 @@ pub fn commands() -> Vec<Command> {
         Command::new("verify")
             .about("Reads everything in the store again and compares it with its digests")
             .after_help("Exits with 1 where something is not what it should be.")
+            .arg(
+                Arg::new("trees")
+                    .long("trees")
+                    .action(ArgAction::SetTrue)
+                    .help("Compare unpacked layers, too; takes room for one of them at a time"),
+            )
             .arg(store_arg()),
         Command::new("df")
             .about("Shows how much of the disk each image takes, and how much of that it shares")
@@ -39,7 +45,8 @@ pub fn gc(matches: &ArgMatches) -> Result<Exit, Failure> {
 pub fn verify(matches: &ArgMatches) -> Result<Exit, Failure> {
     let store = open_store(matches)?;
     let bars = Bars::new("comparing");
-    let Verdict { blobs, problems } = store.verify(&bars, &bars.beside("unpacking"))?;
+    let trees = if matches.get_flag("trees") { Trees::Compared } else { Trees::Left };
+    let Verdict { blobs, problems } = store.verify(trees, &bars, &bars.beside("unpacking"))?;
     let images = store.images()?.len();
     let mut text = String::new();
     for problem in &problems {

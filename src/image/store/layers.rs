@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufRead, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
@@ -19,6 +19,7 @@ use super::super::digest::{Hashed, Hasher, Verified};
 use super::super::manifest::{Image, Layer};
 use super::super::media::{Compression, Unpacked};
 use super::super::pipe::{drain, pipe};
+use super::super::same::{Difference, differences};
 use super::super::stack::Part;
 use super::super::unpack::{self, Borrowed, Outcome};
 use super::progress::{Counted, Progress};
@@ -262,13 +263,36 @@ impl Store {
         Ok(made)
     }
 
+    /// Tells what of the tree of the layer at `at` of `image` is not as the layer says, by unpacking that once more; nothing of
+    /// one that is not unpacked.
+    ///
+    /// Errors: as those of [`Store::trees`], for its blob.
+    pub(super) fn differences(&self, image: &Image, at: usize, progress: &dyn Progress) -> Result<Vec<Difference>> {
+        let Some(layer) = image.layers.get(at) else { return Ok(Vec::new()) };
+        let Some(tree) = self.tree(layer)? else { return Ok(Vec::new()) };
+        let made = self.unpack_unnamed(layer, progress)?;
+        let below: Result<Vec<Option<Tree>>> = image.layers.iter().take(at).map(|layer| self.tree(layer)).collect();
+        self.borrow(&made, &below?.into_iter().flatten().collect::<Vec<_>>())?;
+        let open = |path: &Path| File::open(path).map_err(|error| Error::image_io(path.display(), &error));
+        let (ours, theirs) = (open(&tree.path)?, open(&made.work.path().join(TREE))?);
+        differences(ours.as_fd(), theirs.as_fd())
+    }
+
+    /// Copies what a tree has of files of the trees `below`, lowest first.
+    fn borrow(&self, made: &Made, below: &[Tree]) -> Result<()> {
+        if made.borrowed.is_empty() {
+            return Ok(());
+        }
+        let below: Vec<Part<'_>> = below.iter().rev().map(Tree::part).collect();
+        unpack::borrow(&made.work.path().join(TREE), &made.borrowed, &below, self.keep())
+    }
+
     /// Gives a tree that was made its name; `below` are the trees that its borrowed files are in, lowest first.
     fn publish_tree(&self, layer: &Layer, made: Made, below: &[Tree]) -> Result<Tree> {
         let failed = |error: io::Error| Error::image_io("tree", &error);
         let name = if made.borrowed.is_empty() { name_of(&layer.diff_id) } else { chain_name(&layer.chain_id) };
         if !made.borrowed.is_empty() {
-            let below: Vec<Part<'_>> = below.iter().rev().map(Tree::part).collect();
-            unpack::borrow(&made.work.path().join(TREE), &made.borrowed, &below, self.keep())?;
+            self.borrow(&made, below)?;
             made.sync()?;
         }
         let Made { work, facts, .. } = made;

@@ -42,7 +42,7 @@ pub use gc::{Removed, Usage};
 pub use layers::{Facts, Tree, read_layer};
 pub use names::{Named, ref_name, with_ref_name};
 pub use progress::{Counted, Progress, Work};
-pub use verify::{Problem, Verdict};
+pub use verify::{Problem, Trees, Verdict};
 
 /// The directories of a store.
 const DIRS: [&str; 4] = ["blobs/sha256", "layers", "containers", "tmp"];

@@ -1,13 +1,15 @@
 //! Reading everything again, and comparing it with its digest.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 
 use oci_spec::image::Digest;
 
 use super::super::digest::Verified;
-use super::super::manifest::Image;
+use super::super::manifest::{Image, Layer};
 use super::super::pipe::drain;
+use super::super::same::Difference;
 use super::Store;
 use super::layers::read_layer;
 use super::progress::{Counted, Progress, Work};
@@ -31,11 +33,21 @@ pub struct Verdict {
     pub problems: Vec<Problem>,
 }
 
+/// Whether the trees of layers are compared, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trees {
+    /// With what their layers are unpacked to once more, which takes room for one at a time.
+    Compared,
+    /// They are not looked at.
+    Left,
+}
+
 impl Store {
     /// Reads every blob again, and the tars in the layers of every image, and returns what is not what it should be.
     ///
-    /// `hashing` is told of blobs, `unpacking` of layers. Errors: those of listing the store.
-    pub fn verify(&self, hashing: &dyn Progress, unpacking: &dyn Progress) -> Result<Verdict> {
+    /// With [`Trees::Compared`] the trees of layers, too. `hashing` is told of blobs, `unpacking` of layers. Errors: those of
+    /// listing the store.
+    pub fn verify(&self, trees: Trees, hashing: &dyn Progress, unpacking: &dyn Progress) -> Result<Verdict> {
         let mut verdict = Verdict::default();
         let mut found = |subject: String, reason: String| verdict.problems.push(Problem { subject, reason });
         for (algorithm, name) in self.blob_names()? {
@@ -50,6 +62,7 @@ impl Store {
                 Err(error) => found(format!("blob {text}"), format!("its name is no digest: {error}")),
             }
         }
+        let mut seen = HashSet::new();
         for named in self.images()? {
             let shown = named.name.map_or_else(|| named.manifest.digest().to_string(), |name| name.to_string());
             let image = match Image::read(self, &named.manifest) {
@@ -59,20 +72,36 @@ impl Store {
                     continue;
                 }
             };
-            for layer in &image.layers {
+            for (at, layer) in image.layers.iter().enumerate() {
                 if !self.has(&layer.blob)? {
                     found(format!("image {shown}"), format!("its layer {} is missing", layer.blob.digest()));
                     continue;
                 }
-                let unpacked = self
-                    .read_blob(&layer.blob)
-                    .and_then(|blob| read_layer(&layer.blob, &layer.diff_id, blob, unpacking, |tar| drain(tar)));
-                if let Err(error) = unpacked {
-                    found(format!("layer {}", layer.blob.digest()), error.to_string());
+                // One that several images share is what it is.
+                if !seen.insert((layer.blob.digest().clone(), layer.chain_id.clone())) {
+                    continue;
+                }
+                let compared = match trees {
+                    Trees::Compared if self.tree(layer)?.is_some() => self.differences(&image, at, unpacking),
+                    _ => self.reread(layer, unpacking).map(|()| Vec::new()),
+                };
+                match compared {
+                    Ok(list) => {
+                        for Difference { path, what } in list {
+                            found(format!("tree {}", layer.diff_id), format!("/{} {what}", path.display()));
+                        }
+                    }
+                    Err(error) => found(format!("layer {}", layer.blob.digest()), error.to_string()),
                 }
             }
         }
         Ok(verdict)
+    }
+
+    /// Compares the tar of a layer with its diff_id, and its blob with its digest.
+    fn reread(&self, layer: &Layer, progress: &dyn Progress) -> Result<()> {
+        let blob = self.read_blob(&layer.blob)?;
+        read_layer(&layer.blob, &layer.diff_id, blob, progress, |tar| drain(tar)).map(drop)
     }
 
     /// Compares a blob with the digest that is its name.
