@@ -186,7 +186,9 @@ impl Store {
                 progress.moved(&work, bytes.len() as u64);
             })
         });
-        if let Err(error) = copied {
+        let size = file.metadata().map_err(failed)?.len();
+        // Where all has come, what it is says more than how its stream has ended.
+        if let Err(error) = copied.or_else(|error| if size < descriptor.size() { Err(error) } else { Ok(()) }) {
             if error.kind() == io::ErrorKind::StorageFull {
                 // It would keep the disk full.
                 fs::remove_file(&path).map_err(failed)?;
@@ -194,7 +196,6 @@ impl Store {
             }
             return Err(failed(error).of_kind(ErrorKind::Machine));
         }
-        let size = file.metadata().map_err(failed)?.len();
         if size < descriptor.size() {
             return Err(Error::image(digest, format!("ends after {size} of {} bytes", descriptor.size()))
                 .of_kind(ErrorKind::Machine));

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rustix::fs::{CWD, FlockOperation, RenameFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
 
 use super::super::manifest::Image;
 use super::super::stack::{Part, Stack};
@@ -283,8 +284,16 @@ impl Store {
     /// Takes back all that was changed in a container. Errors: [`ErrorKind::InUse`].
     pub fn discard_all(&self, container: &Container) -> Result<()> {
         let _held = container.alone()?;
-        let new = self.workspace()?;
-        self.make_layers(&self.trees_of(container)?, new.path())?;
+        let trees = self.trees_of(container)?;
+        let make = || -> Result<TempDir> {
+            let new = self.workspace()?;
+            self.make_layers(&trees, new.path())?;
+            Ok(new)
+        };
+        let new = match make() {
+            Err(error) if error.kind() == ErrorKind::Machine && self.give_spare() => make()?,
+            done => done?,
+        };
         for name in LAYERS {
             let (old, new) = (container.path.join(name), new.path().join(name));
             let exchanged = rustix::fs::renameat_with(CWD, old, CWD, new, RenameFlags::EXCHANGE);

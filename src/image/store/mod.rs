@@ -30,7 +30,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FallocateFlags, FlockOperation};
 use rustix::io::Errno;
 
 use super::remove::remove_at;
@@ -49,6 +49,12 @@ const DIRS: [&str; 4] = ["blobs/sha256", "layers", "containers", "tmp"];
 
 /// What the names of files begin with that are about to take the place of others beside them.
 const UNFINISHED: &str = ".new-";
+
+/// Room that is given up where there is none for what makes room: to take a name away, or changes back.
+const SPARE: &str = "spare";
+
+/// How much that is: a few directories, or an index of some hundred images.
+const SPARE_BYTES: u64 = 128 << 10;
 
 /// What the file `oci-layout` says.
 const LAYOUT: &str = "{\"imageLayoutVersion\":\"1.0.0\"}";
@@ -79,6 +85,7 @@ impl Store {
             }
         }
         make(&store.root)?;
+        keep_spare(&store.path(SPARE));
         store.keep = owners::settle(&store.root)?;
         // Whoever is alone here may take away what others have left when they died.
         if store.lock(FlockOperation::NonBlockingLockExclusive)? {
@@ -130,6 +137,11 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// Gives up the room that is kept for what makes room; false where that was done before.
+    fn give_spare(&self) -> bool {
+        fs::remove_file(self.path(SPARE)).is_ok()
     }
 
     /// Makes a directory in `tmp`, which is removed when it is dropped.
@@ -215,6 +227,20 @@ fn refuse_other(root: &Path) -> Result<()> {
 
 fn is_unfinished(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(UNFINISHED.as_bytes())
+}
+
+/// Sees to it that there is some room to give up. Where there is none left, there is none to keep.
+fn keep_spare(path: &Path) {
+    let kept = || -> io::Result<()> {
+        let file = File::create_new(path)?;
+        let allocated = rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, SPARE_BYTES);
+        allocated.map_err(|errno| fs::remove_file(path).err().unwrap_or_else(|| errno.into()))
+    };
+    if !path.exists()
+        && let Err(error) = kept()
+    {
+        log::info!("{}: {error}", path.display());
+    }
 }
 
 /// Opens a file that is there to be locked.

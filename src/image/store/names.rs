@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use oci_spec::image::{Descriptor, ImageIndex, ImageIndexBuilder, MediaType};
@@ -93,7 +94,13 @@ impl Store {
         let mut after = before.clone();
         let done = change(&mut after);
         if after != before {
-            let written = encode(after).and_then(|bytes| replace(&self.path("index.json"), &bytes));
+            let fewer = after.len() < before.len();
+            let bytes = encode(after).map_err(|error| self.error("index.json", &error))?;
+            let write = || replace(&self.path("index.json"), &bytes);
+            let written = match write() {
+                Err(error) if fewer && error.kind() == ErrorKind::StorageFull && self.give_spare() => write(),
+                done => done,
+            };
             written.map_err(|error| self.error("index.json", &error))?;
         }
         Ok(done)

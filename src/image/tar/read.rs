@@ -81,10 +81,12 @@ impl<R: Read> Members<R> {
 
     /// Goes to the next header.
     fn skip(&mut self) -> io::Result<()> {
-        let bytes = std::mem::take(&mut self.left).saturating_add(std::mem::take(&mut self.padding));
+        let (left, padding) = (std::mem::take(&mut self.left), std::mem::take(&mut self.padding));
+        let bytes = left.saturating_add(padding);
         let skipped = io::copy(&mut self.stream.by_ref().take(bytes), &mut io::sink())?;
         self.at += skipped;
-        if skipped < bytes { Err(cut_off()) } else { Ok(()) }
+        // The last member may have none behind it, as `umoci insert` writes it.
+        if skipped < left { Err(cut_off()) } else { Ok(()) }
     }
 
     /// Reads a block; `None` at the end of the stream.
