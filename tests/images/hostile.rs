@@ -189,7 +189,7 @@ fn sizes_and_names_that_cannot_be_are_refused_and_take_no_memory() {
 
 #[test]
 fn a_bomb_is_unpacked_no_further_than_its_member_says() {
-    // A gibibyte of zeros in a megabyte, behind a member that has a byte.
+    // Mebibytes of zeros in a few kilobytes, behind a member that has a byte.
     let mut tar = Layer::new().file("x", "x").tar();
     tar.truncate(1024);
     tar.extend(std::iter::repeat_n(0, 4 << 20));
