@@ -73,7 +73,9 @@ impl Instruction {
                 }
                 ("Volumes", Change::Insert(paths(list)))
             }
-            "WORKDIR" => ("WorkingDir", Change::Enter(one().or_else(|_| whole())?)),
+            "WORKDIR" => {
+                ("WorkingDir", Change::Enter(if rest.contains(['"', '\'', '\\']) { one()? } else { whole()? }))
+            }
             _ => {
                 let known = "CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, ONBUILD, STOPSIGNAL, USER, VOLUME or WORKDIR";
                 return Err(wrong(&format!("is no change of a configuration; write one of {known}")));
@@ -273,6 +275,9 @@ mod tests {
             ("ENV A=\"b", "not closed"),
             ("USER a b", "more than one word"),
             ("STOPSIGNAL", "lacks its value"),
+            ("WORKDIR \"/srv", "not closed"),
+            ("WORKDIR \"/a b\" c", "more than one word"),
+            ("WORKDIR", "lacks its value"),
         ] {
             let error = Instruction::parse(text).unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");

@@ -30,7 +30,7 @@ pub fn remove_at(dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
         empty(inside, 1, &mut moved)?;
         rustix::fs::unlinkat(&moved.top, &name, AtFlags::REMOVEDIR)?;
     }
-    rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)
+    gone(rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR))
 }
 
 /// Directories that were too deep, now in the topmost one.
@@ -51,15 +51,24 @@ fn empty(dir: OwnedFd, depth: usize, moved: &mut Moved) -> Result<()> {
     }
     for name in names {
         match unlink(dir.as_fd(), &name) {
-            Err(Errno::ISDIR) if depth < DEPTH_MAX => {
-                empty(open(dir.as_fd(), &name)?, depth + 1, moved)?;
-                rustix::fs::unlinkat(&dir, &name, AtFlags::REMOVEDIR)?;
-            }
-            Err(Errno::ISDIR) => move_up(dir.as_fd(), &name, moved)?,
+            Err(Errno::ISDIR) if depth < DEPTH_MAX => gone(empty_and_remove(dir.as_fd(), &name, depth, moved))?,
+            // Two may remove one tree: who ends a container, and who finds what is left of it.
+            Err(Errno::NOENT) => {}
+            Err(Errno::ISDIR) => gone(move_up(dir.as_fd(), &name, moved))?,
             done => done?,
         }
     }
     Ok(())
+}
+
+fn empty_and_remove(dir: BorrowedFd<'_>, name: &OsStr, depth: usize, moved: &mut Moved) -> Result<()> {
+    empty(open(dir, name)?, depth + 1, moved)?;
+    rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)
+}
+
+/// Takes it for done where there is nothing any more.
+fn gone(removed: Result<()>) -> Result<()> {
+    if removed == Err(Errno::NOENT) { Ok(()) } else { removed }
 }
 
 fn unlink(dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
@@ -102,6 +111,24 @@ fn open(dir: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn several_may_remove_one_tree() {
+        let dir = tempfile::tempdir().unwrap();
+        for n in 0..400 {
+            std::fs::create_dir_all(dir.path().join(format!("d/{}/{n}", n % 20))).unwrap();
+        }
+        let top: OwnedFd = std::fs::File::open(dir.path()).unwrap().into();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let removed = remove_at(top.as_fd(), OsStr::new("d"));
+                    assert!(matches!(removed, Ok(()) | Err(Errno::NOENT)), "{removed:?}");
+                });
+            }
+        });
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
 
     #[test]
     fn a_tree_of_any_depth_is_removed() {

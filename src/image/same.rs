@@ -13,6 +13,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use super::remove::DIR;
 use super::stack::open_regular;
 use crate::error::{Error, Result};
+use crate::layer::name::WH_PREFIX;
 use crate::sys::xattr;
 
 /// How many differences are told.
@@ -58,7 +59,10 @@ impl Walk {
             self.tell(path, "is another kind of file");
             return Ok(());
         }
-        if let Some(what) = attributes(&one, &other, kind) {
+        // No layer says how old a mark is.
+        let mark =
+            kind == FileType::CharacterDevice && one.st_rdev == 0 || name.as_bytes().starts_with(WH_PREFIX.as_bytes());
+        if let Some(what) = attributes(&one, &other, kind, mark) {
             self.tell(path, what);
         }
         if xattrs(ours, name).map_err(failed)? != xattrs(theirs, name).map_err(failed)? {
@@ -111,17 +115,15 @@ impl Walk {
 }
 
 /// Returns which of the attributes that a layer gives a file differs.
-fn attributes(one: &Stat, other: &Stat, kind: FileType) -> Option<&'static str> {
+fn attributes(one: &Stat, other: &Stat, kind: FileType, mark: bool) -> Option<&'static str> {
     let device = matches!(kind, FileType::CharacterDevice | FileType::BlockDevice);
-    // No layer says how old a mark is.
-    let whiteout = kind == FileType::CharacterDevice && one.st_rdev == 0;
     [
         (one.st_mode != other.st_mode, "has another mode"),
         ((one.st_uid, one.st_gid) != (other.st_uid, other.st_gid), "has another owner"),
         (kind != FileType::Directory && one.st_size != other.st_size, "has another size"),
         (kind != FileType::Directory && one.st_nlink != other.st_nlink, "has another number of names"),
         (device && one.st_rdev != other.st_rdev, "is another device"),
-        (!whiteout && (one.st_mtime, one.st_mtime_nsec) != (other.st_mtime, other.st_mtime_nsec), "has another time"),
+        (!mark && (one.st_mtime, one.st_mtime_nsec) != (other.st_mtime, other.st_mtime_nsec), "has another time"),
     ]
     .into_iter()
     .find_map(|(differs, what)| differs.then_some(what))

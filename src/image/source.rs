@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use super::manifest::{Image, Platform, manifest_type, parse_manifest, select};
 use super::media::Kind;
-use super::store::{DOCUMENT_MAX, Progress, Store};
+use super::store::{Counted, DOCUMENT_MAX, Progress, Store};
 use crate::error::{Error, Result};
 
 /// How many indexes may lead to one another.
@@ -41,10 +41,8 @@ pub trait Source: Sync {
 
     /// Brings a blob into the store that lacks it.
     fn bring(&self, store: &Store, descriptor: &Descriptor, progress: &dyn Progress) -> Result<()> {
-        let stream = self.open(descriptor)?;
-        store.put_blob(descriptor.digest(), descriptor.size(), stream)?;
-        progress.done(&descriptor.into());
-        Ok(())
+        let stream = Counted::new(self.open(descriptor)?, descriptor.into(), progress);
+        store.put_blob(descriptor.digest(), descriptor.size(), stream)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a runtime makes in a container's tree to mount something on: taken away again, so that it is no change.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
@@ -8,8 +8,8 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-/// How many links to nothing are followed on the way to a target.
-const LINKS_MAX: usize = 8;
+/// How many links are followed on the way to a target, as the kernel does.
+const LINKS_MAX: usize = 40;
 
 /// The mount points that a tree lacks.
 pub struct MountPoints {
@@ -25,7 +25,7 @@ impl MountPoints {
         let root = rustix::fs::open(root, flags, Mode::empty())?;
         let mut missing = Vec::new();
         for target in targets {
-            note_missing(&root, clean(Path::new(target)), &mut missing);
+            note_missing(&root, &clean(Path::new(target)), &mut missing);
         }
         missing.sort();
         missing.dedup();
@@ -55,28 +55,55 @@ impl MountPoints {
     }
 }
 
-/// Notes what is missing of `path`, and where a link on the way to it leads to nothing, what is missing there.
-fn note_missing(root: &OwnedFd, path: PathBuf, missing: &mut Vec<PathBuf>) {
-    let mut left = LINKS_MAX;
-    let mut waiting = vec![path];
-    while let Some(path) = waiting.pop() {
-        for path in path.ancestors().filter(|path| path.file_name().is_some()) {
-            match open(root, path, OFlags::empty()) {
-                Err(Errno::NOENT) => {}
-                // What is no directory is the runtime's to complain of.
-                _ => break,
-            }
-            match open(root, path, OFlags::NOFOLLOW).and_then(|link| rustix::fs::readlinkat(link, "", Vec::new())) {
-                Ok(target) if left > 0 => {
-                    left -= 1;
-                    let target = path.parent().unwrap_or(Path::new("/")).join(OsStr::from_bytes(target.as_bytes()));
-                    waiting.push(clean(&target));
+/// Notes what is missing of `path`, by names from the root on that are no links.
+fn note_missing(root: &OwnedFd, path: &Path, missing: &mut Vec<PathBuf>) {
+    let mut links = LINKS_MAX;
+    // From the last to the first.
+    let mut names = names(path);
+    let mut at = PathBuf::from("/");
+    while let Some(name) = names.pop() {
+        if name == ".." {
+            at.pop();
+            continue;
+        }
+        let next = at.join(&name);
+        match open(root, &next, OFlags::NOFOLLOW).and_then(|found| read_link(&found)) {
+            Ok(Some(_)) if links == 0 => return,
+            Ok(Some(target)) => {
+                links -= 1;
+                if target.is_absolute() {
+                    at = PathBuf::from("/");
                 }
-                Ok(_) => {}
-                Err(_) => missing.push(path.to_owned()),
+                names.extend(self::names(&target));
             }
+            Ok(None) => at = next,
+            Err(Errno::NOENT) => {
+                missing.push(next.clone());
+                at = next;
+            }
+            // What is no directory is the runtime's to complain of.
+            Err(_) => return,
         }
     }
+}
+
+/// Returns the target of a link; `None` for anything else.
+fn read_link(found: &OwnedFd) -> rustix::io::Result<Option<PathBuf>> {
+    if FileType::from_raw_mode(rustix::fs::fstat(found)?.st_mode) != FileType::Symlink {
+        return Ok(None);
+    }
+    let target = rustix::fs::readlinkat(found, "", Vec::new())?;
+    Ok(Some(PathBuf::from(OsStr::from_bytes(target.as_bytes()))))
+}
+
+/// Returns the names of a path, the last one first.
+fn names(path: &Path) -> Vec<OsString> {
+    let name = |part: Component<'_>| match part {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        _ => None,
+    };
+    path.components().rev().filter_map(name).collect()
 }
 
 /// Returns a path from the root without `.` and `..`, as runtimes take them before they look at links.
@@ -113,10 +140,22 @@ mod tests {
         fs::create_dir(at("run")).unwrap();
         symlink("/run", at("link")).unwrap();
         symlink("/made/later", at("nowhere")).unwrap();
-        let targets =
-            ["/proc", "/there/empty", "/a/b/c", "/a/file", "/there/data", "/link/x", "/no/../cleaned", "/nowhere/y"];
+        symlink("/srv/data", at("data")).unwrap();
+        symlink("../else/d", at("run/d")).unwrap();
+        let targets = [
+            "/proc",
+            "/there/empty",
+            "/a/b/c",
+            "/a/file",
+            "/there/data",
+            "/link/x",
+            "/no/../cleaned",
+            "/nowhere/y",
+            "/data/x",
+            "/link/d/x",
+        ];
         let points = MountPoints::lacking(dir.path(), targets.into_iter()).unwrap();
-        for path in ["proc", "a/b/c", "there/data", "run/x", "cleaned", "made/later/y"] {
+        for path in ["proc", "a/b/c", "there/data", "run/x", "cleaned", "made/later/y", "srv/data/x", "else/d/x"] {
             fs::create_dir_all(at(path)).unwrap();
         }
         fs::write(at("a/file"), "").unwrap();
@@ -131,6 +170,8 @@ mod tests {
             ("there/data/kept", true),
             ("cleaned", false),
             ("made", false),
+            ("srv", false),
+            ("else", false),
         ] {
             assert_eq!(at(path).exists(), there, "{path}");
         }

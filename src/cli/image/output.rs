@@ -110,7 +110,9 @@ pub fn json(value: &serde_json::Value) -> Result<Exit, Failure> {
     let mut shown = String::with_capacity(text.len() + 1);
     for letter in text.chars() {
         match letter {
-            letter if turns(letter) || letter == '\u{7f}' => shown.push_str(&format!("\\u{:04x}", u32::from(letter))),
+            letter if turns(letter) || (letter.is_control() && letter != '\n') => {
+                shown.push_str(&format!("\\u{:04x}", u32::from(letter)))
+            }
             letter => shown.push(letter),
         }
     }

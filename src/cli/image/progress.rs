@@ -57,6 +57,9 @@ impl Progress for Bars {
     }
 
     fn done(&self, work: &Work) {
-        self.with(work, ProgressBar::finish);
+        // One that is dropped stays on the screen, and makes room for others below.
+        if let Some(bar) = self.bars.lock().remove(&work.name) {
+            bar.finish();
+        }
     }
 }

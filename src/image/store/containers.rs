@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use super::super::manifest::Image;
 use super::super::stack::{Part, Stack};
 use super::layers::Tree;
-use super::{Store, remove, remove_or_log, replace};
+use super::{Store, open_lock, remove, remove_or_log, replace};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::attr::FileKind;
 
@@ -169,9 +169,14 @@ impl Container {
     fn lock(&self, name: &str, how: FlockOperation) -> Result<Option<File>> {
         let failed = |error: io::Error| Error::image_io(self.path.display(), &error);
         let removed = || Error::image(&self.config.id, "was removed meanwhile").of_kind(ErrorKind::Absent);
-        // It was made with the container: one that is being removed gets no new one.
+        // It was made with the container: one that is being removed gets no new one. One that was copied may lack it.
         let lock = match File::options().read(true).write(true).open(self.path.join(name)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(removed()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if !self.path.join(CONFIG).exists() {
+                    return Err(removed());
+                }
+                open_lock(&self.path.join(name))?
+            }
             opened => opened.map_err(failed)?,
         };
         match rustix::fs::flock(&lock, how) {
@@ -209,7 +214,11 @@ impl Container {
         let failed = |error: io::Error| Error::image_io(self.path.display(), &error);
         // Without this it is no container any more, whatever is left of it: the next one that is alone takes that away.
         fs::remove_file(self.path.join(CONFIG)).map_err(failed)?;
-        remove(&self.path).map_err(failed)
+        match remove(&self.path) {
+            // Whoever was alone in the store has found what was left of it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(failed),
+        }
     }
 
     /// Notes what has changed about it.

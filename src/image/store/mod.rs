@@ -139,7 +139,8 @@ impl Store {
         Ok(())
     }
 
-    /// Gives up the room that is kept for what makes room; false where that was done before.
+    /// Gives up the room that is kept for what makes room; false where that was done before. Whoever opens the store in that
+    /// moment may take it again: then the disk is full as it was.
     fn give_spare(&self) -> bool {
         fs::remove_file(self.path(SPARE)).is_ok()
     }
@@ -236,6 +237,10 @@ fn keep_spare(path: &Path) {
         let allocated = rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, SPARE_BYTES);
         allocated.map_err(|errno| fs::remove_file(path).err().unwrap_or_else(|| errno.into()))
     };
+    // One of a process that died before it had the room frees none.
+    if fs::metadata(path).is_ok_and(|spare| spare.len() < SPARE_BYTES) {
+        let _ = fs::remove_file(path); // Somebody else was faster.
+    }
     if !path.exists()
         && let Err(error) = kept()
     {

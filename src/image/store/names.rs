@@ -98,7 +98,13 @@ impl Store {
             let bytes = encode(after).map_err(|error| self.error("index.json", &error))?;
             let write = || replace(&self.path("index.json"), &bytes);
             let written = match write() {
-                Err(error) if fewer && error.kind() == ErrorKind::StorageFull && self.give_spare() => write(),
+                Err(error)
+                    if fewer
+                        && matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+                        && self.give_spare() =>
+                {
+                    write()
+                }
                 done => done,
             };
             written.map_err(|error| self.error("index.json", &error))?;

@@ -1,8 +1,9 @@
 //! Reading everything again, and comparing it with its digest.
 
 use std::collections::HashSet;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 
 use oci_spec::image::Digest;
 
@@ -13,7 +14,7 @@ use super::super::same::Difference;
 use super::Store;
 use super::layers::read_layer;
 use super::progress::{Counted, Progress, Work};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 
 /// Something in a store that is not what it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +49,10 @@ impl Store {
     /// With [`Trees::Compared`] the trees of layers, too. `hashing` is told of blobs, `unpacking` of layers. Errors: those of
     /// listing the store.
     pub fn verify(&self, trees: Trees, hashing: &dyn Progress, unpacking: &dyn Progress) -> Result<Verdict> {
+        if trees == Trees::Compared && !self.is_ours()? {
+            let reason = "belongs to another user, whose trees would be unpacked otherwise; compare them as that user";
+            return Err(Error::image(self.root.display(), reason).of_kind(ErrorKind::Permission));
+        }
         let mut verdict = Verdict::default();
         let mut found = |subject: String, reason: String| verdict.problems.push(Problem { subject, reason });
         for (algorithm, name) in self.blob_names()? {
@@ -81,8 +86,21 @@ impl Store {
                 if !seen.insert((layer.blob.digest().clone(), layer.chain_id.clone())) {
                     continue;
                 }
+                let has_tree = match self.tree(layer) {
+                    Ok(tree) => tree.is_some(),
+                    Err(error) => {
+                        found(format!("tree {}", layer.diff_id), error.to_string());
+                        false
+                    }
+                };
                 let compared = match trees {
-                    Trees::Compared if self.tree(layer)?.is_some() => self.differences(&image, at, unpacking),
+                    Trees::Compared if has_tree => match self.differences(&image, at, unpacking) {
+                        // That there is no room to unpack it says nothing of the layer.
+                        Err(error) if matches!(error.kind(), ErrorKind::Machine | ErrorKind::Permission) => {
+                            return Err(error.within(format!("layer {}", layer.blob.digest())));
+                        }
+                        compared => compared,
+                    },
                     _ => self.reread(layer, unpacking).map(|()| Vec::new()),
                 };
                 match compared {
@@ -96,6 +114,12 @@ impl Store {
             }
         }
         Ok(verdict)
+    }
+
+    /// Whether the store is of the user that this process runs as.
+    fn is_ours(&self) -> Result<bool> {
+        let failed = |error: io::Error| Error::image_io(self.root.display(), &error);
+        Ok(fs::metadata(&self.root).map_err(failed)?.uid() == rustix::process::geteuid().as_raw())
     }
 
     /// Compares the tar of a layer with its diff_id, and its blob with its digest.
