@@ -123,7 +123,9 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     let removed = remove_at(top.as_fd(), OsStr::new("d"));
-                    assert!(matches!(removed, Ok(()) | Err(Errno::NOENT)), "{removed:?}");
+                    // Who finds nothing has come when all was gone, and has not left off in the middle.
+                    let gone = removed == Err(Errno::NOENT) && !dir.path().join("d").exists();
+                    assert!(removed.is_ok() || gone, "{removed:?}");
                 });
             }
         });

@@ -11,7 +11,7 @@ use unionfs_rs::image::load::load_stream;
 use unionfs_rs::image::manifest::{Image, Platform};
 use unionfs_rs::image::source::Watch;
 use unionfs_rs::image::stack::{Object, Stack};
-use unionfs_rs::image::store::{Store, Tree};
+use unionfs_rs::image::store::{Container, Store, Tree};
 use unionfs_rs::layer::attr::FileKind;
 
 /// The tar of a layer.
@@ -150,6 +150,17 @@ impl Shop {
     pub fn image(&self, layers: Vec<Layer>) -> Result<Image, Error> {
         let layers: Vec<Vec<u8>> = layers.into_iter().map(Layer::tar).collect();
         self.load(&docker_archive("localhost/test:1", &layers))
+    }
+
+    /// Makes a container of an image of these layers, lowest first.
+    pub fn container(&self, layers: Vec<Layer>) -> Container {
+        self.container_of(&self.image(layers).expect("the layers are right"))
+    }
+
+    /// Makes a container of an image.
+    pub fn container_of(&self, image: &Image) -> Container {
+        let trees = self.store.trees(image, &()).expect("they are there");
+        self.store.create_container(image, None, &trees, false).expect("there is room")
     }
 
     /// What an image shows: each path with what is there.

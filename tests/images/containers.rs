@@ -13,9 +13,7 @@ use crate::upper::base;
 #[test]
 fn nobody_takes_away_what_is_being_read() {
     let shop = Shop::new();
-    let image = shop.image(vec![base()]).unwrap();
-    let trees = shop.store.trees(&image, &()).unwrap();
-    let container = shop.store.create_container(&image, None, &trees, false).unwrap();
+    let container = shop.container(vec![base()]);
     std::fs::write(container.upper().join("new"), "text").unwrap();
     let path = std::path::Path::new("/new");
     let (now, was) = shop.store.stacks_of(&container).unwrap();
@@ -43,9 +41,7 @@ fn nobody_takes_away_what_is_being_read() {
 #[test]
 fn what_cannot_be_read_is_named_with_its_layer() {
     let shop = Shop::new();
-    let image = shop.image(vec![base()]).unwrap();
-    let trees = shop.store.trees(&image, &()).unwrap();
-    let container = shop.store.create_container(&image, None, &trees, false).unwrap();
+    let container = shop.container(vec![base()]);
     // What no mount has written: a redirect to nowhere that could be.
     let dir = container.upper().join("d");
     std::fs::create_dir(&dir).unwrap();
@@ -64,11 +60,7 @@ fn what_cannot_be_read_is_named_with_its_layer() {
 fn names_that_are_no_text_are_copied_listed_and_told_apart() {
     let shop = Shop::new();
     let name = |byte: u8| OsString::from_vec([b"name-", &[byte][..]].concat());
-    let container = {
-        let image = shop.image(vec![base()]).unwrap();
-        let trees = shop.store.trees(&image, &()).unwrap();
-        shop.store.create_container(&image, None, &trees, false).unwrap()
-    };
+    let container = shop.container(vec![base()]);
     for byte in [0xfe, 0xff] {
         std::fs::write(container.upper().join(name(byte)), [byte]).unwrap();
     }
@@ -93,9 +85,8 @@ fn names_that_are_no_text_are_copied_listed_and_told_apart() {
 fn of_several_who_remove_mount_and_read_one_container_each_gets_it_whole_or_is_told() {
     let shop = Shop::new();
     let image = shop.image(vec![base()]).unwrap();
-    let trees = shop.store.trees(&image, &()).unwrap();
     for round in 0..20 {
-        let container = shop.store.create_container(&image, None, &trees, false).unwrap();
+        let container = shop.container_of(&image);
         // Removing takes a while.
         for n in 0..200 {
             std::fs::write(container.upper().join(n.to_string()), "x").unwrap();

@@ -161,9 +161,7 @@ fn one_of_several_names_that_are_kept_together_is_not_taken_back_alone() {
 #[test]
 fn a_mark_that_hides_by_its_name_is_taken_back_too() {
     let shop = Shop::new();
-    let image = shop.image(vec![base()]).unwrap();
-    let trees = shop.store.trees(&image, &()).unwrap();
-    let container = shop.store.create_container(&image, None, &trees, false).unwrap();
+    let container = shop.container(vec![base()]);
     fs::write(container.upper().join(".wh.plain"), "").unwrap();
     assert_eq!(listed(&shop, &container), ["D /plain"]);
     shop.store.discard(&container, Path::new("/plain")).unwrap();
@@ -408,13 +406,9 @@ fn what_is_copied_into_a_container_is_roots_and_goes_through_no_link_to_the_host
     let shop = Shop::new();
     let outside = shop.dir.path().join("outside");
     fs::create_dir(&outside).unwrap();
-    let image = shop
-        .image(vec![
-            Layer::new().dir("etc", 0o755).symlink("away", outside.to_str().unwrap()).symlink("inside", "/etc"),
-        ])
-        .unwrap();
-    let trees = shop.store.trees(&image, &()).unwrap();
-    let container = shop.store.create_container(&image, None, &trees, false).unwrap();
+    let container = shop.container(vec![
+        Layer::new().dir("etc", 0o755).symlink("away", outside.to_str().unwrap()).symlink("inside", "/etc"),
+    ]);
     let source = shop.dir.path().join("source");
     fs::write(&source, "text").unwrap();
     let into = |path: &str| ours(&shop, &["cp", source.to_str().unwrap(), &format!("{}:{path}", container.config.id)]);

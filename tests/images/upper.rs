@@ -15,9 +15,7 @@ use crate::support::{Ran, binary, finish, on_kernel, run};
 
 /// An image, and a container of it that is mounted while `change` changes it.
 pub fn changed(shop: &Shop, layers: Vec<Layer>, change: impl FnOnce(&Path)) -> Option<Container> {
-    let image = shop.image(layers).expect("the layers are right");
-    let trees = shop.store.trees(&image, &()).expect("they are there");
-    let container = shop.store.create_container(&image, None, &trees, false).expect("there is room");
+    let container = shop.container(layers);
     let mountpoint = shop.dir.path().join("merged");
     fs::create_dir_all(&mountpoint).expect("there is room");
     let store = shop.dir.path().join("store");
@@ -261,9 +259,7 @@ fn a_commit_that_could_not_be_unpacked_leaves_nothing() {
     let deep: Vec<String> = "abcdefghijklmno".chars().map(name).chain(["pp".into()]).collect();
     let path = format!("{}/{}", deep.join("/"), "f".repeat(250));
     assert_eq!(path.len(), 4093);
-    let image = shop.image(vec![Layer::new().pax(&[("path", path.as_bytes())]).file("x", "x")]).unwrap();
-    let trees = shop.store.trees(&image, &()).unwrap();
-    let container = shop.store.create_container(&image, None, &trees, false).unwrap();
+    let container = shop.container(vec![Layer::new().pax(&[("path", path.as_bytes())]).file("x", "x")]);
     let mut dir: std::os::fd::OwnedFd = fs::File::open(container.upper()).unwrap().into();
     for name in &deep {
         use rustix::fs::{Mode, OFlags, mkdirat, openat};

@@ -85,12 +85,13 @@ impl Store {
             }
         }
         make(&store.root)?;
-        keep_spare(&store.path(SPARE));
         store.keep = owners::settle(&store.root)?;
         // Whoever is alone here may take away what others have left when they died.
         if store.lock(FlockOperation::NonBlockingLockExclusive)? {
             store.empty_tmp()?;
             store.remove_dead_containers();
+            // While anybody needs it nobody is alone, and takes it again.
+            keep_spare(&store.path(SPARE));
         }
         store.lock(FlockOperation::LockShared)?;
         Ok(store)
@@ -139,8 +140,7 @@ impl Store {
         Ok(())
     }
 
-    /// Gives up the room that is kept for what makes room; false where that was done before. Whoever opens the store in that
-    /// moment may take it again: then the disk is full as it was.
+    /// Gives up the room that is kept for what makes room; false where that was done before.
     fn give_spare(&self) -> bool {
         fs::remove_file(self.path(SPARE)).is_ok()
     }
@@ -230,20 +230,20 @@ fn is_unfinished(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(UNFINISHED.as_bytes())
 }
 
-/// Sees to it that there is some room to give up. Where there is none left, there is none to keep.
+/// Sees to it that there is some room to give up, for who is alone in the store. Where there is none left, there is none to keep.
 fn keep_spare(path: &Path) {
     let kept = || -> io::Result<()> {
         let file = File::create_new(path)?;
         let allocated = rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, SPARE_BYTES);
         allocated.map_err(|errno| fs::remove_file(path).err().unwrap_or_else(|| errno.into()))
     };
-    // One of a process that died before it had the room frees none.
-    if fs::metadata(path).is_ok_and(|spare| spare.len() < SPARE_BYTES) {
-        let _ = fs::remove_file(path); // Somebody else was faster.
-    }
-    if !path.exists()
-        && let Err(error) = kept()
-    {
+    let done = match fs::metadata(path) {
+        Ok(spare) if spare.len() >= SPARE_BYTES => return,
+        // One of a process that died before it had the room frees none.
+        Ok(_) => fs::remove_file(path).and_then(|()| kept()),
+        Err(_) => kept(),
+    };
+    if let Err(error) = done {
         log::info!("{}: {error}", path.display());
     }
 }

@@ -55,6 +55,7 @@ impl Store {
         }
         let mut verdict = Verdict::default();
         let mut found = |subject: String, reason: String| verdict.problems.push(Problem { subject, reason });
+        let mut damaged = HashSet::new();
         for (algorithm, name) in self.blob_names()? {
             let text = format!("{algorithm}:{name}");
             verdict.blobs += 1;
@@ -62,6 +63,7 @@ impl Store {
                 Ok(digest) => {
                     if let Err(error) = self.rehash(&digest, hashing) {
                         found(format!("blob {text}"), error.to_string());
+                        damaged.insert(digest);
                     }
                 }
                 Err(error) => found(format!("blob {text}"), format!("its name is no digest: {error}")),
@@ -94,13 +96,15 @@ impl Store {
                     }
                 };
                 let compared = match trees {
-                    Trees::Compared if has_tree => match self.differences(&image, at, unpacking) {
-                        // That there is no room to unpack it says nothing of the layer.
-                        Err(error) if matches!(error.kind(), ErrorKind::Machine | ErrorKind::Permission) => {
-                            return Err(error.within(format!("layer {}", layer.blob.digest())));
+                    Trees::Compared if has_tree && !damaged.contains(layer.blob.digest()) => {
+                        match self.differences(&image, at, unpacking) {
+                            // That there is no room to unpack it says nothing of the layer.
+                            Err(error) if matches!(error.kind(), ErrorKind::Machine | ErrorKind::Permission) => {
+                                return Err(error.within(format!("layer {}", layer.blob.digest())));
+                            }
+                            compared => compared,
                         }
-                        compared => compared,
-                    },
+                    }
                     _ => self.reread(layer, unpacking).map(|()| Vec::new()),
                 };
                 match compared {
