@@ -9,7 +9,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::MutexGuard;
 use rustix::fs::{AtFlags, OFlags, XattrFlags};
 use rustix::io::Errno;
 
@@ -145,7 +144,7 @@ impl Union {
     }
 
     /// Returns whether data of `dir` may be shared with upper's, as far as is known.
-    fn clones_of(&self, dir: &LayerDir) -> &AtomicBool {
+    pub(super) fn clones_of(&self, dir: &LayerDir) -> &AtomicBool {
         &self.lowers.layer(dir).clones
     }
 
@@ -428,84 +427,6 @@ impl Union {
             }
         }
         Ok(())
-    }
-
-    /// Keeps the data of a metacopy from being filled in until the guard is dropped: that gives the file back the mode,
-    /// times and capabilities that it had before.
-    pub(super) fn hold_metacopy<'a>(&self, inode: &'a Inode) -> Option<MutexGuard<'a, ()>> {
-        let may_be = self.metacopy && inode.kind == FileKind::Regular && inode.data_place() != DataPlace::Here;
-        may_be.then(|| inode.lock_copy_up())
-    }
-
-    /// Copies the data of a metacopy, in place: until the mark is removed, the data below is what is read.
-    fn fill_metacopy(&self, inode: &Arc<Inode>, data: Data) -> Result<()> {
-        if inode.kind != FileKind::Regular || data == Data::Metadata || inode.data_place() == DataPlace::Here {
-            return Ok(());
-        }
-        let Some((dir, name)) = self.data_below(inode)? else { return Ok(()) };
-        let _copying = inode.lock_copy_up();
-        if inode.data_place() == DataPlace::Here {
-            return Ok(());
-        }
-        let upper = self.writable()?;
-        let attr = self.lowers.stat(&dir, &name)?;
-        let len = match data {
-            Data::First(len) => len.min(attr.size),
-            _ => attr.size,
-        };
-        let kept = self.stat(inode)?;
-        let source = self.lowers.with_fd(&dir, |fd| {
-            let layer = self.lowers.layer(&dir);
-            layer.open_noatime(fd, &name, OFlags::RDONLY).map_err(|e| layer.error("openat", &name, e))
-        })?;
-        let target = self.open_object(inode, OFlags::RDWR)?;
-        let failed = |call: &'static str| {
-            let name = name.clone();
-            move |e: Errno| upper.layer.error(call, &name, e)
-        };
-        // What it is copied to has the whole length already.
-        let known = Known { whole: false, ..Known::of(&attr, self.clones_of(&dir)) };
-        // The caller has written nothing yet, which would take away what gives rights.
-        let copied = self.keeping_capabilities(inode, target.as_fd(), || {
-            copy_data::copy(source.as_fd(), target.as_fd(), len, known).map_err(failed("copy"))
-        })?;
-        self.copied.data(copied);
-        if kept.mode & 0o6000 != 0 && !upper.keeps_modes_apart() {
-            Place::file(target.as_fd()).chmod(kept.mode & 0o7777).map_err(failed("fchmod"))?;
-        }
-        upper.durability.wait_for(target.as_fd(), Holds::Data).map_err(|(call, e)| failed(call)(e))?;
-        Place::file(target.as_fd()).set_times(kept.atime, kept.mtime).map_err(failed("futimens"))?;
-        self.namespace.clear(target.as_fd(), OsStr::new(""), Mark::Metacopy).map_err(failed("removexattr"))?;
-        inode.set_data_place(DataPlace::Here);
-        // Whoever is opening the data at the moment opens it again.
-        self.drop_place(Some(inode.relocate(|_| {})));
-        if inode.note_descriptor(false) {
-            self.close_files(inode.serial);
-        }
-        Ok(())
-    }
-
-    /// Records where a metacopy goes on below, before it has a name that does not say so.
-    ///
-    /// `place` is the metacopy in upper, and the last two its parent and name until now.
-    pub(super) fn lead_metacopy_below(
-        &self,
-        upper: &Upper,
-        place: Place<'_>,
-        inode: &Arc<Inode>,
-        (parent, name): (&Arc<Inode>, &OsStr),
-    ) -> Result<()> {
-        if self.data_below(inode)?.is_none() {
-            return Ok(());
-        }
-        let failed = |e: Errno| upper.layer.error("getxattr", name, e);
-        let known = self.namespace.get(place.dir, place.name, Mark::Redirect).map_err(failed)?;
-        let path = match known.as_deref().map(Redirect::parse) {
-            Some(Ok(Redirect::Absolute(_))) => return Ok(()),
-            Some(Ok(Redirect::Sibling(below))) => self.path_below(parent, &below)?,
-            _ => self.path_below(parent, name)?,
-        };
-        upper.set_mark(place, Mark::Redirect, &Redirect::Absolute(path).to_bytes())
     }
 
     /// Returns the path that leads to `name` of the directory `parent` in the layers below upper: the names of its

@@ -1,6 +1,6 @@
 //! The data of files: found by inode through a bounded cache of descriptors, no handle needed.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -9,9 +9,9 @@ use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::copy_up::Data;
-use super::inode::{DataPlace, Inode, NodeId, Real};
-use super::{Attr, Caller, Fh, FileKind, SetAttr, SetTime, Union};
-use crate::error::{Error, Location, Result};
+use super::inode::{DataPlace, Inode, NodeId};
+use super::{Caller, Fh, FileKind, SetAttr, SetTime, Union};
+use crate::error::{Error, Result};
 use crate::layer::dir::{LayerDir, Serial};
 use crate::layer::fds::FdCache;
 use crate::sys::{ioctl, proc_path};
@@ -374,57 +374,6 @@ impl Union {
             let opened = if quiet { layer.open_noatime(dir, name, flags) } else { layer.open(dir, name, flags) };
             opened.map_err(|e| layer.error("openat", name, e))
         })
-    }
-
-    /// Returns where the data of a metacopy is; `None` when it is where the metadata is.
-    ///
-    /// Errors: EIO for a metacopy that this mount does not follow, or whose data is nowhere.
-    pub(super) fn data_below(&self, inode: &Arc<Inode>) -> Result<Option<(Arc<LayerDir>, OsString)>> {
-        if inode.kind != FileKind::Regular || inode.data_place() == DataPlace::Here {
-            return Ok(None);
-        }
-        let (place, version) = inode.place();
-        let marks = self.with_object(inode, |layer, dir, name| {
-            self.namespace.marks(dir, name).map_err(|e| layer.error("listxattr", name, e))
-        })?;
-        let option = "--metacopy on";
-        let location = || match &place.real {
-            Real::Lower(dir) => self.lowers.location(dir, &place.name),
-            _ => Location::new("upper", &*place.name),
-        };
-        if marks.foreign {
-            let option = "the --xattr-namespace that it was written with";
-            return Err(Error::NotFollowed { file: location(), what: "a metacopy or its redirect", option });
-        }
-        if !marks.metacopy {
-            if inode.is_at(version) {
-                inode.set_data_place(DataPlace::Here);
-            }
-            return Ok(None);
-        }
-        if !self.metacopy {
-            return Err(Error::NotFollowed { file: location(), what: "a metacopy", option });
-        }
-        inode.set_data_place(DataPlace::Below);
-        let layer = match &place.real {
-            Real::Lower(dir) => usize::from(dir.layer.0),
-            _ => 0,
-        };
-        self.search_data(place.parent.as_ref(), &place.name, layer, marks.redirect).map(Some)
-    }
-
-    /// Puts the blocks of the data below into the attributes of a metacopy.
-    pub(super) fn count_blocks(&self, inode: &Arc<Inode>, attr: &mut Attr) -> Result<()> {
-        if !self.metacopy || attr.kind != FileKind::Regular || attr.blocks.saturating_mul(512) >= attr.size {
-            return Ok(());
-        }
-        match self.data_below(inode) {
-            Ok(Some((dir, name))) => attr.blocks = self.lowers.stat(&dir, &name)?.blocks,
-            Ok(None) => {}
-            // Reading answers the same error; until then the metadata can be seen.
-            Err(error) => log::warn!("{error}"),
-        }
-        Ok(())
     }
 }
 

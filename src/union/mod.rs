@@ -27,6 +27,7 @@ mod link;
 mod listing;
 mod lookup;
 mod merge;
+mod metacopy;
 mod name_index;
 mod numbers;
 mod owners;
