@@ -7,6 +7,7 @@
 mod support;
 
 mod nfs_like {
+    #[allow(dead_code, reason = "the kill points use the rest")]
     pub mod acts;
     pub mod killed;
     pub mod steps;

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 
+use rustix::fs::XattrFlags;
 use unionfs_rs::error::Error;
-use unionfs_rs::union::{Caller, Entry, FileKind, Flow, Name, New, NodeId, RenameFlags, Union};
+use unionfs_rs::union::{Caller, Entry, FileKind, Flow, Name, New, NodeId, RenameFlags, SetAttr, Union};
 
-const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 0 };
+/// Who does it.
+pub const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 0 };
 
 /// Everything that a union shows, by path.
 pub type View = BTreeMap<String, String>;
@@ -56,8 +58,30 @@ pub fn rmdir(union: &Union, path: &str) -> Result {
 }
 
 pub fn rename(union: &Union, from: &str, to: &str) -> Result {
+    rename_with(union, from, to, RenameFlags::empty())
+}
+
+pub fn rename_with(union: &Union, from: &str, to: &str, flags: RenameFlags) -> Result {
     let ((from_dir, from), (to_dir, to)) = (parent(union, from)?, parent(union, to)?);
-    union.rename(from_dir, from, to_dir, to, RenameFlags::empty())
+    union.rename(from_dir, from, to_dir, to, flags)
+}
+
+/// Makes a pipe, a socket or a device.
+pub fn mknod(union: &Union, path: &str, kind: FileKind, rdev: (u32, u32)) -> Result {
+    make(union, path, New::Node(kind, rdev), 0o640).map(drop)
+}
+
+pub fn set(union: &Union, path: &str, set: SetAttr) -> Result {
+    union.setattr(union.lookup_path(path.as_ref())?.id, set, None, ROOT).map(drop)
+}
+
+pub fn setxattr(union: &Union, path: &str, name: &str, value: &[u8]) -> Result {
+    let id = union.lookup_path(path.as_ref())?.id;
+    union.setxattr(id, OsStr::new(name), value, XattrFlags::empty(), ROOT)
+}
+
+pub fn removexattr(union: &Union, path: &str, name: &str) -> Result {
+    union.removexattr(union.lookup_path(path.as_ref())?.id, OsStr::new(name), ROOT)
 }
 
 pub fn link(union: &Union, of: &str, to: &str) -> Result {

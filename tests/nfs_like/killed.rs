@@ -5,9 +5,7 @@
 //! operation moves is under one of its names; and no workdir keeps what was unfinished.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use unionfs_rs::config::{Lacking, UnionConfig, WhiteoutFormat};
 use unionfs_rs::error::Error;
@@ -15,7 +13,8 @@ use unionfs_rs::union::Union;
 
 use super::acts::{View, link, mkdir, rename, rmdir, symlink, touch, unlink, view, write};
 use crate::skip;
-use crate::support::{Layers, LowersUnchanged, Placement, Watchdog, on_kernel, require_root, test_name};
+use crate::support::traced::{self, Again, Call};
+use crate::support::{Layers, LowersUnchanged, Placement, Watchdog, on_kernel, require_root, strace_obstacle};
 
 /// An operation, and what comes before it.
 struct Case {
@@ -166,9 +165,6 @@ fn set(case: &Case, ground: Ground) -> Layers {
 /// Holds the number of the case and the directory of its layers, for the process that is killed.
 const CHILD: &str = "UNIONFS_TEST_KILLED";
 
-/// A name that the process looks at before it begins.
-const MARK: &str = "/the operation begins";
-
 /// Does the operation, as the process that is killed.
 fn die(ground: Ground, told: &str) {
     let (number, root) = told.split_once(' ').expect("the test has set the variable");
@@ -185,8 +181,7 @@ fn die(ground: Ground, told: &str) {
         ..UnionConfig::default()
     };
     let union = Union::from_config(&config).unwrap_or_else(|error| panic!("{error}"));
-    let _ = fs::metadata(MARK); // Only to be seen in the trace.
-    let _ = (case.act)(&union); // As in `set`.
+    let _ = traced::marked(Path::new("/"), || (case.act)(&union)); // As in `set`.
     union.end().expect("a union can be ended");
 }
 
@@ -195,40 +190,14 @@ const CHANGES: &str = "openat,mkdirat,mknodat,symlinkat,linkat,unlinkat,renameat
                        removexattr,lremovexattr,fchmodat,fchmod,chmod,fchownat,utimensat,pwrite64,ftruncate,\
                        copy_file_range,fsync,ioctl";
 
-/// Runs the operation in a process of its own under strace, with `injection` if any; returns the trace.
-fn run(number: usize, layers: &Layers, injection: Option<&str>) -> String {
-    let trace = layers.path("trace");
-    let mut command = Command::new("strace");
-    // Not with --seccomp-bpf, under which strace 6.1 injects no signal.
-    command.args(["-f", "-e", &format!("trace=statx,{CHANGES}"), "-o"]).arg(&trace);
-    if let Some(injection) = injection {
-        command.args(["-e", &format!("inject={injection}")]);
-    }
-    command.arg(std::env::current_exe().expect("a test knows its binary")).args([&test_name(), "--exact"]);
-    command.env(CHILD, format!("{number} {}", layers.path("").display()));
-    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    let status = status.expect("strace can be started");
+/// Runs the operation in a process of its own, with `injection` if any; returns the calls that change something.
+fn run(number: usize, layers: &Layers, injection: Option<&str>) -> Vec<Call> {
+    let told = format!("{number} {}", layers.path("").display());
+    let calls = format!("statx,{CHANGES}");
+    let again = Again { told: (CHILD, told.as_ref()), calls: &calls, trace: &layers.path("trace") };
+    let (status, trace) = again.run(injection);
     assert_eq!(status.success(), injection.is_none(), "{injection:?}: {status}");
-    fs::read_to_string(&trace).expect("strace has written its trace")
-}
-
-/// Returns each call of the operation that changes something: its name, and its number among those of its thread.
-fn calls(trace: &str) -> Vec<(String, usize)> {
-    let mut counts = BTreeMap::new();
-    let mut begun = false;
-    let mut calls = Vec::new();
-    for line in trace.lines() {
-        let Some((thread, call)) = line.split_once(' ') else { continue };
-        let Some((name, arguments)) = call.trim_start().split_once('(') else { continue };
-        let count: &mut usize = counts.entry((thread.to_owned(), name.to_owned())).or_default();
-        *count += 1;
-        begun |= arguments.contains(MARK);
-        let opens = name == "openat" && !arguments.contains("O_CREAT") && !arguments.contains("O_TMPFILE");
-        if begun && name != "statx" && !opens {
-            calls.push((name.to_owned(), *count));
-        }
-    }
-    calls
+    traced::calls(&trace).into_iter().filter(|call| call.name != "statx" && call.makes()).collect()
 }
 
 /// Returns what is at `name` of the root and below it.
@@ -267,9 +236,8 @@ fn leaves_old_new_or_nothing(ground: Ground) {
     if on_kernel() {
         skip!("the kernel's overlayfs cannot be killed");
     }
-    let traced = Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).stderr(Stdio::null()).status();
-    if !traced.is_ok_and(|status| status.success()) {
-        skip!("strace cannot trace here: install the package strace; it needs ptrace(2)");
+    if let Some(reason) = strace_obstacle() {
+        skip!("{reason}");
     }
     let _watchdog = Watchdog::start();
     let mut kills = 0;
@@ -282,9 +250,9 @@ fn leaves_old_new_or_nothing(ground: Ground) {
             seen
         };
         let before = look(&layers, ground.at);
-        let calls = calls(&run(number, &layers, None));
+        let calls = run(number, &layers, None);
         let after = look(&layers, ground.at);
-        for (call, count) in calls {
+        for Call { name: call, number: count, .. } in calls {
             let layers = set(case, ground);
             let lowers = LowersUnchanged::new(layers.lowers());
             run(number, &layers, Some(&format!("{call}:signal=KILL:when={count}")));

@@ -11,7 +11,9 @@ use rustix::mount::UnmountFlags;
 
 use super::steps::{LINKS, STEPS, Step, copy, describe, fill};
 use crate::skip;
-use crate::support::{Io, Layers, LowersUnchanged, Mounted, Placement, Watchdog, on_kernel, require_root};
+use crate::support::{
+    Io, Layers, LowersUnchanged, Mounted, Placement, Watchdog, on_kernel, require_root, strace_obstacle,
+};
 
 /// A file system over another directory, served by a process of its own until this goes.
 struct Stacked {
@@ -75,11 +77,7 @@ impl Ground {
         {
             return Some(format!("{program} is not there: install the package {program}"));
         }
-        let traced = || Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).stderr(Stdio::null()).status();
-        if !self.failing.is_empty() && !traced().is_ok_and(|status| status.success()) {
-            return Some("strace cannot trace here: install the package strace; it needs ptrace(2)".to_owned());
-        }
-        None
+        if self.failing.is_empty() { None } else { strace_obstacle() }
     }
 
     /// Mounts what upper and workdir are to be on; returns the directory for the two.

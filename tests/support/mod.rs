@@ -21,6 +21,7 @@ mod mount;
 mod privilege;
 mod rng;
 mod skip;
+pub mod traced;
 mod unprivileged;
 mod watchdog;
 
