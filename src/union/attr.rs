@@ -9,6 +9,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_O
 use rustix::io::Errno;
 
 use super::copy_up::Data;
+use super::file::check_regular;
 use super::inode::{Inode, NodeId};
 use super::{Attr, Caller, Fh, Timestamp, Union};
 use crate::error::{Error, Result};
@@ -64,10 +65,7 @@ pub struct StatFs {
 impl Union {
     /// Reads the attributes of `id`.
     pub fn getattr(&self, id: NodeId) -> Result<Attr> {
-        let inode = self.inode(id)?;
-        let mut attr = self.stat(&inode)?;
-        self.count_blocks(&inode, &mut attr)?;
-        Ok(self.show(attr))
+        self.attributes(&self.inode(id)?)
     }
 
     /// Sets attributes of `id` for `caller`, the size through `fh` where there is one, and returns all of them.
@@ -82,14 +80,21 @@ impl Union {
             ..set
         };
         let inode = self.inode(id)?;
-        if set.size.is_some() && fh.is_none() {
-            self.check_text(&inode, Some(id))?;
+        if set.size.is_some() {
+            check_regular(&inode)?;
+            if fh.is_none() {
+                self.check_text(&inode, Some(id))?;
+            }
         }
-        let data = match set.size {
-            Some(size) => Data::First(size),
-            None => Data::Metadata,
-        };
-        self.copy_up(&inode, data)?;
+        let mut set = set;
+        match set.size {
+            Some(size) if self.copy_up_cut(&inode, size, caller)? => set.size = None,
+            Some(_) => {}
+            None => self.copy_up(&inode, Data::Metadata)?,
+        }
+        if set == SetAttr::default() {
+            return self.attributes_after(&inode);
+        }
         let _held = self.hold_metacopy(&inode);
         let pinned = self.pin(&inode)?;
         self.set_owner(&inode, pinned.as_fd(), set)?;
@@ -102,7 +107,21 @@ impl Union {
         }
         let _times = set.mtime.map(|_| self.hold_times(&inode));
         self.set_times(pinned.as_fd(), set)?;
-        self.getattr(id)
+        self.attributes_after(&inode)
+    }
+
+    /// Reads the attributes of what was changed, once more where that fails: the change is not undone.
+    pub(super) fn attributes_after(&self, inode: &Arc<Inode>) -> Result<Attr> {
+        self.attributes(inode).or_else(|error| {
+            log::warn!("{error}");
+            self.attributes(inode)
+        })
+    }
+
+    fn attributes(&self, inode: &Arc<Inode>) -> Result<Attr> {
+        let mut attr = self.stat(inode)?;
+        self.count_blocks(inode, &mut attr)?;
+        Ok(self.show(attr))
     }
 
     /// Keeps others from setting when `inode` was written.
@@ -176,13 +195,15 @@ impl Union {
         self.writable()?.drop_set_id(fd).map_err(Error::Refused)
     }
 
-    /// Clears set-group-id of a file whose group `caller` is not in, unless it may keep it.
-    pub(super) fn drop_set_group_id(&self, fd: BorrowedFd<'_>, caller: Caller) -> Result<()> {
+    /// Returns whether `caller` may not leave a file the set-group-id bit that it has: it is not in the group.
+    pub(super) fn takes_set_group_id(&self, fd: BorrowedFd<'_>, caller: Caller) -> Result<bool> {
         let attr = self.stat_open(fd)?;
-        if attr.mode & 0o2000 == 0 || caller.keeps_set_id() || caller.is_in_group(self.shown_gid(attr.gid)) {
-            return Ok(());
-        }
-        self.set_mode(fd, attr.mode & !0o2000)
+        Ok(attr.mode & 0o2000 != 0 && !caller.keeps_set_id() && !caller.is_in_group(self.shown_gid(attr.gid)))
+    }
+
+    /// Clears the set-group-id bit.
+    pub(super) fn drop_set_group_id(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        self.set_mode(fd, self.stat_open(fd)?.mode & !0o2000)
     }
 
     pub(super) fn set_times(&self, fd: BorrowedFd<'_>, set: SetAttr) -> Result<()> {

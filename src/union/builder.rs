@@ -13,6 +13,7 @@ use rustix::fs::{AtFlags, StatxFlags};
 use super::directories::Directories;
 use super::file;
 use super::handle::Handles;
+use super::index::Counts;
 use super::inode::{Dir, Ino, Inode, NodeId, Parts, Place, Real};
 use super::listing::Listings;
 use super::numbers::Numbers;
@@ -142,6 +143,7 @@ impl Union {
             tree: Mutex::new(()),
             moves: AtomicU64::new(0),
             index_used: AtomicBool::new(index_used),
+            counts: Mutex::new(if index_used { Counts::Unseen } else { Counts::Settled }),
             copied: CopyUpCounts::default(),
             lowers,
             upper,

@@ -14,11 +14,12 @@ use rustix::io::Errno;
 
 use super::copy_data::Known;
 use super::file::Access;
+use super::index::Counts;
 use super::inode::{DataPlace, Inode, Real};
 use super::search::InUpper;
 use super::short_name::ShortName;
 use super::xattr::is_impossible;
-use super::{Union, copy_data, dir_of};
+use super::{Caller, SetAttr, SetTime, Union, copy_data, dir_of};
 use crate::error::{Error, Result};
 use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::LayerDir;
@@ -35,8 +36,8 @@ use crate::layer::upper::{New, Place, Upper};
 pub(super) enum Data {
     /// All.
     Copy,
-    /// This many bytes; the rest is about to be cut off.
-    First(u64),
+    /// So many bytes: the file gets this length, as this caller has it cut or extended.
+    Cut(u64, Caller),
     /// None where the mount allows metacopy, else all.
     Metadata,
 }
@@ -69,6 +70,19 @@ struct Source {
 impl Union {
     /// Brings `inode` and all above it to upper. Errors: EROFS without one; ENOSPC and such leave everything as it was.
     pub(super) fn copy_up(&self, inode: &Arc<Inode>, data: Data) -> Result<()> {
+        self.bring_up(inode, data).map(drop)
+    }
+
+    /// Brings `inode` to upper with the length `len`; returns false where it is there, and is yet to be given that.
+    ///
+    /// A copy is made with the length, and what else a change of it brings about, before it has its name: the file is the
+    /// old one or the new one, whatever fails.
+    pub(super) fn copy_up_cut(&self, inode: &Arc<Inode>, len: u64, caller: Caller) -> Result<bool> {
+        self.bring_up(inode, Data::Cut(len, caller))
+    }
+
+    /// Brings `inode` to upper as [`Union::copy_up`]; returns whether its data is as `data` says by that.
+    fn bring_up(&self, inode: &Arc<Inode>, data: Data) -> Result<bool> {
         if inode.is_upper() {
             return self.fill_metacopy(inode, data);
         }
@@ -81,11 +95,12 @@ impl Union {
                 None => break,
             }
         }
+        let mut done = false;
         for step in climb.iter().rev() {
             let wanted = if Arc::ptr_eq(step, inode) { data } else { Data::Copy };
-            self.copy_up_one(step, wanted)?;
+            done = self.copy_up_one(step, wanted)?;
         }
-        self.fill_metacopy(inode, data)
+        if done { Ok(true) } else { self.fill_metacopy(inode, data) }
     }
 
     /// Brings the directory `inode` to upper, so that something can be made in it.
@@ -93,11 +108,12 @@ impl Union {
         if inode.is_upper() { Ok(()) } else { self.copy_up(inode, Data::Copy) }
     }
 
-    fn copy_up_one(&self, inode: &Arc<Inode>, data: Data) -> Result<()> {
+    /// Brings `inode`, whose parent is there, to upper; returns false where another request has.
+    fn copy_up_one(&self, inode: &Arc<Inode>, data: Data) -> Result<bool> {
         let _copying = inode.lock_copy_up();
         let (place, _) = inode.place();
-        // The lock may have been waited for while another request did it all.
-        let Real::Lower(dir) = place.real else { return Ok(()) };
+        // The lock may have been waited for meanwhile.
+        let Real::Lower(dir) = place.real else { return Ok(false) };
         let name: ShortName = if inode.dir().is_some() { OsStr::new("").into() } else { place.name.clone() };
         let attr = self.lowers.stat(&dir, &name)?;
         if attr.immutable {
@@ -129,7 +145,7 @@ impl Union {
             // What comes next is written through it.
             self.keep_copy(inode, fd);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Keeps the descriptor that the data of `inode` was written through, unless somebody has changed what it leads to.
@@ -153,7 +169,7 @@ impl Union {
         let layer = self.lowers.layer(&source.dir);
         let metadata_alone = data == Data::Metadata && self.metacopy && source.attr.size > 0;
         let len = match data {
-            Data::First(len) => len.min(source.attr.size),
+            Data::Cut(len, _) => len.min(source.attr.size),
             _ if metadata_alone => 0,
             _ => source.attr.size,
         };
@@ -171,6 +187,11 @@ impl Union {
                 upper.set_mark(Place::file(target), Mark::Metacopy, b"")?;
             }
             let origin = self.copy_metadata(upper, source, Place::file(target))?;
+            if let Data::Cut(len, caller) = data {
+                self.set_size(inode, target, len, caller)?;
+                // Also where it has that length already.
+                self.set_times(target, SetAttr { mtime: Some(SetTime::Now), ..SetAttr::default() })?;
+            }
             // Of an empty file there is nothing that could be missing.
             let holds = if source.attr.size > 0 { Holds::Data } else { Holds::Metadata };
             let waited = upper.durability.wait_for(target, holds);
@@ -217,15 +238,19 @@ impl Union {
         let attr = &source.attr;
         upper.give(target, attr.uid, attr.gid).map_err(failed("chown"))?;
         self.copy_xattrs(upper, source, target)?;
-        let mut known = None;
+        let (mut known, mut held) = (None, true);
         if self.keeps_number(upper, source) {
             let origin = self.origin_of(&source.dir, &source.name)?;
             let encoded = origin.as_ref().and_then(Origin::encode);
             // Empty where the lower has no handles: then the file is only known to have come from below.
-            let held = upper.set_origin(target, encoded.as_deref().unwrap_or_default())?;
+            held = upper.set_origin(target, encoded.as_deref().unwrap_or_default())?;
             known = origin.filter(|_| held && encoded.is_some());
         }
         if attr.nlink > 1 && self.keeps_links(&source.dir, attr.kind) {
+            // By its origin each of its names is known for one of the entry in the index.
+            if !held {
+                return Err(failed("setxattr")(Errno::NOSPC));
+            }
             // Relative to the lower's count until the first name in upper is made.
             upper.set_mark(target, Mark::Nlink, b"L+0")?;
         }
@@ -288,9 +313,21 @@ impl Union {
         }
         let dir = self.upper_dir(&parent)?;
         let before = upper.stat(dir.as_fd(), OsStr::new(""))?;
+        // Before it has its name: after that nothing may fail.
+        let upper_ino = match made {
+            Made::Nameless(fd) => upper.stat(fd.as_fd(), OsStr::new(""))?.ino,
+            Made::Temporary(name) => upper.stat(upper.work.fd(), name)?.ino,
+        };
         self.mark_impure(upper, &parent)?;
-        let indexed = self.publish_indexed(upper, source, made)?;
-        let linked = upper.in_writable(dir.as_fd(), || match (&indexed, made) {
+        let entry = self.index_entry(&source.dir, &source.name, &source.attr)?;
+        let mut counts = if entry.is_some() { Some(self.settle_counts()?) } else { None };
+        if let (Some(counts), Some(entry)) = (&mut counts, &entry) {
+            **counts = Counts::Open;
+            // Who finds the entry by another name from now on finds this inode.
+            inode.set_upper_ino(upper_ino);
+            self.publish_in_index(upper, entry, made).inspect_err(|_| inode.set_upper_ino(0))?;
+        }
+        let linked = upper.in_writable(dir.as_fd(), || match (&entry, made) {
             (Some(entry), _) => match upper.work.index() {
                 Some(index) => rustix::fs::linkat(index, entry, dir.as_fd(), &*place.name, AtFlags::empty()),
                 None => Err(Errno::STALE),
@@ -298,36 +335,47 @@ impl Union {
             (None, Made::Nameless(fd)) => upper.link_file(fd.as_fd(), dir.as_fd(), &place.name, Publish::New),
             (None, Made::Temporary(name)) => upper.publish(name, dir.as_fd(), &place.name, Publish::New),
         });
-        linked.map_err(|e| upper.layer.error("publish", &place.name, e))?;
-        let attr = upper.stat(dir.as_fd(), &place.name)?;
-        match &indexed {
+        if let Err(errno) = linked {
+            if let Some(entry) = &entry {
+                self.withdraw_from_index(upper, inode, entry);
+            }
+            return Err(upper.layer.error("publish", &place.name, errno));
+        }
+        match entry {
             Some(entry) => {
+                /// Its entry in the index, and its name.
+                const LINKS: i32 = 2;
                 // Both counts grow and shrink together from now on.
                 let _changing = inode.moving();
-                inode.set_nlink_delta((source.attr.nlink as i32).saturating_sub(attr.nlink as i32));
-                self.switch(inode, Real::Index(Arc::new(entry.as_os_str().to_owned())), attr.ino);
+                inode.set_nlink_delta((source.attr.nlink as i32).saturating_sub(LINKS));
+                self.switch(inode, Real::Index(Arc::new(entry)), upper_ino);
             }
             None => {
                 if inode.dir().is_none() {
-                    self.keep_known(inode, copied.origin.as_ref(), &attr);
+                    self.keep_known(inode, copied.origin.as_ref(), upper_ino);
                 }
-                self.switch(inode, Real::Upper, attr.ino);
+                self.switch(inode, Real::Upper, upper_ino);
             }
         }
         dir_of(&parent)?.changed();
         // The copy is a part of the union; what is left changes nothing that could be undone.
-        if let Err(error) = self.tidy_up(upper, inode, source, (dir.as_fd(), &place.name), &before) {
-            log::warn!("{error}");
+        match self.tidy_up(upper, inode, source, (dir.as_fd(), &place.name), &before) {
+            Ok(()) => {
+                if let Some(counts) = &mut counts {
+                    **counts = Counts::Settled;
+                }
+            }
+            Err(error) => log::warn!("{error}"),
         }
-        drop(names);
+        drop((counts, names));
         Ok(())
     }
 
-    /// Makes sure that `inode` is found by the object that it has in upper now, `attr`, as long as it is known: by its
-    /// origin, or, where that leads elsewhere, by upper's own number.
-    fn keep_known(&self, inode: &Arc<Inode>, origin: Option<&Origin>, attr: &Attr) {
+    /// Makes sure that `inode` is found by the object that it has in upper now as long as it is known: by its origin, or,
+    /// where that leads elsewhere, by upper's own number.
+    fn keep_known(&self, inode: &Arc<Inode>, origin: Option<&Origin>, upper_ino: u64) {
         let found = origin.and_then(|origin| self.number_of_origin(origin));
-        let found = found.unwrap_or_else(|| self.numbers.number(attr.dev, attr.ino));
+        let found = found.unwrap_or_else(|| self.numbers.number(self.upper_dev, upper_ino));
         if found != inode.ino.0 {
             self.table.alias(found, inode);
         }
@@ -354,24 +402,32 @@ impl Union {
         restored.map_err(|e| upper.layer.error("utimensat", name, e))
     }
 
-    /// Puts the copy of a file with several names into the index; returns its name there.
-    fn publish_indexed(&self, upper: &Upper, source: &Source, made: &Made) -> Result<Option<OsString>> {
-        let Some(entry) = self.index_entry(&source.dir, &source.name, &source.attr)? else { return Ok(None) };
+    /// Puts the copy of a file with several names into the index as `entry`.
+    fn publish_in_index(&self, upper: &Upper, entry: &OsStr, made: &Made) -> Result<()> {
         let index = upper.work.index().ok_or(Error::Refused(Errno::STALE))?;
-        let published = match made {
-            Made::Nameless(fd) => upper.link_file(fd.as_fd(), index, &entry, Publish::New),
-            Made::Temporary(name) => upper.publish(name, index, &entry, Publish::New),
+        let publish = || match made {
+            Made::Nameless(fd) => upper.link_file(fd.as_fd(), index, entry, Publish::New),
+            Made::Temporary(name) => upper.publish(name, index, entry, Publish::New),
         };
         self.note_index();
-        match published {
-            Ok(()) => Ok(Some(entry)),
+        let published = match publish() {
             // Left by a mount that ended between two steps, with no name in upper: it never was a part of the union.
-            Err(Errno::EXIST) if upper.stat(index, &entry)?.nlink == 1 => {
-                rustix::fs::unlinkat(index, &entry, AtFlags::empty())
-                    .map_err(|e| upper.layer.error("unlinkat", &entry, e))?;
-                self.publish_indexed(upper, source, made)
+            Err(Errno::EXIST) if upper.stat(index, entry)?.nlink == 1 => {
+                let removed = rustix::fs::unlinkat(index, entry, AtFlags::empty());
+                removed.map_err(|e| upper.layer.error("unlinkat", entry, e))?;
+                publish()
             }
-            Err(errno) => Err(upper.layer.error("publish in index", &entry, errno)),
+            done => done,
+        };
+        published.map_err(|e| upper.layer.error("publish in index", entry, e))
+    }
+
+    /// Removes the entry of a copy that did not get its name: its other names lead to the lower file, as this one does.
+    fn withdraw_from_index(&self, upper: &Upper, inode: &Inode, entry: &OsStr) {
+        let removed = upper.work.index().map_or(Ok(()), |index| rustix::fs::unlinkat(index, entry, AtFlags::empty()));
+        match removed {
+            Ok(()) => inode.set_upper_ino(0),
+            Err(errno) => log::error!("{}", upper.layer.error("unlinkat", entry, errno)),
         }
     }
 

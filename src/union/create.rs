@@ -86,9 +86,8 @@ impl Union {
         } else {
             make(self.vacancy(&parent, &name)?)?
         };
-        dir_of(&parent)?.changed();
         let hit = Hit { attr, top: Top::Upper, lower: Stack::new(), marks: Marks::default() };
-        let inode = self.hold(&parent, &name, &hit)?;
+        let inode = self.hold_new(&parent, &name, &hit)?;
         if let Some(fd) = fd {
             inode.set_data_place(DataPlace::Here);
             self.keep_file(&inode, super::file::Access::Write, Arc::new(fd));
@@ -130,17 +129,14 @@ impl Union {
             let masked = if inherits { mode } else { mode & !umask };
             let quiet = if self.atime { OFlags::empty() } else { OFlags::NOATIME };
             let fd = make_in_place(upper, dir.as_fd(), name, new, masked, quiet)?;
-            let mut attr = upper.stat(dir.as_fd(), name)?;
-            let exact = if inherits || matches!(new, New::Symlink(_)) {
-                attr.mode
-            } else {
-                masked | attr.mode & inherited_bits(new)
-            };
-            if attr.mode != exact {
-                // The umask of this process took some; it is not ours to change.
-                Place::at(dir.as_fd(), name).chmod(exact).map_err(|e| upper.layer.error("chmod", name, e))?;
-                attr.mode = exact;
-            }
+            dir_of(parent)?.changed();
+            let exact = (!inherits && !matches!(new, New::Symlink(_))).then_some(masked);
+            let attr = look_at_made(upper, dir.as_fd(), name, new, exact).inspect_err(|_| {
+                let flags = if matches!(new, New::Directory) { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+                if let Err(errno) = rustix::fs::unlinkat(dir.as_fd(), name, flags) {
+                    log::error!("{}: it is left, half made", upper.layer.error("unlinkat", name, errno));
+                }
+            })?;
             return Ok((attr, fd));
         }
         let mut vacancy = vacancy;
@@ -149,11 +145,17 @@ impl Union {
             vacancy = Vacancy::Hidden;
         }
         let wanted = self.wanted(upper, dir.as_fd(), new, (mode, umask), caller, inherits)?;
-        let fd = self.make_apart(upper, dir.as_fd(), name, new, &wanted, vacancy)?;
+        let (made, fd) = self.make_apart(upper, dir.as_fd(), name, new, &wanted, vacancy)?;
+        dir_of(parent)?.changed();
         if vacancy == Vacancy::Hidden {
-            remove_mark(upper, dir.as_fd(), name)?;
+            forget_mark(upper, dir.as_fd(), name);
         }
-        Ok((upper.stat(dir.as_fd(), name)?, fd))
+        // As it was before it had its name, where it cannot be looked at: it is there, whatever is answered.
+        let attr = upper.stat(dir.as_fd(), name).unwrap_or_else(|error| {
+            log::warn!("{error}");
+            Attr { nlink: made.nlink.max(1), ..made }
+        });
+        Ok((attr, fd))
     }
 
     /// Returns whether upper's part of `parent` has a default ACL.
@@ -204,7 +206,7 @@ impl Union {
         Ok(wanted)
     }
 
-    /// Makes `new` in the workdir, complete, and publishes it under `name` in `dir`.
+    /// Makes `new` in the workdir, complete, and publishes it under `name` in `dir`; returns what it was before that.
     fn make_apart(
         &self,
         upper: &Upper,
@@ -213,21 +215,23 @@ impl Union {
         new: New<'_>,
         wanted: &Wanted,
         vacancy: Vacancy,
-    ) -> Result<Option<OwnedFd>> {
+    ) -> Result<(Attr, Option<OwnedFd>)> {
         if matches!(new, New::Regular)
             && let Some(fd) = upper.tmpfile()?
         {
             self.dress(upper, Place::file(fd.as_fd()), new, wanted)?;
+            let attr = upper.stat(fd.as_fd(), OsStr::new(""))?;
             let linked = upper.link_file(fd.as_fd(), dir, name, vacancy.publish());
             linked.map_err(|e| upper.layer.error("linkat", name, e))?;
-            return Ok(Some(fd));
+            return Ok((attr, Some(fd)));
         }
         upper.work.with_temporary(|temporary| {
             let made = upper.make(temporary, new)?;
             let place = Place::at(upper.work.fd(), temporary);
             self.dress(upper, place, new, wanted)?;
+            let attr = upper.stat(upper.work.fd(), temporary)?;
             self.publish_new(upper, temporary, dir, name, new, vacancy)?;
-            Ok(made)
+            Ok((attr, made))
         })
     }
 
@@ -295,6 +299,25 @@ pub(super) fn remove_mark(upper: &Upper, dir: BorrowedFd<'_>, name: &OsStr) -> R
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(upper.layer.error("unlinkat", &mark, errno)),
     }
+}
+
+/// Removes the mark as [`remove_mark`], or leaves it: what is there shows beside it.
+pub(super) fn forget_mark(upper: &Upper, dir: BorrowedFd<'_>, name: &OsStr) {
+    if let Err(error) = remove_mark(upper, dir, name) {
+        log::warn!("{error}: a mark of a name that is there again is left");
+    }
+}
+
+/// Returns the attributes of what was made under `name`, which is given the mode `exact`, if any.
+fn look_at_made(upper: &Upper, dir: BorrowedFd<'_>, name: &OsStr, new: New<'_>, exact: Option<u32>) -> Result<Attr> {
+    let mut attr = upper.stat(dir, name)?;
+    if let Some(exact) = exact.map(|exact| exact | attr.mode & inherited_bits(new)).filter(|exact| *exact != attr.mode)
+    {
+        // The umask of this process took some; it is not ours to change.
+        Place::at(dir, name).chmod(exact).map_err(|e| upper.layer.error("chmod", name, e))?;
+        attr.mode = exact;
+    }
+    Ok(attr)
 }
 
 /// The bits that a new file takes over from its directory.

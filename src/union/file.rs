@@ -378,7 +378,7 @@ impl Union {
 }
 
 /// Errors: EISDIR for a directory, EINVAL for anything else that holds no data.
-fn check_regular(inode: &Inode) -> Result<()> {
+pub(super) fn check_regular(inode: &Inode) -> Result<()> {
     match inode.kind {
         FileKind::Regular => Ok(()),
         FileKind::Directory => Err(Error::Refused(Errno::ISDIR)),

@@ -111,8 +111,8 @@ impl Union {
                 self.copy_up(&inode, Data::Copy)?;
                 Access::Write
             }
-            OpenFile::Truncate(_) | OpenFile::Empty(_) => {
-                self.copy_up(&inode, Data::First(0))?;
+            OpenFile::Truncate(caller) | OpenFile::Empty(caller) => {
+                self.copy_up(&inode, Data::Cut(0, caller))?;
                 Access::Write
             }
         };

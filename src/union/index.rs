@@ -2,12 +2,18 @@
 //!
 //! As in the kernel's overlayfs: an entry is named for the handle of the lower file, its link count in the
 //! union is that of the upper (or lower) inode plus the difference in the `nlink` xattr.
+//!
+//! While a name that a lower layer has is given to the object in upper, the difference is to the lower's count, which stays:
+//! so it is right before and after. From then on it is to upper's, which changes as the union's does. A process that ends
+//! in between leaves the first kind, which is made the second before anything changes the count.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use parking_lot::MutexGuard;
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
@@ -19,6 +25,7 @@ use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::LayerDir;
 use crate::layer::overlay::{Mark, Marks, Namespace};
 use crate::layer::upper::{Place, Upper};
+use crate::sys::dents;
 
 /// What a stored link count is relative to.
 enum Base {
@@ -36,8 +43,26 @@ fn parse(value: &[u8]) -> Option<(Base, i32)> {
     Some((base, std::str::from_utf8(number).ok()?.parse().ok()?))
 }
 
+/// Returns how far the count that is `delta` more than `lower` is from that of upper's `attr`.
+fn relative_to_upper(lower: u32, delta: i32, attr: &Attr) -> i32 {
+    let shown = lower.saturating_add_signed(delta);
+    (shown as i32).saturating_sub(attr.nlink as i32)
+}
+
+/// What is known of the link counts in the index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Counts {
+    /// Nothing: they are as an earlier mount has left them.
+    Unseen,
+    /// One may be relative to a lower file's, since something has failed here.
+    Open,
+    /// All are relative to upper's.
+    Settled,
+}
+
 impl Union {
-    /// Reads how far the union's link count of an indexed file is from that of its upper inode.
+    /// Reads how far the union's link count of an indexed file is from that of its upper inode, which `attr` has; `lower`
+    /// is the count of the lower file, where it is known.
     ///
     /// `None` when nothing is stored; garbage counts as no difference, as in the kernel.
     pub(super) fn read_nlink(
@@ -46,6 +71,7 @@ impl Union {
         name: &OsStr,
         attr: &Attr,
         marks: &Marks,
+        lower: Option<u32>,
     ) -> Result<Option<i32>> {
         if !marks.nlink {
             return Ok(None);
@@ -55,12 +81,12 @@ impl Union {
         let Some(value) = self.namespace.get(dir, name, Mark::Nlink).map_err(failed)? else { return Ok(None) };
         match parse(&value) {
             Some((Base::Upper, delta)) => Ok(Some(delta)),
-            Some((Base::Lower, delta)) => {
-                // Left by a crash between two steps: the lower's own count says the rest.
-                let lower = self.lower_nlink(dir, name).unwrap_or(attr.nlink);
-                let wanted = lower.saturating_add_signed(delta);
-                Ok(Some((wanted as i32).saturating_sub(attr.nlink as i32)))
-            }
+            Some((Base::Lower, delta)) => Ok(Some(match lower.or_else(|| self.lower_nlink(dir, name)) {
+                Some(lower) => relative_to_upper(lower, delta, attr),
+                // Handles are for CAP_DAC_READ_SEARCH. At least as many as can be: with too few the entry would go, and
+                // with it what was written, while a name still leads to it.
+                None => 1,
+            })),
             None => Ok(Some(0)),
         }
     }
@@ -71,7 +97,8 @@ impl Union {
         let origin = crate::layer::origin::Origin::decode(&value)?;
         let dev = self.numbers.device(&origin.uuid)?;
         let layer = self.lowers.layer(self.lowers.roots().iter().find(|root| root.dev == dev)?);
-        let fd = crate::sys::fhandle::open_by_handle(layer.root(), &origin.handle).ok()?;
+        let mount = layer.open_listing(layer.root()).ok()?;
+        let fd = crate::sys::fhandle::open_by_handle(mount.as_fd(), &origin.handle).ok()?;
         layer.stat(fd.as_fd(), OsStr::new("")).ok().map(|attr| attr.nlink)
     }
 
@@ -106,29 +133,109 @@ impl Union {
         let index = upper.work.index().ok_or(Error::Refused(Errno::STALE))?;
         let dir = self.upper_dir(parent)?;
         let before = upper.stat(dir.as_fd(), OsStr::new(""))?;
-        let delta = inode.nlink_delta().unwrap_or(0).saturating_sub(1);
+        let delta = inode.nlink_delta().unwrap_or(0);
         self.mark_impure(upper, parent)?;
+        let mut counts = self.settle_counts()?;
+        if let Some(lower) = self.search_lower(parent, name)? {
+            let shown = upper.stat(index, entry)?.nlink as i32 + delta;
+            *counts = Counts::Open;
+            self.write_count(upper, (index, entry), Base::Lower, shown.saturating_sub(lower.attr.nlink as i32))?;
+        }
         let changing = inode.moving();
         let linked = rustix::fs::linkat(index, &**entry, dir.as_fd(), name, AtFlags::empty());
         linked.map_err(|e| upper.layer.error("linkat", name, e))?;
-        // One too high until now: a crash between the two keeps an entry that nobody needs. One too low would drop one
-        // that other names lead to.
+        let delta = delta.saturating_sub(1);
         inode.set_nlink_delta(delta);
         drop(changing);
         self.write_nlink(upper, index, entry, delta)?;
+        *counts = Counts::Settled;
         let place = Place::at(dir.as_fd(), OsStr::new("."));
         place.set_times(before.atime, before.mtime).map_err(|e| upper.layer.error("utimensat", name, e))
     }
 
     /// Stores the difference between the union's link count and that of upper's inode.
     pub(super) fn write_nlink(&self, upper: &Upper, dir: BorrowedFd<'_>, name: &OsStr, delta: i32) -> Result<()> {
-        upper.set_mark(Place::at(dir, name), Mark::Nlink, format!("U{delta:+}").as_bytes())
+        self.write_count(upper, (dir, name), Base::Upper, delta)
+    }
+
+    fn write_count(
+        &self,
+        upper: &Upper,
+        (dir, name): (BorrowedFd<'_>, &OsStr),
+        base: Base,
+        difference: i32,
+    ) -> Result<()> {
+        let base = match base {
+            Base::Upper => 'U',
+            Base::Lower => 'L',
+        };
+        upper.set_mark(Place::at(dir, name), Mark::Nlink, format!("{base}{difference:+}").as_bytes())
+    }
+
+    /// Makes ready for a change of the names in upper of `inode`, if it is indexed.
+    pub(super) fn settle_count_of(&self, inode: &Inode) -> Result<()> {
+        if inode.nlink_delta().is_some() { self.settle_counts().map(drop) } else { Ok(()) }
+    }
+
+    /// Makes all counts in the index relative to upper's, unless they are; whoever stores another for a while holds what is
+    /// returned, and has it say so.
+    pub(super) fn settle_counts(&self) -> Result<MutexGuard<'_, Counts>> {
+        let mut counts = self.counts.lock();
+        if *counts != Counts::Settled {
+            let upper = self.writable()?;
+            if let Some(index) = upper.work.index() {
+                let mut entries = Vec::new();
+                let listed = upper.layer.open_listing(index).and_then(|fd| {
+                    dents::each(fd.as_fd(), |name, _, _| entries.push(OsStr::from_bytes(name).to_owned()))
+                });
+                listed.map_err(|e| upper.layer.error("getdents", OsStr::new("index"), e))?;
+                for entry in entries {
+                    self.settle_count(upper, index, &entry, *counts)?;
+                }
+            }
+            *counts = Counts::Settled;
+        }
+        Ok(counts)
+    }
+
+    fn settle_count(&self, upper: &Upper, index: BorrowedFd<'_>, entry: &OsStr, counts: Counts) -> Result<()> {
+        let value = self.namespace.get(index, entry, Mark::Nlink);
+        let value = value.map_err(|e| upper.layer.error("getxattr", entry, e))?;
+        let stored = value.as_deref().and_then(parse);
+        let attr = upper.stat(index, entry)?;
+        let delta = match stored {
+            Some((Base::Upper, delta)) => delta,
+            // Without its lower file it stays as it is, and is taken for what a name in that layer says.
+            Some((Base::Lower, delta)) => match self.lower_nlink(index, entry) {
+                Some(lower) => {
+                    let delta = relative_to_upper(lower, delta, &attr);
+                    self.write_nlink(upper, index, entry, delta)?;
+                    delta
+                }
+                None => return Ok(()),
+            },
+            None => return Ok(()),
+        };
+        // Its last name went, and then the process. Nobody of this mount has it open, as it has not been looked at before.
+        if counts == Counts::Unseen && attr.nlink == 1 && attr.nlink.saturating_add_signed(delta) == 0 {
+            let removed = rustix::fs::unlinkat(index, entry, AtFlags::empty());
+            removed.map_err(|e| upper.layer.error("unlinkat", entry, e))?;
+        }
+        Ok(())
     }
 
     /// Removes the entry of an indexed file whose last name is gone, keeping the file for those who have it open.
-    pub(super) fn drop_unused_index(&self, inode: &Arc<Inode>) -> Result<()> {
+    ///
+    /// The name is gone whatever comes of this; an entry that is left goes with a later mount.
+    pub(super) fn drop_unused_index(&self, inode: &Arc<Inode>) {
         let (place, _) = inode.place();
-        let Real::Index(entry) = &place.real else { return Ok(()) };
+        let Real::Index(entry) = &place.real else { return };
+        if let Err(error) = self.drop_index(inode, entry) {
+            log::warn!("{error}: an entry of the index is left");
+        }
+    }
+
+    fn drop_index(&self, inode: &Arc<Inode>, entry: &OsStr) -> Result<()> {
         let upper = self.writable()?;
         let index = upper.work.index().ok_or(Error::Refused(Errno::STALE))?;
         let failed = |call: &'static str| move |e: Errno| upper.layer.error(call, entry, e);
@@ -144,7 +251,7 @@ impl Union {
             Err(Errno::NOENT) => return Ok(()),
             done => done.map_err(failed("openat"))?,
         };
-        match rustix::fs::unlinkat(index, &**entry, AtFlags::empty()) {
+        match rustix::fs::unlinkat(index, entry, AtFlags::empty()) {
             Err(Errno::NOENT) => return Ok(()),
             done => done.map_err(failed("unlinkat"))?,
         }

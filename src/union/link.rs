@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use rustix::io::Errno;
 
 use super::copy_up::Data;
-use super::create::{Vacancy, remove_mark};
+use super::create::{Vacancy, forget_mark};
 use super::inode::NodeId;
 use super::lookup::Entry;
 use super::{FileKind, Union, dir_of};
@@ -31,6 +31,7 @@ impl Union {
         self.copy_up(&inode, Data::Metadata)?;
         let _names = dir_of(&parent)?.lock.write();
         let vacancy = self.vacancy(&parent, &name)?;
+        self.settle_count_of(&inode)?;
         let upper = self.writable()?;
         let dir = self.upper_dir(&parent)?;
         if self.stat(&inode)?.nlink == 0 {
@@ -50,12 +51,13 @@ impl Union {
         let linked = upper.link_file(source.as_fd(), dir.as_fd(), &name, vacancy.publish());
         linked.map_err(|e| upper.layer.error("linkat", &name, e))?;
         if vacancy == Vacancy::Hidden {
-            remove_mark(upper, dir.as_fd(), &name)?;
+            forget_mark(upper, dir.as_fd(), &name);
         }
         dir_of(&parent)?.changed();
         self.drop_place(inode.relocate_if_unlinked(&parent, &name));
         inode.note_name(&parent, &name);
-        let attr = self.stat(&inode)?;
+        // Once more where it fails: the name is there.
+        let attr = self.stat(&inode).or_else(|_| self.stat(&inode))?;
         Ok(self.entry(self.table.count(&inode), &inode, attr))
     }
 

@@ -119,8 +119,14 @@ impl Union {
     }
 
     /// Returns the inode of what was found under `name` in `parent`, made now unless it is known.
-    fn intern(&self, parent: &Arc<Inode>, name: &OsStr, hit: &Hit, count: Count) -> Result<(Arc<Inode>, NodeId)> {
-        let identity = self.identify(parent, name, hit)?;
+    fn intern(
+        &self,
+        parent: &Arc<Inode>,
+        name: &OsStr,
+        hit: &Hit,
+        identity: Identity,
+        count: Count,
+    ) -> Result<(Arc<Inode>, NodeId)> {
         let mut number = identity.number;
         for attempt in 0.. {
             let make = || self.make_inode(parent, name, hit, &identity, number);
@@ -144,13 +150,24 @@ impl Union {
     /// Returns the inode of what was found, in the table until the guard is dropped: for what is done to it without the
     /// lock of its directory, so that nobody makes a second object of the file meanwhile.
     pub(super) fn hold(&self, parent: &Arc<Inode>, name: &OsStr, hit: &Hit) -> Result<Held<'_>> {
-        let (inode, id) = self.intern(parent, name, hit, Count::Lookup)?;
+        let identity = self.identify(parent, name, hit)?;
+        let (inode, id) = self.intern(parent, name, hit, identity, Count::Lookup)?;
+        Ok(Held { union: self, inode, id, kept: false })
+    }
+
+    /// Returns the inode of what was just made in upper, as [`Union::hold`] does: nothing below is behind it.
+    pub(super) fn hold_new(&self, parent: &Arc<Inode>, name: &OsStr, hit: &Hit) -> Result<Held<'_>> {
+        let number = self.numbers.number(hit.attr.dev, hit.attr.ino);
+        let identity =
+            Identity { number, from_below: false, upper_ino: hit.attr.ino, nlink_delta: None, real: Real::Upper };
+        let (inode, id) = self.intern(parent, name, hit, identity, Count::Lookup)?;
         Ok(Held { union: self, inode, id, kept: false })
     }
 
     /// Returns the inode of what was found, for a call that needs it for itself alone and has its directory locked.
     pub(super) fn peek(&self, parent: &Arc<Inode>, name: &OsStr, hit: &Hit) -> Result<Arc<Inode>> {
-        Ok(self.intern(parent, name, hit, Count::Transient)?.0)
+        let identity = self.identify(parent, name, hit)?;
+        Ok(self.intern(parent, name, hit, identity, Count::Transient)?.0)
     }
 
     /// Returns the inode that has `number`, by whatever id it goes.
@@ -198,7 +215,7 @@ impl Union {
                 if !self.keeps_links(dir, hit.attr.kind) {
                     return Ok(lower(self.numbers.of_name(hit.attr.dev, hit.attr.ino, parent.ino.0, name)));
                 }
-                Ok(self.identify_indexed(dir, name, own)?.unwrap_or_else(|| lower(own)))
+                Ok(self.identify_indexed(dir, name, (own, hit.attr.nlink))?.unwrap_or_else(|| lower(own)))
             }
         }
     }
@@ -230,7 +247,7 @@ impl Union {
             // Without its entry, as in a workdir that was emptied, it is a file like any other.
             && upper.layer.stat(index, &entry).is_ok_and(|indexed| indexed.ino == hit.attr.ino)
         {
-            identity.nlink_delta = self.read_nlink(fd.as_fd(), name, &hit.attr, &marks)?;
+            identity.nlink_delta = self.read_nlink(fd.as_fd(), name, &hit.attr, &marks, None)?;
             identity.real = Real::Index(Arc::new(entry.as_os_str().to_owned()));
         }
         Ok(identity)
@@ -241,12 +258,12 @@ impl Union {
         Some(self.numbers.number(self.numbers.device(&origin.uuid)?, origin.inode_number()?))
     }
 
-    /// Works out the identity of a lower hard link that was copied up under another name.
+    /// Works out the identity of a lower hard link, of this number and so many links, that was copied up under another name.
     fn identify_indexed(
         &self,
         dir: &Arc<crate::layer::dir::LayerDir>,
         name: &OsStr,
-        own: u64,
+        (own, nlink): (u64, u32),
     ) -> Result<Option<Identity>> {
         if !self.index_used.load(Ordering::Acquire) {
             return Ok(None);
@@ -264,7 +281,7 @@ impl Union {
                 Err(errno) => return Err(upper.layer.error("statx", &entry, errno)),
             };
             let marks = Marks { nlink: true, ..Marks::default() };
-            let nlink_delta = Some(self.read_nlink(index, &entry, &attr, &marks)?.unwrap_or(0));
+            let nlink_delta = Some(self.read_nlink(index, &entry, &attr, &marks, Some(nlink))?.unwrap_or(0));
             let real = Real::Index(Arc::new(entry.as_os_str().to_owned()));
             return Ok(Some(Identity { number: own, from_below: true, upper_ino: attr.ino, nlink_delta, real }));
         }

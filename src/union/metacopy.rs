@@ -49,12 +49,14 @@ impl Union {
         if !self.metacopy {
             return Err(Error::NotFollowed { file: location(), what: "a metacopy", option });
         }
-        inode.set_data_place(DataPlace::Below);
         let layer = match &place.real {
             Real::Lower(dir) => usize::from(dir.layer.0),
             _ => 0,
         };
-        self.search_data(place.parent.as_ref(), &place.name, layer, marks.redirect).map(Some)
+        let known = inode.data_place() == DataPlace::Below;
+        inode.set_data_place(DataPlace::Below);
+        let (dir, name) = self.search_data(place.parent.as_ref(), &place.name, layer, marks.redirect)?;
+        if !known && self.finish_cut(inode, &dir, &name)? { Ok(None) } else { Ok(Some((dir, name))) }
     }
 
     /// Puts the blocks of the data below into the attributes of a metacopy.
@@ -78,52 +80,89 @@ impl Union {
         may_be.then(|| inode.lock_copy_up())
     }
 
-    /// Copies the data of a metacopy, in place: until the mark is removed, the data below is what is read.
-    pub(super) fn fill_metacopy(&self, inode: &Arc<Inode>, data: Data) -> Result<()> {
+    /// Copies the data of a metacopy, in place: until the mark is removed, the data below is what is read. Returns whether
+    /// the file has the length by that which `data` wants.
+    pub(super) fn fill_metacopy(&self, inode: &Arc<Inode>, data: Data) -> Result<bool> {
         if inode.kind != FileKind::Regular || data == Data::Metadata || inode.data_place() == DataPlace::Here {
-            return Ok(());
+            return Ok(false);
         }
-        let Some((dir, name)) = self.data_below(inode)? else { return Ok(()) };
+        let Some((dir, name)) = self.data_below(inode)? else { return Ok(false) };
         let _copying = inode.lock_copy_up();
         if inode.data_place() == DataPlace::Here {
-            return Ok(());
+            return Ok(false);
         }
+        self.fill_from(inode, &dir, &name, data)
+    }
+
+    /// Copies as [`Union::fill_metacopy`] from `name` in `dir`; the caller has the lock of copying up.
+    fn fill_from(&self, inode: &Arc<Inode>, dir: &Arc<LayerDir>, name: &OsStr, data: Data) -> Result<bool> {
         let upper = self.writable()?;
-        let attr = self.lowers.stat(&dir, &name)?;
-        let len = match data {
-            Data::First(len) => len.min(attr.size),
-            _ => attr.size,
-        };
+        let attr = self.lowers.stat(dir, name)?;
         let kept = self.stat(inode)?;
-        let source = self.lowers.with_fd(&dir, |fd| {
-            let layer = self.lowers.layer(&dir);
-            layer.open_noatime(fd, &name, OFlags::RDONLY).map_err(|e| layer.error("openat", &name, e))
+        let cut = match data {
+            Data::Cut(len, caller) if len < kept.size => Some((len, caller)),
+            _ => None,
+        };
+        let len = cut.map_or(kept.size, |(len, _)| len).min(attr.size);
+        let source = self.lowers.with_fd(dir, |fd| {
+            let layer = self.lowers.layer(dir);
+            layer.open_noatime(fd, name, OFlags::RDONLY).map_err(|e| layer.error("openat", name, e))
         })?;
         let target = self.open_object(inode, OFlags::RDWR)?;
-        let failed = |call: &'static str| {
-            let name = name.clone();
-            move |e: Errno| upper.layer.error(call, &name, e)
-        };
+        let failed = |call: &'static str| move |e: Errno| upper.layer.error(call, name, e);
         // What it is copied to has the whole length already.
-        let known = Known { whole: false, ..Known::of(&attr, self.clones_of(&dir)) };
+        let known = Known { whole: false, ..Known::of(&attr, self.clones_of(dir)) };
         // The caller has written nothing yet, which would take away what gives rights.
         let copied = self.keeping_capabilities(inode, target.as_fd(), || {
-            copy_data::copy(source.as_fd(), target.as_fd(), len, known).map_err(failed("copy"))
-        })?;
-        self.copied.data(copied);
-        if kept.mode & 0o6000 != 0 && !upper.keeps_modes_apart() {
-            Place::file(target.as_fd()).chmod(kept.mode & 0o7777).map_err(failed("fchmod"))?;
+            copy_data::fill(source.as_fd(), target.as_fd(), len, known).map_err(failed("copy"))
+        });
+        // Also where that has failed: the file stays as it was.
+        let restored = if kept.mode & 0o6000 != 0 && !upper.keeps_modes_apart() {
+            Place::file(target.as_fd()).chmod(kept.mode & 0o7777).map_err(failed("fchmod"))
+        } else {
+            Ok(())
+        };
+        if let Err(errno) = Place::file(target.as_fd()).set_times(kept.atime, kept.mtime) {
+            // It is about to be written, by which it gets another time.
+            log::info!("{}", failed("futimens")(errno));
         }
+        self.copied.data(copied?);
+        restored?;
         upper.durability.wait_for(target.as_fd(), Holds::Data).map_err(|(call, e)| failed(call)(e))?;
-        Place::file(target.as_fd()).set_times(kept.atime, kept.mtime).map_err(failed("futimens"))?;
-        self.namespace.clear(target.as_fd(), OsStr::new(""), Mark::Metacopy).map_err(failed("removexattr"))?;
-        inode.set_data_place(DataPlace::Here);
+        if let Some((len, caller)) = cut {
+            // From here on it is the new one: a metacopy that is shorter than the data below was being cut.
+            self.set_size(inode, &target, len, caller)?;
+        }
+        let cleared = self.namespace.clear(target.as_fd(), OsStr::new(""), Mark::Metacopy);
+        match cleared.map_err(failed("removexattr")) {
+            Ok(()) => inode.set_data_place(DataPlace::Here),
+            // Done, if not quite: whoever reads it next goes on.
+            Err(error) if cut.is_some() => {
+                log::warn!("{error}");
+                inode.set_data_place(DataPlace::Unknown);
+            }
+            Err(error) => return Err(error),
+        }
         // Whoever is opening the data at the moment opens it again.
         self.drop_place(Some(inode.relocate(|_| {})));
         if inode.note_descriptor(false) {
             self.close_files(inode.serial);
         }
-        Ok(())
+        Ok(cut.is_some())
+    }
+
+    /// Brings up what is left of the data of a metacopy in upper that was being cut when something failed, or power did:
+    /// it is shorter than the data at `name` in `dir`. Returns whether it was.
+    fn finish_cut(&self, inode: &Arc<Inode>, dir: &Arc<LayerDir>, name: &OsStr) -> Result<bool> {
+        let below = self.lowers.stat(dir, name)?.size;
+        if self.upper.is_none() || !inode.is_upper() || self.stat(inode)?.size >= below {
+            return Ok(false);
+        }
+        let _copying = inode.lock_copy_up();
+        if inode.data_place() != DataPlace::Here && self.stat(inode)?.size < below {
+            self.fill_from(inode, dir, name, Data::Copy)?;
+        }
+        Ok(inode.data_place() == DataPlace::Here)
     }
 
     /// Records where a metacopy goes on below, before it has a name that does not say so.

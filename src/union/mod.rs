@@ -7,7 +7,7 @@
 //! 1. `Union::tree`: renames from one directory to another.
 //! 2. an inode's copy-up mutex; held while data is copied.
 //! 3. directory locks: ancestors first, else by ascending serial.
-//! 4. an inode's place: a switch, no system call; `Union::times` comes before it.
+//! 4. an inode's place: a switch, no system call; `Union::counts` and `Union::times` come before it.
 //! 5. leaves: table shards, descriptor caches, listings.
 //!
 //! Evicted directories of upper are reopened by name without a lock: `Union::moves` tells whether a
@@ -81,6 +81,7 @@ use crate::layer::upper::Upper;
 use crate::sys::caps;
 use file::FileKey;
 use handle::Handles;
+use index::Counts;
 use inode::{Dir, Inode, Place, Real};
 use listing::Listings;
 use numbers::Numbers;
@@ -188,6 +189,9 @@ pub struct Union {
     moves: AtomicU64,
     /// Whether the index holds anything, or has since the mount.
     index_used: AtomicBool,
+    /// Rank 4 (before places). What is known of the link counts in the index; held while one of them is relative to a lower
+    /// file's. A few system calls on the index happen under it.
+    counts: Mutex<Counts>,
     copied: CopyUpCounts,
 }
 

@@ -65,13 +65,15 @@ impl Union {
     fn unlink_locked(&self, parent: &Arc<Inode>, name: Name<'_>, hit: &Hit) -> Result<()> {
         let inode = self.peek(parent, &name, hit)?;
         let pinned = self.pin_if_known(parent, &inode, &name, hit)?;
+        self.settle_count_of(&inode)?;
         inode.note_links_change();
         let leaving = inode.moving();
         self.take_away(parent, &name, hit)?;
         dir_of(parent)?.changed();
         self.unname(parent, &inode, &name, pinned);
         drop(leaving);
-        self.drop_unused_index(&inode)
+        self.drop_unused_index(&inode);
+        Ok(())
     }
 
     /// Removes the empty directory `name` in `parent`. Errors: ENOENT, ENOTDIR, ENOTEMPTY, EROFS.

@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, RenameFlags as SysFlags};
 use rustix::io::Errno;
 
 use super::copy_up::Data;
-use super::create::remove_mark;
+use super::create::{forget_mark, remove_mark};
 use super::inode::{Inode, NodeId};
 use super::pace::{ATTEMPTS, Attempt, Pace};
 use super::search::{Hit, InUpper, Top};
@@ -241,6 +241,7 @@ impl Union {
             self.lead_below(new, hit, target, old.parent)?;
         }
         if let Some((hit, target)) = replaced {
+            self.settle_count_of(target)?;
             target.note_links_change();
             renaming.pinned.set(self.pin_if_known(new.parent, target, &new.name, hit)?);
         }
@@ -359,12 +360,10 @@ impl Union {
         }
         if whiteout && inode.dir().is_some() {
             self.move_in_upper(renaming, SysFlags::EXCHANGE)?;
-            // Only by a mark beside it: any other whiteout would have stayed. It comes before this one goes.
-            if hide {
-                self.hide(upper, old.dir.as_fd(), &old.name)?;
+            if let Err(error) = self.clear_old_name(upper, old, hide) {
+                log::warn!("{error}: a whiteout is left, and the rename is done");
             }
-            let removed = rustix::fs::unlinkat(&old.dir, &*old.name, AtFlags::empty());
-            return removed.map_err(|e| upper.layer.error("unlinkat", &old.name, e));
+            return Ok(());
         }
         let standing = match target {
             None if whiteout => Standing::File,
@@ -385,6 +384,16 @@ impl Union {
             upper.work.discard(&before);
         }
         moved
+    }
+
+    /// Removes the whiteout that a directory has left under its old name, in exchange; only where it is `hide`, and by a mark
+    /// beside it, something shows there below. That comes before the whiteout goes.
+    fn clear_old_name(&self, upper: &Upper, old: &End<'_>, hide: bool) -> Result<()> {
+        if hide {
+            self.hide(upper, old.dir.as_fd(), &old.name)?;
+        }
+        let removed = rustix::fs::unlinkat(&old.dir, &*old.name, AtFlags::empty());
+        removed.map_err(|e| upper.layer.error("unlinkat", &old.name, e))
     }
 
     fn hide(&self, upper: &Upper, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
@@ -462,14 +471,15 @@ impl Union {
         let Renaming { new, target, exchanged, .. } = renaming;
         let upper = self.writable()?;
         if dir_of(new.parent)?.dotwh.possible() {
-            remove_mark(upper, new.dir.as_fd(), &new.name)?;
+            forget_mark(upper, new.dir.as_fd(), &new.name);
         }
         let Some((_, target)) = target.filter(|_| !exchanged) else { return Ok(()) };
         if let Some(dir) = target.dir() {
             dir.changed();
             self.release(target);
         }
-        self.drop_unused_index(target)
+        self.drop_unused_index(target);
+        Ok(())
     }
 }
 

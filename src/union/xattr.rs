@@ -60,6 +60,8 @@ impl Union {
         self.copy_up(&inode, Data::Metadata)?;
         let _held = self.hold_metacopy(&inode);
         let pinned = self.pin(&inode)?;
+        // Looked at before: for nearly every file nothing is left then that could fail after the change.
+        let takes_bit = name == acl::ACCESS && self.takes_set_group_id(pinned.as_fd(), caller)?;
         let done = if name == acl::ACCESS {
             self.writable()?.set_access_acl(pinned.as_fd(), &value, flags)
         } else {
@@ -67,7 +69,7 @@ impl Union {
         };
         self.note_acl(&inode, name);
         done.map_err(|e| self.upper_error("setxattr", &inode, e))?;
-        if name == acl::ACCESS { self.drop_set_group_id(pinned.as_fd(), caller) } else { Ok(()) }
+        if takes_bit { self.drop_set_group_id(pinned.as_fd()) } else { Ok(()) }
     }
 
     /// Removes the xattr `name` of `id`. Errors: ENODATA, EROFS.
@@ -89,10 +91,11 @@ impl Union {
         self.copy_up(&inode, Data::Metadata)?;
         let _held = self.hold_metacopy(&inode);
         let pinned = self.pin(&inode)?;
+        let takes_bit = name == acl::ACCESS && self.takes_set_group_id(pinned.as_fd(), caller)?;
         let done = self.writable()?.remove_xattr(pinned.as_fd(), name);
         self.note_acl(&inode, name);
         done.map_err(|e| self.upper_error("removexattr", &inode, e))?;
-        if name == acl::ACCESS { self.drop_set_group_id(pinned.as_fd(), caller) } else { Ok(()) }
+        if takes_bit { self.drop_set_group_id(pinned.as_fd()) } else { Ok(()) }
     }
 
     fn note_acl(&self, inode: &Inode, name: &OsStr) {
