@@ -19,15 +19,14 @@ mod power_cut {
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use power_cut::disk::{Disk, Event};
 use power_cut::states::{States, copy_image};
 use support::{
-    Io, Layers, LowersUnchanged, Mounted, Placement, Rng, Tmpfs, Tree, Watchdog, eventually, number, record_skip,
+    Io, Layers, Looped, LowersUnchanged, Mounted, Placement, Rng, Tmpfs, Tree, Watchdog, number, record_skip,
     require_root, run, strace_obstacle, test_name,
 };
 
@@ -83,36 +82,6 @@ const XFS: Ground = Ground { make: &["mkfs.xfs", "-q", "-f"], kind: "xfs", mebib
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("the test directory has a plain name")
-}
-
-/// A file system in a file, mounted until this goes.
-struct Looped {
-    at: PathBuf,
-}
-
-impl Looped {
-    fn mount(ground: Ground, image: &Path, at: &Path) -> Self {
-        fs::create_dir_all(at).expect("the test directory can be written");
-        run("mount", &["-t", ground.kind, "-o", &format!("loop,{}", ground.options), text(image), text(at)]);
-        Self { at: at.to_owned() }
-    }
-}
-
-impl Drop for Looped {
-    fn drop(&mut self) {
-        // Not lazily: that would keep the disk in use, which is about to go. Whoever looks at all mounts may be in it.
-        let unmounted = || {
-            let tried = Command::new("umount").arg(&self.at).stderr(Stdio::null()).status();
-            tried.is_ok_and(|status| status.success())
-        };
-        if std::thread::panicking() {
-            if !unmounted() {
-                eprintln!("{} cannot be unmounted", self.at.display());
-            }
-        } else {
-            eventually("the file system of the test can be unmounted", unmounted);
-        }
-    }
 }
 
 /// Returns the data of file `index`: no block of it is like another, and none is zeros, but for the hole.
@@ -187,7 +156,7 @@ fn record(ground: Ground, layers: &Layers, image: &Path) -> (Vec<Event>, usize) 
     let at = layers.path("device");
     fs::create_dir(&at).expect("the test directory can be written");
     let disk = Disk::new(&now, &at);
-    let looped = Looped::mount(ground, &disk.path(), &layers.path("disk"));
+    let looped = Looped::mount(ground.kind, ground.options, &disk.path(), &layers.path("disk"));
     let mut spec = layers.spec(Io::Cached).args(["--log-level", "info"]).args(ground.args.iter().copied());
     let (upper, work, lower) = (looped.at.join("upper"), looped.at.join("work"), looped.at.join("lower"));
     for dir in [&upper, &work, &lower] {
@@ -274,8 +243,7 @@ fn lose_power(ground: Ground) -> Found {
     let memory = layers.path("memory");
     let _memory = Tmpfs::mount(&memory, "mode=700").expect("a tmpfs can be mounted");
     let image = memory.join("image");
-    fs::File::create(&image).and_then(|file| file.set_len(ground.mebibytes << 20)).expect("there is memory");
-    run(ground.make[0], &[&ground.make[1..], &[text(&image)]].concat());
+    Looped::make(ground.make, ground.mebibytes, &image);
     let (events, begin) = record(ground, &layers, &image);
     lowers.check();
     let mut rng = Rng::new(number("UNIONFS_POWER_SEED", SEED));
@@ -286,7 +254,7 @@ fn lose_power(ground: Ground) -> Found {
     let mut found = Found::default();
     for moment in moments {
         states.write(moment, &mut rng, &state);
-        let recovered = Looped::mount(ground, &state, &at);
+        let recovered = Looped::mount(ground.kind, ground.options, &state, &at);
         let before = found.damaged.len();
         look(&recovered.at.join("upper"), &mut found);
         for damaged in &mut found.damaged[before..] {
@@ -301,14 +269,7 @@ fn lose_power(ground: Ground) -> Found {
 
 /// Says what is missing here for a test on `ground`, if anything is.
 fn obstacle(ground: Ground) -> Option<String> {
-    let kinds = fs::read_to_string("/proc/filesystems").expect("/proc is mounted");
-    if !kinds.split_whitespace().any(|kind| kind == ground.kind) {
-        return Some(format!("the kernel has no {}", ground.kind));
-    }
-    if !Path::new("/dev/loop-control").exists() {
-        return Some("the kernel has no loop devices".to_owned());
-    }
-    ground.lacks.and_then(|_| strace_obstacle())
+    Looped::obstacle(ground.kind).or_else(|| ground.lacks.and_then(|_| strace_obstacle()))
 }
 
 /// Returns those of `grounds` that can be had here; the others are reported as skipped.

@@ -5,18 +5,14 @@ use std::time::Duration;
 use rustix::io::Errno;
 use zerocopy::FromZeros;
 
+use super::complaints;
 use super::protocol::{self, AttrOut, EntryOut, OpenOut, SetattrIn, StatfsOut, Valid};
 use crate::error::Error;
 use crate::union::{Attr, FileKind, NodeId, SetAttr, SetTime, StatFs, Timestamp};
 
 /// Returns the errno to answer an error with, and logs what a layer's owner should know of.
 pub(super) fn errno(error: &Error) -> Errno {
-    match error {
-        Error::Corrupt { .. } | Error::NotFollowed { .. } => log::warn!("{error}"),
-        // What fails at a disk is its owner's to mend, and the program may not have asked for data to be copied.
-        Error::Call { errno: Errno::IO | Errno::NOSPC | Errno::DQUOT, .. } => log::warn!("{error}"),
-        _ => log::debug!("{error}"),
-    }
+    complaints::note(error);
     error.errno()
 }
 

@@ -4,6 +4,7 @@
 
 mod affinity;
 mod answer;
+mod complaints;
 mod connection;
 mod convert;
 mod dev;

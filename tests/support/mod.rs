@@ -16,6 +16,7 @@
 
 mod command;
 mod layers;
+mod looped;
 mod lowers;
 mod mount;
 mod privilege;
@@ -30,6 +31,7 @@ pub use command::{
     strace_obstacle, unionfs, wait,
 };
 pub use layers::{Layers, Placement, Tmpfs, Tree};
+pub use looped::Looped;
 pub use lowers::{Atime, LowersUnchanged};
 pub use mount::{Io, KernelMount, Mounted, OurMount, Spec, StartError, fuse_connections, is_of_dead_server};
 pub use privilege::{Privilege, privilege, require_root};
