@@ -30,6 +30,11 @@ pub(super) enum Answer {
 }
 
 impl Answer {
+    /// Returns whether more descriptors were needed than could be had.
+    pub(super) fn lacks_descriptors(&self) -> bool {
+        matches!(self, Self::Error(Errno::MFILE))
+    }
+
     /// Returns the number that says how it went, as the protocol has it.
     pub(super) fn error(&self) -> i32 {
         /// Numbers from here on are the kernel's own; it takes no answer with one, and whoever asked would wait for ever.
@@ -76,8 +81,8 @@ impl Answer {
     }
 }
 
-/// Work that copies data or waits for a disk, and whose result is the answer.
-pub(super) type Long = Box<dyn FnOnce(&Server) -> Answer + Send>;
+/// Work that copies data or waits for a disk, and whose result is the answer. What has failed can be done once more.
+pub(super) type Long = Box<dyn Fn(&Server) -> Answer + Send>;
 
 /// What becomes of a request.
 pub(super) enum Served {
@@ -89,7 +94,7 @@ pub(super) enum Served {
 
 impl Served {
     /// Leaves `work` to the pool.
-    pub(super) fn later(work: impl FnOnce(&Server) -> Answer + Send + 'static) -> Self {
+    pub(super) fn later(work: impl Fn(&Server) -> Answer + Send + 'static) -> Self {
         Self::Later(Box::new(work))
     }
 }

@@ -13,7 +13,7 @@ use crate::union::{Caller, NodeId};
 pub(super) struct Malformed;
 
 /// A request.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Request<'a> {
     /// What the answer is known by.
     pub(super) unique: u64,

@@ -187,6 +187,11 @@ impl Lowers {
         Ok(Self { layers, roots, fds, namespace })
     }
 
+    /// Closes the directories that are open only to be used again.
+    pub fn close_kept(&self) {
+        self.fds.clear();
+    }
+
     /// Returns the layers, topmost first.
     pub fn layers(&self) -> &[Layer] {
         &self.layers

@@ -57,6 +57,16 @@ impl<K: Hash + Eq> FdCache<K> {
         drop(removed);
     }
 
+    /// Forgets all descriptors.
+    pub fn clear(&self) {
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            let empty = LruCache::new(shard.cap());
+            let kept = std::mem::replace(&mut *shard, empty);
+            drop((shard, kept));
+        }
+    }
+
     /// Returns how many descriptors are kept.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().len()).sum()
@@ -84,5 +94,7 @@ mod tests {
         assert!(cache.get(&5000).is_some());
         cache.remove(&5000);
         assert!(cache.get(&5000).is_none());
+        cache.clear();
+        assert!(cache.is_empty());
     }
 }

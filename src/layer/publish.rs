@@ -15,7 +15,7 @@ use rustix::io::{Errno, Result};
 
 use super::features::Features;
 use super::upper::{Place, Upper};
-use crate::sys::proc_path;
+use crate::sys::{fault, proc_path};
 
 /// What happens to a thing that stands under the name that something is published under.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +71,7 @@ impl Features {
 impl Upper {
     /// Gives the file `fd` the name `name` in `dir`, in place of what `how` allows to stand there.
     pub fn link_file(&self, fd: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &OsStr, how: Publish) -> Result<()> {
+        fault::point("publish");
         if how == Publish::New {
             return self.features.link_descriptor(fd, Place::at(dir, name));
         }
@@ -81,6 +82,7 @@ impl Upper {
 
     /// Moves `temporary` of the workdir to `name` in `dir`.
     pub fn publish(&self, temporary: &OsStr, dir: BorrowedFd<'_>, name: &OsStr, how: Publish) -> Result<()> {
+        fault::point("publish");
         let flags = match how {
             Publish::New => RenameFlags::NOREPLACE,
             Publish::Replace => RenameFlags::empty(),

@@ -1,5 +1,6 @@
 //! What this process may do.
 
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 
 use rustix::thread::{CapabilitySet, capabilities};
@@ -46,6 +47,14 @@ pub fn standing(pid: u32) -> Option<Standing> {
     let groups = line("Groups:")?.split_ascii_whitespace().filter_map(|group| group.parse().ok()).collect();
     let effective = CapabilitySet::from_bits_retain(u64::from_str_radix(line("CapEff:")?, 16).ok()?);
     Some(Standing { groups, effective })
+}
+
+/// Returns how many descriptors this process may have open, and how many of these have higher numbers than `fd`: they are
+/// given from below.
+pub fn open_files_above(fd: BorrowedFd<'_>) -> (u64, u64) {
+    use rustix::process::{Resource, getrlimit};
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    (limit, limit.saturating_sub(u64::from(fd.as_raw_fd().unsigned_abs())))
 }
 
 /// Raises the soft limit on open files to the hard one and returns it.

@@ -8,6 +8,7 @@ pub mod caps;
 pub mod daemon;
 pub mod dents;
 pub mod ext4;
+pub mod fault;
 pub mod fhandle;
 #[cfg(feature = "fuse")]
 pub mod fuse_device;

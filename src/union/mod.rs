@@ -201,6 +201,13 @@ impl Union {
         UnionBuilder::default()
     }
 
+    /// Closes whatever is open only to be used again: for who has no descriptor left.
+    pub fn close_kept(&self) {
+        self.files.clear();
+        self.dirs.clear();
+        self.lowers.close_kept();
+    }
+
     /// Returns whether there is no upper, so that nothing can be changed.
     pub fn is_read_only(&self) -> bool {
         self.upper.is_none()

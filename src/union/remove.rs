@@ -1,7 +1,7 @@
 //! Removal: a whiteout is left only where a lower layer still shows the name.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -18,7 +18,7 @@ use crate::layer::name::Name;
 use crate::layer::publish::Publish;
 use crate::layer::upper::{New, Place, Upper};
 use crate::layer::whiteout::{Format, Standing};
-use crate::sys::{dents, xattr};
+use crate::sys::{caps, dents, xattr};
 
 impl Union {
     /// Removes the name `name` of a file in `parent`.
@@ -179,8 +179,22 @@ impl Union {
             return Ok(None);
         }
         let upper = self.writable()?;
-        let dir = self.upper_dir(parent)?;
-        upper.layer.open(dir.as_fd(), name, OFlags::PATH).map(Some).map_err(|e| upper.layer.error("openat", name, e))
+        let open = || {
+            let dir = self.upper_dir(parent)?;
+            upper.layer.open(dir.as_fd(), name, OFlags::PATH).map_err(|e| upper.layer.error("openat", name, e))
+        };
+        let pinned = open()?;
+        if !leaves_too_few(pinned.as_fd()) {
+            return Ok(Some(pinned));
+        }
+        drop(pinned);
+        self.close_kept();
+        let pinned = open()?;
+        if leaves_too_few(pinned.as_fd()) {
+            // It keeps its name: or soon nothing that is open could be read any more.
+            return Err(upper.layer.error("openat", name, Errno::MFILE));
+        }
+        Ok(Some(pinned))
     }
 
     /// Removes `name` from upper's `parent`, and hides it where a lower layer shows it.
@@ -329,4 +343,12 @@ impl Union {
         })));
         self.go_by_other_name(inode);
     }
+}
+
+/// Returns whether so few descriptors come after `fd` that whoever needs one for a moment may get none.
+fn leaves_too_few(fd: BorrowedFd<'_>) -> bool {
+    /// As many as requests can use at a time.
+    const ENOUGH: u64 = 64;
+    let (limit, left) = caps::open_files_above(fd);
+    left < (limit / 8).min(ENOUGH)
 }

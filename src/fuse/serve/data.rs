@@ -101,8 +101,9 @@ pub(super) fn fsync(mut request: Request<'_>) -> Result<Served, Malformed> {
 
 pub(super) fn fallocate(server: &Server, mut request: Request<'_>) -> Result<Served, Malformed> {
     let FallocateIn { fh, offset, length, mode, .. } = request.arguments.fixed()?;
-    let (node, caller, range) = (request.node, request.caller, offset..offset.saturating_add(length));
+    let (node, caller) = (request.node, request.caller);
     Ok(at_pace(server, copies(node), move |server| {
+        let range = offset..offset.saturating_add(length);
         Answer::done(server.union.fallocate(node, handle(fh), mode, range, caller))
     }))
 }

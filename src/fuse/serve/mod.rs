@@ -16,6 +16,7 @@ use super::protocol::Opcode;
 use super::request::{Malformed, Request};
 use super::server::Server;
 use super::statistics::Operation;
+use crate::sys::fault;
 use crate::union::{Fh, NodeId, Union};
 
 /// Serves a request; what it reads goes into `buffer`, which has room for the largest read.
@@ -35,7 +36,14 @@ pub(super) fn serve(server: &Server, request: Request<'_>, buffer: &mut [u8]) ->
 
 /// Does long work; a panic ends the request and not the mount.
 pub(super) fn finish(server: &Server, work: Long) -> Answer {
-    catch_unwind(AssertUnwindSafe(|| work(server))).unwrap_or_else(|_| panicked())
+    let done = || match work(server) {
+        answer if answer.lacks_descriptors() => {
+            server.union.close_kept();
+            work(server)
+        }
+        answer => answer,
+    };
+    catch_unwind(AssertUnwindSafe(done)).unwrap_or_else(|_| panicked())
 }
 
 fn panicked() -> Answer {
@@ -50,7 +58,19 @@ fn dispatch(server: &Server, request: Request<'_>, buffer: &mut [u8]) -> Result<
     let Some(opcode) = request.opcode else { return Ok(Answer::Error(Errno::NOSYS).into()) };
     if let Some(operation) = operation(opcode) {
         server.requests.add(operation);
+        fault::point(operation.name());
     }
+    match call(server, opcode, request, buffer)? {
+        // Nothing is done by what fails, so that it can be tried again with what is open only to be used again closed.
+        Served::Now(answer) if answer.lacks_descriptors() => {
+            server.union.close_kept();
+            call(server, opcode, request, buffer)
+        }
+        served => Ok(served),
+    }
+}
+
+fn call(server: &Server, opcode: Opcode, request: Request<'_>, buffer: &mut [u8]) -> Result<Served, Malformed> {
     match opcode {
         Opcode::Lookup => names::lookup(server, request),
         Opcode::Forget => names::forget(server, request),
@@ -145,7 +165,7 @@ fn operation(opcode: Opcode) -> Option<Operation> {
 fn at_pace(
     server: &Server,
     long: impl FnOnce(&Union) -> bool,
-    work: impl FnOnce(&Server) -> Answer + Send + 'static,
+    work: impl Fn(&Server) -> Answer + Send + 'static,
 ) -> Served {
     if long(&server.union) { Served::later(work) } else { work(server).into() }
 }
