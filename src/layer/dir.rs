@@ -168,10 +168,14 @@ pub struct Lowers {
     roots: Vec<Arc<LayerDir>>,
     fds: Arc<FdCache<Serial>>,
     namespace: Namespace,
+    /// The position of the first one.
+    first: usize,
 }
 
 impl Lowers {
     /// Collects the layers, topmost first, and keeps about `capacity` directories open.
+    ///
+    /// Their positions follow each other. An upper alone will do, for who reads it as it is.
     pub fn new(layers: Vec<Layer>, namespace: Namespace, capacity: usize) -> Result<Self> {
         let mut roots = Vec::with_capacity(layers.len());
         let fds = Arc::new(FdCache::new(capacity));
@@ -184,7 +188,8 @@ impl Lowers {
             marks.opaque |= exists(layer, layer.root(), OsStr::new(WH_OPAQUE)).map_err(|e| failed(e.errno()))?;
             roots.push(LayerDir::root(layer.id, &attr, &marks, fds.clone()));
         }
-        Ok(Self { layers, roots, fds, namespace })
+        let first = layers.first().map_or(1, |layer| usize::from(layer.id.0));
+        Ok(Self { layers, roots, fds, namespace, first })
     }
 
     /// Closes the directories that are open only to be used again.
@@ -204,7 +209,7 @@ impl Lowers {
 
     /// Returns the layer that `dir` is in.
     pub fn layer(&self, dir: &LayerDir) -> &Layer {
-        &self.layers[usize::from(dir.layer.0) - 1]
+        &self.layers[usize::from(dir.layer.0) - self.first]
     }
 
     /// Returns how many directories are open.

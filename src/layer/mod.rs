@@ -7,6 +7,7 @@
 pub mod acl;
 pub mod attr;
 pub mod dir;
+pub mod directories;
 pub mod directory;
 pub mod durability;
 pub mod fds;

@@ -59,7 +59,31 @@ pub enum Mark {
     Whiteout,
 }
 
+/// Who keeps an overlay xattr.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keeper {
+    /// The mounts that use this namespace.
+    Overlay(Namespace),
+    /// fuse-overlayfs.
+    FuseOverlayfs,
+}
+
+/// Returns what mark the xattr `name` is, and whose; `None` for any other xattr.
+pub fn mark_of(name: &OsStr) -> Option<(Keeper, Mark)> {
+    let (prefix, suffix) = split(name)?;
+    let keeper = match PREFIXES.iter().position(|known| *known == prefix)? {
+        0 => Keeper::Overlay(Namespace::Trusted),
+        1 => Keeper::Overlay(Namespace::User),
+        _ => Keeper::FuseOverlayfs,
+    };
+    Some((keeper, *Mark::ALL.iter().find(|mark| mark.suffix().as_bytes() == suffix)?))
+}
+
 impl Mark {
+    /// Every mark.
+    const ALL: [Self; 7] =
+        [Self::Opaque, Self::Redirect, Self::Origin, Self::Impure, Self::Nlink, Self::Metacopy, Self::Whiteout];
+
     fn suffix(self) -> &'static str {
         match self {
             Self::Opaque => "opaque",
@@ -216,6 +240,8 @@ mod tests {
     fn overlay_xattrs_are_hidden_and_escaped_in_every_namespace() {
         for prefix in PREFIXES {
             let raw = OsString::from(format!("{prefix}opaque"));
+            assert!(matches!(mark_of(&raw), Some((_, Mark::Opaque))));
+            assert_eq!(mark_of(&stored(&raw)), None);
             assert_eq!(view(&raw), View::Hidden);
             let escaped = stored(&raw);
             assert_eq!(escaped, *format!("{prefix}overlay.opaque"));

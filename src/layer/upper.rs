@@ -303,8 +303,8 @@ fn remove_made(path: &Path) {
     }
 }
 
-/// Returns the workdir beside `upper`, and whether it was made now.
-fn workdir_beside(upper: &Directory) -> Result<(Directory, bool)> {
+/// Returns the path of the workdir that `upper` has where none is named.
+pub(crate) fn default_workdir(upper: &Directory) -> Result<PathBuf> {
     let none = || {
         Error::setup(upper.name(), "has no path to a directory beside it, for the workdir", "name a workdir (--work)")
     };
@@ -313,7 +313,12 @@ fn workdir_beside(upper: &Directory) -> Result<(Directory, bool)> {
     let mut hidden = OsString::from(".");
     hidden.push(name);
     hidden.push(".work");
-    let path = parent.join(hidden);
+    Ok(parent.join(hidden))
+}
+
+/// Returns the workdir beside `upper`, and whether it was made now.
+fn workdir_beside(upper: &Directory) -> Result<(Directory, bool)> {
+    let path = default_workdir(upper)?;
     let made = match std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700).create(&path) {
         Ok(()) => true,
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => false,
@@ -331,7 +336,7 @@ fn workdir_beside(upper: &Directory) -> Result<(Directory, bool)> {
 }
 
 /// Refuses an upper and workdir that are the same, one inside the other, or on two file systems.
-fn check_separate(upper: &Directory, work: &Directory) -> Result<()> {
+pub(crate) fn check_separate(upper: &Directory, work: &Directory) -> Result<()> {
     let device = |dir: &Directory| rustix::fs::fstat(dir.fd()).map(|stat| stat.st_dev);
     let failed = |e: Errno| Error::setup(upper.name(), format!("cannot be read: {e}"), "check its permissions");
     if device(upper).map_err(failed)? != device(work).map_err(failed)? {
@@ -359,7 +364,7 @@ fn check_separate(upper: &Directory, work: &Directory) -> Result<()> {
 /// Clones upper and workdir out of one mount, because a rename between two mounts is EXDEV.
 ///
 /// Where that is not allowed, or they are not below one directory of one mount, they are used as they are.
-fn clone_together(upper: Directory, work: Directory, atime: bool) -> (Root, OwnedFd) {
+pub(crate) fn clone_together(upper: Directory, work: Directory, atime: bool) -> (Root, OwnedFd) {
     match clone_of_both(&upper, &work, atime) {
         Some((root, work)) => (root, work),
         None => (Root { fd: upper.into_fd(), private: false, quiet: false }, work.into_fd()),

@@ -273,9 +273,8 @@ fn boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }
 
-/// Refuses a workdir that holds the mark of a feature that this mount cannot make up for; returns whether a volatile mount
-/// has left its mark since the system was started.
-fn refuse_incompatible(dir: BorrowedFd<'_>, path: &Path) -> Result<bool> {
+/// Reads the marks in `work/incompat`, and what is in that of a volatile mount.
+fn incompatible(dir: BorrowedFd<'_>) -> rustix::io::Result<(Vec<OsString>, Vec<u8>)> {
     let found = |incompat: BorrowedFd<'_>| {
         let dirty = look_inside(incompat, VOLATILE, |volatile| {
             let mut left = vec![0; 64];
@@ -288,8 +287,14 @@ fn refuse_incompatible(dir: BorrowedFd<'_>, path: &Path) -> Result<bool> {
         // Without it, as the kernel's overlayfs leaves it, the mark is of some time.
         Ok((names(incompat)?, dirty.unwrap_or_default().unwrap_or_default()))
     };
-    let marks = look_inside(dir, WORK, |work| look_inside(work, INCOMPAT, found));
-    let marks = marks.map_err(|e| {
+    let marks = look_inside(dir, WORK, |work| look_inside(work, INCOMPAT, found))?;
+    Ok(marks.flatten().unwrap_or_default())
+}
+
+/// Refuses a workdir that holds the mark of a feature that this mount cannot make up for; returns whether a volatile mount
+/// has left its mark since the system was started.
+fn refuse_incompatible(dir: BorrowedFd<'_>, path: &Path) -> Result<bool> {
+    let (marks, dirty) = incompatible(dir).map_err(|e| {
         let place = path.join(WORK).join(INCOMPAT);
         let reason = format!("cannot be looked at ({e}), and may hold a mark that forbids this mount");
         Error::setup(
@@ -299,16 +304,13 @@ fn refuse_incompatible(dir: BorrowedFd<'_>, path: &Path) -> Result<bool> {
         )
         .because(e)
     })?;
-    let (marks, dirty) = marks.flatten().unwrap_or_default();
-    let boot = boot();
-    let current = !boot.is_empty() && dirty == boot.as_bytes();
-    let hindrance = marks.iter().find(|mark| !(current && mark.as_bytes() == VOLATILE.as_bytes()));
+    let hindrance = marks.iter().find(|mark| Incompatible::of(mark, &dirty) != Incompatible::VolatileNow);
     let Some(mark) = hindrance else { return Ok(!marks.is_empty()) };
     let place = path.join(WORK).join(INCOMPAT).join(mark);
-    if mark.as_bytes() == VOLATILE.as_bytes() {
+    if Incompatible::of(mark, &dirty) == Incompatible::VolatileBefore {
         return Err(Error::setup(
             place,
-            if dirty.is_empty() || boot.is_empty() {
+            if dirty.is_empty() || boot().is_empty() {
                 "left by a volatile mount, perhaps before the system was started anew: what that wrote may be incomplete"
             } else {
                 "the system was started anew since a volatile mount of this upper: what that wrote may be incomplete"
@@ -317,6 +319,99 @@ fn refuse_incompatible(dir: BorrowedFd<'_>, path: &Path) -> Result<bool> {
         ));
     }
     Err(Error::setup(place, "marks a feature that is not known here", "mount it with what wrote it"))
+}
+
+/// What a mark in `work/incompat` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Incompatible {
+    /// A volatile mount of this run of the system has written to upper.
+    VolatileNow,
+    /// A volatile mount has, perhaps before the system was started anew.
+    VolatileBefore,
+    /// Something that is not known here.
+    Unknown,
+}
+
+impl Incompatible {
+    fn of(mark: &OsStr, dirty: &[u8]) -> Self {
+        if mark.as_bytes() != VOLATILE.as_bytes() {
+            return Self::Unknown;
+        }
+        let boot = boot();
+        let current = !boot.is_empty() && dirty == boot.as_bytes();
+        if current { Self::VolatileNow } else { Self::VolatileBefore }
+    }
+}
+
+/// What a workdir holds besides its index, read without a change.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// What is no part of a workdir: a mount refuses it.
+    pub foreign: Vec<OsString>,
+    /// What is left in `work`: the next mount removes it.
+    pub left: Vec<OsString>,
+    /// What is in `work/incompat`.
+    pub marks: Vec<(OsString, Incompatible)>,
+}
+
+/// Looks at the workdir behind `lock`, which [`lock`](lock()) has given.
+pub fn survey(lock: BorrowedFd<'_>) -> rustix::io::Result<Survey> {
+    let mut foreign = names(lock)?;
+    foreign.retain(|name| name != WORK && name != INDEX);
+    let mut left = look_inside(lock, WORK, names)?.unwrap_or_default();
+    left.retain(|name| name != INCOMPAT);
+    let (marks, dirty) = incompatible(lock)?;
+    let marks = marks.into_iter().map(|mark| {
+        let is = Incompatible::of(&mark, &dirty);
+        (mark, is)
+    });
+    Ok(Survey { foreign, left, marks: marks.collect() })
+}
+
+/// Opens the index of the workdir behind `lock`; `None` where there is none.
+pub fn index(lock: BorrowedFd<'_>) -> rustix::io::Result<Option<OwnedFd>> {
+    match readable(lock, INDEX) {
+        Ok(index) => Ok(Some(index)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Makes the index of the workdir behind `lock`, where there is none.
+pub fn make_index(lock: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
+    subdirectory(lock, INDEX)
+}
+
+/// Removes `name`, and all below it, from `work` of the workdir behind `lock`.
+pub fn remove_left(lock: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
+    let work = subdirectory(lock, WORK)?;
+    remove_tree(work.as_fd(), name, || unused(work.as_fd()))
+}
+
+/// Takes what a volatile mount has written for good: brings it to the disk, and then removes the mark.
+pub fn settle_volatile(lock: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    rustix::fs::syncfs(lock)?;
+    let work = subdirectory(lock, WORK)?;
+    let incompat = readable(work.as_fd(), INCOMPAT)?;
+    remove_tree(incompat.as_fd(), OsStr::new(VOLATILE), || unused(incompat.as_fd()))?;
+    match rustix::fs::unlinkat(&work, INCOMPAT, AtFlags::REMOVEDIR) {
+        // Another mark stays.
+        Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(()),
+        done => done,
+    }
+}
+
+/// Returns a name that nothing has in `dir`.
+fn unused(dir: BorrowedFd<'_>) -> OsString {
+    let taken = |name: &str| rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
+    let mut number = 0u64;
+    loop {
+        let name = format!("#{number:x}");
+        if !taken(&name) {
+            return name.into();
+        }
+        number += 1;
+    }
 }
 
 /// Calls `look` with the directory `name` of `dir`; `None` where there is none.

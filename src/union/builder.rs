@@ -10,7 +10,6 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, StatxFlags};
 
-use super::directories::Directories;
 use super::file;
 use super::handle::Handles;
 use super::index::Counts;
@@ -25,6 +24,7 @@ use crate::config::{Fsync, RedirectDir, Source, UnionConfig, XattrNamespace};
 use crate::error::{Error, Result};
 use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::Lowers;
+use crate::layer::directories::Directories;
 use crate::layer::directory::Directory;
 use crate::layer::fds::FdCache;
 use crate::layer::name::WH_OPAQUE;

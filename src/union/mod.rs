@@ -18,7 +18,6 @@ mod builder;
 mod copy_data;
 mod copy_up;
 mod create;
-mod directories;
 mod file;
 mod handle;
 mod index;

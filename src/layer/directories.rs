@@ -2,25 +2,29 @@
 
 use std::collections::HashMap;
 
+use super::directory::Directory;
 use crate::config::UnionConfig;
 use crate::error::{Error, Result};
-use crate::layer::directory::Directory;
 
 /// The most layers that a union can have.
 const LAYERS_MAX: usize = 500;
 
 /// The directories that a configuration names, none of which is where it must not be.
-pub(super) struct Directories {
+#[derive(Debug)]
+pub struct Directories {
     /// Topmost first, at least one.
-    pub(super) lowers: Vec<Directory>,
-    pub(super) upper: Option<Directory>,
-    /// Only where there is an upper.
-    pub(super) work: Option<Directory>,
+    pub lowers: Vec<Directory>,
+    /// The writable layer.
+    pub upper: Option<Directory>,
+    /// The workdir that is named; only where there is an upper.
+    pub work: Option<Directory>,
 }
 
 impl Directories {
     /// Opens what `config` names.
-    pub(super) fn open(config: &UnionConfig) -> Result<Self> {
+    ///
+    /// Errors: [`Error::Setup`], for the person who named it.
+    pub fn open(config: &UnionConfig) -> Result<Self> {
         if config.lowers.is_empty() {
             return Err(Error::setup("", "no lower layer was named", "name at least one with --lower"));
         }
