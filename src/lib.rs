@@ -74,6 +74,7 @@
 pub mod cli;
 pub mod config;
 pub mod error;
+pub mod fsck;
 #[cfg(feature = "fuse")]
 pub mod fuse;
 #[cfg(feature = "image")]

@@ -11,10 +11,10 @@ use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint, value_parser};
 use clap_complete::Shell;
 
 use super::exit::{Exit, Failure};
-use super::image;
 use super::options;
 use super::settings::{Settings, Spec, Spelling, Takes, all};
 use super::table::GROUPS;
+use super::{fsck, image};
 
 /// The name of the command, which begins each of its messages.
 pub const NAME: &str = "unionfs-rs";
@@ -32,6 +32,8 @@ Examples:
       The same options in the words of the kernel's overlayfs.
   unionfs-rs umount /mnt/merged
       Unmount; everything written is then in the upper.
+  unionfs-rs fsck --lower /usr/share/base --upper ~/changes
+      Check what is in the upper against what is below it.
   unionfs-rs doctor
       Show what this machine offers and what it lacks.";
 
@@ -66,6 +68,7 @@ pub fn command() -> Command {
         .disable_help_subcommand(true)
         .subcommand(mount_command())
         .subcommand(umount_command())
+        .subcommand(fsck::command())
         .subcommands(image::commands())
         .subcommand(
             Command::new("doctor")

@@ -10,6 +10,7 @@ mod completions;
 mod daemon;
 mod doctor;
 mod exit;
+mod fsck;
 mod image;
 mod logging;
 mod man;
@@ -39,18 +40,23 @@ pub fn main() -> ExitCode {
     let argv: Vec<OsString> = std::env::args_os().collect();
     let done = match compat::read(&argv) {
         Some(request) => request.and_then(answer),
-        None => match args::command().try_get_matches_from(argv) {
+        None => match args::command().try_get_matches_from(&argv) {
             Ok(matches) => dispatch(&matches),
-            Err(error) => return refuse(&error).into(),
+            Err(error) => return as_told(&argv, refuse(&error)).into(),
         },
     };
     match done {
         Ok(exit) => exit.into(),
         Err(failure) => {
             complain(&format!("{}: {failure}\n", args::NAME));
-            failure.exit.into()
+            as_told(&argv, failure.exit).into()
         }
     }
+}
+
+/// Returns how the command line `argv` ends that has failed with `exit`: one command has codes of its own.
+fn as_told(argv: &[OsString], exit: Exit) -> Exit {
+    if argv.get(1).is_some_and(|word| word == fsck::NAME) { fsck::exit_of_failure(exit) } else { exit }
 }
 
 /// Prints what clap has to say: an error, or the help or version that was asked for.
@@ -105,6 +111,7 @@ fn dispatch(matches: &ArgMatches) -> Result<Exit, Failure> {
             let busy = if matches.get_flag("lazy") { Busy::Detach } else { Busy::Refuse };
             umount::run(&args::mountpoint(matches), busy)
         }
+        Some((fsck::NAME, matches)) => fsck::run(matches),
         Some(("doctor", _)) => {
             let report = doctor::examine();
             print(report.to_string().as_bytes())?;

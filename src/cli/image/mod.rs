@@ -32,7 +32,7 @@ use super::exit::{Exit, Failure};
 use crate::image::manifest::Platform;
 use crate::image::store::Store;
 
-pub use output::printable;
+pub use output::{json, name, printable};
 
 pub use containers::{Held, Layers, layers_of, mount_args, wanted};
 
