@@ -50,17 +50,20 @@ impl Claims {
 impl Fsck {
     /// Reports each directory of `claims` whose lower directory shows under another name, too.
     pub(super) fn check_claims(&self, claims: &Claims, each: &mut dyn FnMut(Finding)) -> Result<()> {
+        // What is below one of these goes with it. The paths of lower directories come in order, so that it comes first.
+        let mut told: Vec<PathBuf> = Vec::new();
         for (target, claimants) in &claims.0 {
             for claim in claimants {
                 for other in claims.names_of(target) {
                     // Of two that a redirect leads to, the later one is told of.
-                    if other == claim.path || claims.has(&other) && other > claim.path {
+                    let later = claims.has(&other) && other > claim.path;
+                    if later || other == claim.path || told.iter().any(|above| other.starts_with(above)) {
                         continue;
                     }
                     if let Some(hideable) = self.shows_same(&claim.path, &other)? {
+                        told.push(other.clone());
                         let problem = Problem::ShownTwice { other, hideable };
                         each(Finding { side: Side::Upper, path: claim.path.clone(), problem, ino: claim.ino });
-                        break;
                     }
                 }
             }

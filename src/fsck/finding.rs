@@ -370,7 +370,7 @@ impl fmt::Display for Problem {
             Self::LinkCount { value: Some(value), right } => {
                 write!(f, "its link count {} cannot be; it should be U{right:+}", shown(value))
             }
-            Self::Leftover => f.write_str("is left unfinished; the next mount removes it"),
+            Self::Leftover => f.write_str("is left unfinished"),
             Self::NotOfWorkdir => f.write_str("is no part of a workdir: a mount refuses it"),
             Self::VolatileNow => f.write_str("a volatile mount has written to upper since the system was started"),
             Self::VolatileBefore => f.write_str(

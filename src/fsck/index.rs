@@ -107,6 +107,11 @@ impl Fsck {
             };
             match self.judge_entry(index.as_fd(), &name, &attr, &mut doubts) {
                 Ok(None) => {}
+                // Its name says nothing about the file's other names.
+                Ok(Some(problem @ (Problem::IndexGone | Problem::IndexInvalid { .. } | Problem::Leftover))) => {
+                    tell(attr.ino, problem);
+                    continue;
+                }
                 Ok(Some(problem)) => tell(attr.ino, problem),
                 Err(errno) => tell(attr.ino, Problem::Unreadable { error: format!("getxattr: {errno}") }),
             }
@@ -124,6 +129,10 @@ impl Fsck {
         attr: &Attr,
         doubts: &mut Vec<Doubt>,
     ) -> rustix::io::Result<Option<Problem>> {
+        if name.as_bytes().starts_with(b"#") {
+            // The kernel makes unfinished things here, too, and keeps what its whiteouts are links of.
+            return Ok((!attr.is_char_whiteout()).then_some(Problem::Leftover));
+        }
         let Some(value) = origin_of(name) else {
             return Ok(Some(Problem::IndexInvalid { named: attr.nlink > 1 && !attr.is_dir() }));
         };

@@ -34,8 +34,7 @@ impl Fsck {
         match &repair {
             Repair::None(_) => return Ok(false),
             Repair::RemoveLeftover => {
-                let name = finding.path.file_name().unwrap_or_default();
-                self.in_workdir(finding, |work| workdir::remove_left(work.fd(), name))?;
+                self.in_workdir(finding, |work| workdir::remove_left(work.fd(), &finding.path))?;
             }
             Repair::SettleVolatile => self.in_workdir(finding, |work| workdir::settle_volatile(work.fd()))?,
             Repair::Hide(other) => self.hide(other)?,

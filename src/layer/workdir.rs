@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::acl;
@@ -348,7 +348,7 @@ impl Incompatible {
 pub struct Survey {
     /// What is no part of a workdir: a mount refuses it.
     pub foreign: Vec<OsString>,
-    /// What is left in `work`: the next mount removes it.
+    /// What is left in `work`, but for the device that the kernel's whiteouts are links of: the next mount removes it.
     pub left: Vec<OsString>,
     /// What is in `work/incompat`.
     pub marks: Vec<(OsString, Incompatible)>,
@@ -358,14 +358,23 @@ pub struct Survey {
 pub fn survey(lock: BorrowedFd<'_>) -> rustix::io::Result<Survey> {
     let mut foreign = names(lock)?;
     foreign.retain(|name| name != WORK && name != INDEX);
-    let mut left = look_inside(lock, WORK, names)?.unwrap_or_default();
-    left.retain(|name| name != INCOMPAT);
+    let unfinished = |work: BorrowedFd<'_>| {
+        let mut names = names(work)?;
+        names.retain(|name| name != INCOMPAT && !is_whiteout(work, name));
+        Ok(names)
+    };
+    let left = look_inside(lock, WORK, unfinished)?.unwrap_or_default();
     let (marks, dirty) = incompatible(lock)?;
     let marks = marks.into_iter().map(|mark| {
         let is = Incompatible::of(&mark, &dirty);
         (mark, is)
     });
     Ok(Survey { foreign, left, marks: marks.collect() })
+}
+
+fn is_whiteout(dir: BorrowedFd<'_>, name: &OsStr) -> bool {
+    rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0)
 }
 
 /// Opens the index of the workdir behind `lock`; `None` where there is none.
@@ -382,10 +391,11 @@ pub fn make_index(lock: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
     subdirectory(lock, INDEX)
 }
 
-/// Removes `name`, and all below it, from `work` of the workdir behind `lock`.
-pub fn remove_left(lock: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
-    let work = subdirectory(lock, WORK)?;
-    remove_tree(work.as_fd(), name, || unused(work.as_fd()))
+/// Removes `path`, `work/NAME` or `index/NAME` of the workdir behind `lock`, and all below it.
+pub fn remove_left(lock: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<()> {
+    let part = if path.starts_with(INDEX) { INDEX } else { WORK };
+    let dir = subdirectory(lock, part)?;
+    remove_tree(dir.as_fd(), path.file_name().ok_or(Errno::INVAL)?, || unused(dir.as_fd()))
 }
 
 /// Takes what a volatile mount has written for good: brings it to the disk, and then removes the mark.
