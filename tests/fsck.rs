@@ -7,6 +7,7 @@ mod fsck {
     mod clean;
     mod cli;
     pub mod damage;
+    mod hostile;
     mod links;
     mod marks;
     mod whiteouts;

@@ -18,7 +18,7 @@ pub enum Exit {
     Setup,
     /// The machine lacks something, or does not permit it.
     Machine,
-    /// As the program ended that was run, or as others say that none was.
+    /// As the program ended that was run, or as others say that none was; and as fsck(8) ends.
     Other(u8),
 }
 
@@ -46,7 +46,7 @@ impl Exit {
             Self::Usage => "the command line is wrong: an unknown option, an invalid value",
             Self::Setup => "a layer, the work directory or the mount point cannot be used",
             Self::Machine => "the machine lacks something or does not permit it (see unionfs-rs doctor)",
-            Self::Other(_) => "for run: that of the program",
+            Self::Other(_) => "for run: that of the program; for fsck: that of fsck(8)",
         }
     }
 

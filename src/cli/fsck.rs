@@ -11,6 +11,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint, value_parser};
 use serde_json::{Value, json};
 
 use super::exit::{Exit, Failure};
+use super::settings::PATIENCE;
 use super::{image, options};
 use crate::config::{Permissions, UnionConfig, XattrNamespace};
 use crate::fsck::{Finding, Fsck};
@@ -163,7 +164,7 @@ fn attempt(fsck: &Fsck, finding: &Finding) -> Outcome {
 }
 
 fn config(matches: &ArgMatches) -> Result<UnionConfig, Failure> {
-    let mut config = UnionConfig::default();
+    let mut config = UnionConfig { patience: PATIENCE, ..UnionConfig::default() };
     for list in matches.get_many::<std::ffi::OsString>("lower").into_iter().flatten() {
         let dirs = options::split_lowers(list)
             .map_err(|error| Failure::new(Exit::Usage, format!("--lower {}: {error}", list.display())))?;

@@ -18,7 +18,7 @@ use crate::config::{IdMap, MountConfig, UnionConfig};
 use crate::image::store::Container;
 
 /// How long an upper is waited for whose mount was just unmounted.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Everything that `mount` was told.
 #[derive(Debug, Clone)]

@@ -108,14 +108,15 @@ impl Layers {
         if marks.opaque {
             return Ok(Some(Stack::new()));
         }
-        let Some(stack) = &parent.lower else { return Ok(None) };
-        let way = match way(marks, name) {
-            Ok(way) => way,
-            Err(_) => return Ok(None),
-        };
         if marks.redirect.is_none() && self.hidden_in_upper(parent, name)? {
             return Ok(Some(Stack::new()));
         }
+        let (Some(stack), false) = (&parent.lower, marks.foreign) else { return Ok(None) };
+        let way = match way(marks, name) {
+            Ok(way) => way,
+            // Nothing of it shows. What is in it is judged as a repair leaves it.
+            Err(_) => return Ok(Some(Stack::new())),
+        };
         match self.follow(stack, way) {
             Ok(lower) => Ok(Some(lower)),
             // The fault of a lower layer.

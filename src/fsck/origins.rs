@@ -19,6 +19,8 @@ struct Mounted {
     root: OwnedFd,
     /// Whether its files are what they seem.
     plain: bool,
+    /// Whether its handles can be relied on.
+    handles: bool,
 }
 
 /// The file systems of the lower layers.
@@ -56,7 +58,7 @@ impl Origins {
             }
             // Where it cannot be opened nothing is said about its files.
             if let Ok(fd) = layer.open_listing(layer.root()) {
-                known.push(Mounted { dev: root.dev, uuid: layer.uuid, root: fd, plain });
+                known.push(Mounted { dev: root.dev, uuid: layer.uuid, root: fd, plain, handles: layer.handles });
             }
         }
         Self(known)
@@ -70,9 +72,12 @@ impl Origins {
             return Verdict::Unknown;
         }
         let Some(origin) = Origin::decode(value) else { return Verdict::Invalid };
-        // Zeros were written by who did not know the uuid.
-        let may_be = |on: &&Mounted| on.uuid == origin.uuid || origin.uuid == Origin::NO_UUID;
+        // Zeros mean that the uuid was not known: by who wrote it, or here.
+        let may_be = |on: &&Mounted| on.uuid == origin.uuid || [on.uuid, origin.uuid].contains(&Origin::NO_UUID);
         for on in self.0.iter().filter(may_be) {
+            if !on.handles {
+                return Verdict::Unknown;
+            }
             let file = match fhandle::open_by_handle(on.root.as_fd(), &origin.handle) {
                 Ok(file) => file,
                 // ESTALE, and EINVAL for a handle of a form that the file system does not have.

@@ -155,15 +155,15 @@ impl Walk<'_> {
     fn mark_beside(&mut self, at: &Pending, mark: &OsStr, name: &OsStr) -> Result<()> {
         let layers = &self.fsck.layers;
         let Some(lower) = &at.merged.lower else { return Ok(()) };
-        let problem = if layers.shows(lower, name)?.is_none() {
-            Problem::WhiteoutOfNothing
-        } else {
-            match layers.upper.examine(&at.dir, name, Below::Something)? {
-                Found::Absent => return Ok(()),
-                // It keeps the directory from being merged.
-                Found::Dir(_, marks) if !marks.opaque && marks.redirect.is_none() => return Ok(()),
-                Found::Dir(..) | Found::File(_) | Found::Whiteout => Problem::WhiteoutBeside,
-            }
+        let shown = layers.shows(lower, name)?.is_some();
+        let problem = match layers.upper.examine(&at.dir, name, Below::Something)? {
+            // It keeps what leads elsewhere from being looked at, which would be EIO.
+            Found::Dir(_, marks) if !marks.opaque && marks.redirect.is_none() && marks.foreign => return Ok(()),
+            _ if !shown => Problem::WhiteoutOfNothing,
+            Found::Absent => return Ok(()),
+            // It keeps the directory from being merged.
+            Found::Dir(_, marks) if !marks.opaque && marks.redirect.is_none() => return Ok(()),
+            Found::Dir(..) | Found::File(_) | Found::Whiteout => Problem::WhiteoutBeside,
         };
         let attr = layers.upper.stat(&at.dir, mark)?;
         self.tell(at.dir.path_of(mark), attr.ino, problem);
@@ -210,9 +210,10 @@ impl Walk<'_> {
         let path = at.dir.path_of(name);
         let noted = self.noted(&at.dir, name)?;
         self.opaque_values(&at.dir, name, attr.ino, &noted);
-        let mut merged = self.fsck.layers.part(&at.merged, name, attr, marks)?;
-        if self.foreign(path.clone(), attr.ino, &noted) {
-            merged.lower = None;
+        let merged = self.fsck.layers.part(&at.merged, name, attr, marks)?;
+        if merged.lower.is_none() {
+            // Else it is opaque or hidden below, and nobody looks for its lower parts.
+            self.foreign(path.clone(), attr.ino, &noted);
         }
         self.misplaced(&path, attr.ino, &noted, &[Mark::Metacopy, Mark::Whiteout]);
         if let Some(value) = &marks.redirect {

@@ -5,6 +5,19 @@ use super::workload;
 use crate::skip;
 use crate::support::{Io, LowersUnchanged, Mounted, Placement, Privilege, privilege};
 
+/// Asserts that the workload has left every kind of note in upper, so that there was something to look at.
+fn has_notes(damaged: &Damaged) {
+    let upper = damaged.layers.upper();
+    for (name, mark) in [("d2", "redirect"), ("newdir/e", "redirect"), ("d2/sub2", "redirect"), ("big", "metacopy")] {
+        assert!(upper.get_overlay_xattr(name, mark).is_some(), "{name} has no {mark}");
+    }
+    for (name, mark) in [("due", "redirect"), ("tre", "metacopy"), ("h4", "nlink"), ("meta/pure", "impure")] {
+        assert!(upper.get_overlay_xattr(name, mark).is_some(), "{name} has no {mark}");
+    }
+    assert!(upper.is_opaque("repl") && upper.is_char_whiteout("d") && upper.is_char_whiteout("deep/c"));
+    assert!(damaged.layers.work().names("index").len() >= 2);
+}
+
 /// Writes an upper with a mount of ours that has `options`, and checks it.
 fn ours(placement: Placement, options: &[&str], checked_with: &[&str]) {
     let damaged = Damaged::placed(placement, workload::lowers).args(checked_with);
@@ -13,6 +26,9 @@ fn ours(placement: Placement, options: &[&str], checked_with: &[&str]) {
     workload::run(mount.path());
     mount.unmount().expect("it can be unmounted");
     damaged.is_clean();
+    if options == ["--metacopy", "on"] {
+        has_notes(&damaged);
+    }
     lowers.check();
 }
 
@@ -71,6 +87,9 @@ fn kernels(placement: Placement, features: &[(&str, &str)]) {
     workload::run(mount.path());
     mount.unmount().expect("it can be unmounted");
     damaged.is_clean();
+    if features == [("metacopy", "on")] {
+        has_notes(&damaged);
+    }
 }
 
 #[test]
