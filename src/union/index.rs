@@ -97,6 +97,7 @@ impl Union {
         let origin = crate::layer::origin::Origin::decode(&value)?;
         let dev = self.numbers.device(&origin.uuid)?;
         let layer = self.lowers.layer(self.lowers.roots().iter().find(|root| root.dev == dev)?);
+        // By a descriptor with O_PATH no handle can be opened (EBADF).
         let mount = layer.open_listing(layer.root()).ok()?;
         let fd = crate::sys::fhandle::open_by_handle(mount.as_fd(), &origin.handle).ok()?;
         layer.stat(fd.as_fd(), OsStr::new("")).ok().map(|attr| attr.nlink)

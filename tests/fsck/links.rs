@@ -41,6 +41,15 @@ fn a_copy_whose_names_are_all_in_the_lower_layers_is_no_finding() {
 }
 
 #[test]
+fn link_counts_that_are_relative_to_the_lower_file_are_no_finding_and_are_understood() {
+    let damaged = written();
+    // As the kernel's overlayfs leaves them between two steps.
+    damaged.layers.upper().overlay_xattr("a", "nlink", "L+0");
+    damaged.is_clean();
+    damaged.shows(|merged| is_linked(merged, &["a", "b", "d/c"], 3));
+}
+
+#[test]
 fn link_counts_that_cannot_be_are_written_anew() {
     for wrong in ["U-5", "U+9", "L+7", "U", "nonsense", "U99999999999"] {
         let damaged = written();
