@@ -2,7 +2,7 @@
 //!
 //! The old name is the path in the lower layers, or what that has become where a directory on the way was renamed as well.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -42,33 +42,34 @@ impl Claims {
         names
     }
 
-    fn has(&self, path: &Path) -> bool {
-        self.0.values().flatten().any(|claim| claim.path == path)
+    fn paths(&self) -> HashSet<&Path> {
+        self.0.values().flatten().map(|claim| &*claim.path).collect()
     }
 }
 
 impl Fsck {
     /// Reports each directory of `claims` whose lower directory shows under another name, too.
-    pub(super) fn check_claims(&self, claims: &Claims, each: &mut dyn FnMut(Finding)) -> Result<()> {
+    pub(super) fn check_claims(&self, claims: &Claims, each: &mut dyn FnMut(Finding)) {
         // What is below one of these goes with it. The paths of lower directories come in order, so that it comes first.
-        let mut told: Vec<PathBuf> = Vec::new();
+        let mut told: HashSet<PathBuf> = HashSet::new();
+        let redirected = claims.paths();
         for (target, claimants) in &claims.0 {
             for claim in claimants {
                 for other in claims.names_of(target) {
                     // Of two that a redirect leads to, the later one is told of.
-                    let later = claims.has(&other) && other > claim.path;
-                    if later || other == claim.path || told.iter().any(|above| other.starts_with(above)) {
+                    let later = redirected.contains(&*other) && other > claim.path;
+                    if later || other == claim.path || other.ancestors().any(|above| told.contains(above)) {
                         continue;
                     }
-                    if let Some(hideable) = self.shows_same(&claim.path, &other)? {
-                        told.push(other.clone());
+                    // What cannot be looked at the walk has told of.
+                    if let Ok(Some(hideable)) = self.shows_same(&claim.path, &other) {
+                        told.insert(other.clone());
                         let problem = Problem::ShownTwice { other, hideable };
                         each(Finding { side: Side::Upper, path: claim.path.clone(), problem, ino: claim.ino });
                     }
                 }
             }
         }
-        Ok(())
     }
 
     /// Returns whether `other` shows the topmost lower directory of `path`; and, if so, whether a whiteout can hide it.

@@ -302,7 +302,7 @@ impl Problem {
             Self::NotIndexed { possible: false, .. } => Repair::none(
                 "name the workdir that it was written with (--work); if that is lost, its other names show the lower file",
             ),
-            Self::Unreadable { .. } => Repair::none("check permissions and the file system"),
+            Self::Unreadable { .. } => Repair::none("see to that, and check again"),
             Self::IndexInvalid { named: true } | Self::IndexGone | Self::IndexUnused => Repair::RemoveName,
             Self::IndexInvalid { named: false } => Repair::none("see what it is, and move it out of the index"),
             Self::IndexOrigin => Repair::WriteOrigin,

@@ -41,6 +41,14 @@ pub(super) fn origin_of(name: &OsStr) -> Option<Vec<u8>> {
     (entry_of(&value).as_deref() == Some(name)).then_some(value)
 }
 
+/// Whether every directory of the union could be looked into.
+enum Counted {
+    /// It could.
+    All,
+    /// One may have lower parts that are not found.
+    Some,
+}
+
 /// A link count that is in doubt.
 struct Doubt {
     entry: OsString,
@@ -117,7 +125,7 @@ impl Fsck {
             }
             indexed.insert(attr.ino, name);
         }
-        self.resolve(doubts, each)?;
+        self.resolve(doubts, each);
         Ok(indexed)
     }
 
@@ -156,13 +164,25 @@ impl Fsck {
     }
 
     /// Counts the names of the files that are in doubt, and reports what is not as it should be.
-    fn resolve(&self, doubts: Vec<Doubt>, each: &mut dyn FnMut(Finding)) -> Result<()> {
+    fn resolve(&self, doubts: Vec<Doubt>, each: &mut dyn FnMut(Finding)) {
         if doubts.is_empty() {
-            return Ok(());
+            return;
         }
         let mut names: HashMap<(u32, u32, u64), u32> = doubts.iter().map(|doubt| (doubt.there, 0)).collect();
-        self.count_lower_names(&mut names)?;
+        let uncounted = match self.count_lower_names(&mut names) {
+            Ok(Counted::All) => None,
+            Ok(Counted::Some) => {
+                Some("it may have names where redirects are not followed: repair those first".to_owned())
+            }
+            Err(error) => Some(format!("its names cannot be counted: {error}")),
+        };
         for doubt in doubts {
+            let path = Path::new("index").join(&doubt.entry);
+            if let Some(error) = &uncounted {
+                let problem = Problem::Unreadable { error: error.clone() };
+                each(Finding { side: Side::Work, path, problem, ino: doubt.attr.ino });
+                continue;
+            }
             let below = names.get(&doubt.there).copied().unwrap_or_default();
             let in_upper = doubt.attr.nlink.saturating_sub(1);
             let right = i64::from(below) + i64::from(in_upper) - i64::from(doubt.attr.nlink);
@@ -173,22 +193,24 @@ impl Fsck {
             } else {
                 Problem::LinkCount { value: doubt.value, right: i32::try_from(right).unwrap_or_default() }
             };
-            let path = Path::new("index").join(&doubt.entry);
             each(Finding { side: Side::Work, path, problem, ino: doubt.attr.ino });
         }
-        Ok(())
     }
 
     /// Counts the names under which the union shows the lower files in `names`, as far as they are not in upper.
-    fn count_lower_names(&self, names: &mut HashMap<(u32, u32, u64), u32>) -> Result<()> {
+    fn count_lower_names(&self, names: &mut HashMap<(u32, u32, u64), u32>) -> Result<Counted> {
         let mut pending = vec![self.layers.root()];
+        let mut counted = Counted::All;
         while let Some(dir) = pending.pop() {
+            if dir.lost || dir.lower.is_none() {
+                counted = Counted::Some;
+            }
             self.count_in(&dir, names)?;
             for name in self.directories_in(&dir)? {
                 pending.extend(self.layers.child(&dir, &name)?);
             }
         }
-        Ok(())
+        Ok(counted)
     }
 
     fn count_in(&self, dir: &Merged, names: &mut HashMap<(u32, u32, u64), u32>) -> Result<()> {

@@ -34,6 +34,8 @@ pub(super) struct Merged {
     pub upper: Option<Arc<LayerDir>>,
     /// Its lower parts; `None` where they are not known.
     pub lower: Option<Stack>,
+    /// Whether it may have had others, to which its redirect leads no more.
+    pub lost: bool,
 }
 
 /// Where the search goes on below a directory.
@@ -60,7 +62,7 @@ impl Layers {
                 }
             }
         }
-        Merged { upper, lower: Some(lower) }
+        Merged { upper, lower: Some(lower), lost: false }
     }
 
     /// Returns the directory at `path`; `None` where there is none, or it cannot be said.
@@ -91,7 +93,7 @@ impl Layers {
                     return Ok(None);
                 }
                 let lower = self.follow(stack, Way::Sibling(name.to_owned()))?;
-                Ok((!lower.is_empty()).then_some(Merged { upper: None, lower: Some(lower) }))
+                Ok((!lower.is_empty()).then_some(Merged { upper: None, lower: Some(lower), lost: false }))
             }
         }
     }
@@ -100,7 +102,8 @@ impl Layers {
     pub fn part(&self, parent: &Merged, name: &OsStr, attr: &Attr, marks: &Marks) -> Result<Merged> {
         let upper = parent.upper.as_ref().map(|dir| dir.child(name, attr, marks));
         let lower = self.below(parent, name, marks)?;
-        Ok(Merged { upper, lower })
+        let leads = lower.as_ref().is_some_and(|lower| !lower.is_empty());
+        Ok(Merged { upper, lower, lost: marks.redirect.is_some() && !marks.opaque && !leads })
     }
 
     /// Returns the lower parts of the directory `name` of `parent`, which upper has with `marks`.

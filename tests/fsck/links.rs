@@ -84,6 +84,22 @@ fn an_entry_that_no_name_leads_to_is_removed() {
 }
 
 #[test]
+fn an_entry_that_a_lost_directory_may_lead_to_is_kept_until_that_is_repaired() {
+    let damaged = written();
+    let entry = entry(&damaged);
+    fs::remove_file(damaged.layers.path("upper/a")).unwrap();
+    damaged.layers.upper().whiteout("a").whiteout("b").whiteout("d").dir("m").overlay_xattr("m", "redirect", "/x");
+    let (code, said) = damaged.said(&["--repair"]);
+    let expected = [
+        ("upper:m".to_owned(), "redirect-to-nothing".to_owned(), "repaired".to_owned()),
+        (named(&entry), "unreadable".to_owned(), "left".to_owned()),
+    ];
+    assert_eq!((code, &said[..]), (4, &expected[..]));
+    assert_eq!(damaged.said(&["--repair"]), (1, vec![(named(&entry), "index-unused".into(), "repaired".into())]));
+    damaged.is_clean();
+}
+
+#[test]
 fn an_entry_for_a_file_that_is_gone_is_removed_with_the_origin_of_its_names() {
     let damaged = written();
     let entry = entry(&damaged);
