@@ -72,12 +72,18 @@ impl Fsck {
             let reason = "it is another file than the one that was checked".to_owned();
             return Err(Error::Corrupt { file: finding.location(), reason });
         }
-        let clear = |mark: Mark| namespace.clear(fd, name, mark).map_err(failed("removexattr"));
-        let set = |mark: Mark, value: &[u8]| namespace.set(fd, name, mark, value).map_err(failed("setxattr"));
+        let clear = |mark: Mark| {
+            let done = in_spite_of_mode(layer, fd, name, || namespace.clear(fd, name, mark));
+            done.map_err(failed("removexattr"))
+        };
+        let set = |mark: Mark, value: &[u8]| {
+            let done = in_spite_of_mode(layer, fd, name, || namespace.set(fd, name, mark, value));
+            done.map_err(failed("setxattr"))
+        };
         match repair {
             Repair::RemoveName => keeping_times(layer, fd, || rustix::fs::unlinkat(fd, name, AtFlags::empty()))
                 .map_err(failed("unlinkat")),
-            Repair::RemoveXattr(key) => match xattr::remove(fd, name, key) {
+            Repair::RemoveXattr(key) => match in_spite_of_mode(layer, fd, name, || xattr::remove(fd, name, key)) {
                 Err(Errno::NODATA) => Ok(()),
                 done => done.map_err(failed("removexattr")),
             },
@@ -178,9 +184,30 @@ impl Fsck {
 fn keeping_times(
     layer: &Layer,
     dir: BorrowedFd<'_>,
-    change: impl FnOnce() -> rustix::io::Result<()>,
+    change: impl Fn() -> rustix::io::Result<()>,
 ) -> rustix::io::Result<()> {
     let before = layer.stat_file(dir, OsStr::new(""))?;
-    change()?;
+    in_spite_of_mode(layer, dir, OsStr::new(""), change)?;
     Place::at(dir, OsStr::new(".")).set_times(before.atime, before.mtime)
+}
+
+/// Runs `change` of `name` in `dir`, of `dir` itself where it is empty, also where the mode forbids it to the owner: `user.`
+/// xattrs take write permission, and names that of their directory.
+fn in_spite_of_mode(
+    layer: &Layer,
+    dir: BorrowedFd<'_>,
+    name: &OsStr,
+    change: impl Fn() -> rustix::io::Result<()>,
+) -> rustix::io::Result<()> {
+    match change() {
+        Err(Errno::ACCESS) => {
+            let attr = layer.stat_file(dir, name)?;
+            let place = Place::at(dir, if name.is_empty() { OsStr::new(".") } else { name });
+            place.chmod(attr.mode | if attr.is_dir() { 0o300 } else { 0o200 })?;
+            let done = change();
+            place.chmod(attr.mode)?;
+            done
+        }
+        done => done,
+    }
 }

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use super::damage::Damaged;
 use crate::skip;
-use crate::support::{Io, Layers, Mounted, Privilege, Tree, privilege, unionfs};
+use crate::support::{Home, Io, Layers, Mounted, Privilege, Tree, Watchdog, Who, finish, privilege, unionfs};
 
 fn below(layers: &Layers) {
     layers.lower(1).file("file", "data");
@@ -120,4 +120,52 @@ fn a_bystander_of_the_layers_is_not_touched() {
     damaged.layers.upper().symlink("out", beside.root()).whiteout("stale");
     assert_eq!(damaged.fsck(&["--repair"]).code, Some(1));
     assert_eq!((beside.names("."), beside.read("x")), (vec!["x".into()], b"x".to_vec()));
+}
+
+#[test]
+fn a_plain_user_repairs_what_is_theirs_whatever_its_mode() {
+    if privilege() != Privilege::Root {
+        skip!("needs root, to be somebody else");
+    }
+    let _watchdog = Watchdog::start();
+    let home = Home::new();
+    let tree = Tree::at(home.path());
+    tree.dir("low").dir("work").whiteout("up/closed/stale").file("up/m/own", "own");
+    tree.xattr("up/m", "user.overlay.redirect", "/a/../b");
+    for name in ["low", "work", "up/closed/stale", "up/closed", "up/m/own", "up/m", "up"] {
+        tree.owner(name, 1000, 1000);
+    }
+    tree.dir_mode("up/closed", 0o555).dir_mode("up/m", 0o500);
+    let words = home.wrapper(Who::PlainUser);
+    let fsck = |more: &[&str]| {
+        let mut command = std::process::Command::new(&words[0]);
+        command
+            .args(&words[1..])
+            .arg(home.binary())
+            .args(["fsck", "--lower", "low", "--upper", "up", "--work", "work"]);
+        finish(command.args(more).current_dir(home.path()))
+    };
+    let ran = fsck(&["--repair"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert_eq!((tree.mode("up/closed"), tree.mode("up/m")), (0o555, 0o500));
+    assert_eq!(tree.get_xattr("up/m", "user.overlay.opaque").as_deref(), Some(&b"y"[..]));
+    assert_eq!(fsck(&[]).out, "fsck: nothing found\n");
+}
+
+#[test]
+fn a_repair_that_fails_is_told_and_the_others_are_done() {
+    let damaged = Damaged::new(below);
+    damaged.layers.upper().whiteout("d/stale").whiteout("stale");
+    let dir = fs::File::open(damaged.layers.path("upper/d")).unwrap();
+    if let Err(errno) = rustix::fs::ioctl_setflags(&dir, rustix::fs::IFlags::IMMUTABLE) {
+        skip!("nothing can be made immutable here: {errno}");
+    }
+    let (code, said) = damaged.said(&["--repair"]);
+    let ran = damaged.fsck(&["--repair"]);
+    rustix::fs::ioctl_setflags(&dir, rustix::fs::IFlags::empty()).unwrap();
+    let outcomes: Vec<&str> = said.iter().map(|(_, _, outcome)| outcome.as_str()).collect();
+    assert_eq!((code, &outcomes[..]), (4, &["failed", "repaired"][..]));
+    assert!(ran.out.contains("failed: upper:\"d/stale\": whiteout-of-nothing: unlinkat("), "{}", ran.out);
+    assert_eq!(damaged.fsck(&["--repair"]).code, Some(1));
+    damaged.is_clean();
 }
