@@ -132,7 +132,7 @@ pub enum Problem {
         /// The call and its answer.
         error: String,
     },
-    /// A name in the index that is no handle of a file: the kernel's overlayfs refuses the workdir.
+    /// Something in the index whose name is no handle of a file, or a directory that has one: the kernel's overlayfs refuses the workdir.
     IndexInvalid {
         /// Whether the file has another name, so that nothing is lost with this one.
         named: bool,
@@ -362,7 +362,7 @@ impl fmt::Display for Problem {
                 "a hard link of the lower layers that is not in the index: its other names show the lower file",
             ),
             Self::Unreadable { error } => write!(f, "cannot be looked at: {error}"),
-            Self::IndexInvalid { .. } => f.write_str("is no handle of a file: the kernel refuses the workdir"),
+            Self::IndexInvalid { .. } => f.write_str("is no entry of an index: the kernel refuses the workdir"),
             Self::IndexGone => f.write_str("is for no file of the lower layers"),
             Self::IndexUnused => f.write_str("no name leads to it"),
             Self::IndexOrigin => f.write_str("its file has another origin than its name says"),

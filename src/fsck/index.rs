@@ -149,6 +149,9 @@ impl Fsck {
         if exported || attr.is_char_whiteout() {
             return Ok(None);
         }
+        if attr.is_dir() {
+            return Ok(Some(Problem::IndexInvalid { named: false }));
+        }
         let there = match self.origins.judge(&value, Some(attr.kind)) {
             Verdict::There(there) => there,
             Verdict::Unknown => return Ok(None),

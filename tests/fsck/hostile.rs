@@ -71,6 +71,21 @@ fn mark(path: &Path, rng: &mut Rng) {
     }
 }
 
+/// Puts entries of any name into the index, with marks.
+fn fill_index(index: &Tree, rng: &mut Rng) {
+    let handle = "00fb1d0001".to_owned() + &"07".repeat(24);
+    let long = "f".repeat(255);
+    for name in ["#1", "00", "+f", "no handle", "\u{e9}", handle.as_str(), long.as_str()] {
+        match rng.below(12) {
+            0 => index.dir(name),
+            1 => index.whiteout(name),
+            2 => index.symlink(name, "/"),
+            3 | 4 => index.file(name, "x").overlay_xattr(name, "nlink", "L+1").overlay_xattr(name, "origin", "x"),
+            _ => index,
+        };
+    }
+}
+
 /// Reads all that is shown below `path`; what answers an error as the error.
 fn view(path: &Path, name: &Path, seen: &mut BTreeMap<PathBuf, String>) {
     let shown = match fs::symlink_metadata(path) {
@@ -114,6 +129,7 @@ fn one(seed: u64) {
         }
         fill(&layers.upper(), &mut rng);
         mark(&layers.path("upper"), &mut rng);
+        fill_index(&Tree::at(layers.path("work/index")), &mut rng);
     });
     let lowers = LowersUnchanged::new(damaged.layers.lowers());
     let before = shown(&damaged.layers);
