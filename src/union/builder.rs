@@ -119,7 +119,7 @@ impl Union {
         let paged = lowers.layers().iter().chain(upper.as_ref().map(|upper| &upper.layer)).all(|layer| layer.local);
         let passable = lowers.layers().iter().all(|layer| layer.direct && layer.quiet)
             && upper.as_ref().is_none_or(|upper| upper.layer.direct && (upper.layer.quiet || config.atime));
-        Ok(Self {
+        let union = Self {
             paged,
             passable,
             upper_dev,
@@ -148,7 +148,12 @@ impl Union {
             lowers,
             upper,
             numbers,
-        })
+        };
+        // As the kernel's overlayfs does at each mount. What cannot be settled now is, before a count changes.
+        if index_used && let Err(error) = union.settle_counts() {
+            log::warn!("{error}: what an earlier mount has left in the index stays there");
+        }
+        Ok(union)
     }
 }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
+use unionfs_rs::fsck::Fsck;
 use unionfs_rs::union::Union;
 
 use super::cases::{CASES, Case, config, fill};
@@ -163,7 +164,8 @@ pub fn set(case: &Case) -> Layers {
     layers
 }
 
-/// Mounts anew and looks, and does the operation (once more), if that is wanted; the workdir is empty after that.
+/// Mounts anew and looks, and does the operation (once more), if that is wanted; the workdir is empty after that. What
+/// fsck finds is a part of what is seen.
 fn look(case: &Case, layers: &Layers, act: bool) -> Result<View, String> {
     let union = open(case, layers);
     if act {
@@ -171,8 +173,17 @@ fn look(case: &Case, layers: &Layers, act: bool) -> Result<View, String> {
     }
     let seen = view(&union);
     union.end().map_err(|error| format!("the union cannot be ended: {error}"))?;
+    drop(union);
     let left = names(&layers.path("work/work"));
-    if left.is_empty() { seen } else { Err(format!("left in the workdir after the next mount: {left}")) }
+    if !left.is_empty() {
+        return Err(format!("left in the workdir after the next mount: {left}"));
+    }
+    let mut seen = seen?;
+    let fsck = Fsck::open(&config(case, |name| layers.path(name))).map_err(|error| format!("fsck: {error}"))?;
+    // What an operation leaves by itself, such as a whiteout that was asked for, is there in what comes after it, too.
+    let checked = fsck.check(&mut |finding| seen.push(format!("fsck: {finding}")));
+    checked.map_err(|error| format!("fsck: {error}"))?;
+    Ok(seen)
 }
 
 /// An operation, and the union before and after it.
@@ -197,7 +208,8 @@ impl Point {
         let after = look(case, &layers, false).unwrap_or_else(|error| panic!("{}: {error}", case.name));
         assert_ne!(before, after, "{} changes nothing", case.name);
         let live = outcome.live.unwrap_or_else(|error| panic!("{}: {error}", case.name));
-        assert!(is(&live, &after), "{}: live and after\n{}", case.name, difference(&live, &after));
+        let shown: View = after.iter().filter(|line| !line.starts_with("fsck: ")).cloned().collect();
+        assert!(is(&live, &shown), "{}: live and after\n{}", case.name, difference(&live, &shown));
         Self { number, before, after, calls: traced::calls(&trace) }
     }
 
@@ -251,15 +263,16 @@ impl Point {
         let outcome = Outcome::read(&layers.path("outcome"));
         let outcome = outcome.ok_or_else(|| format!("the process ended with {status}"))?;
         let wanted = if outcome.error.is_some() { &self.before } else { &self.after };
+        let shown: View = wanted.iter().filter(|line| !line.starts_with("fsck: ")).cloned().collect();
         let said = outcome.error.as_deref().unwrap_or("success");
-        let right = |which: &str, now: &View| {
+        let right = |which: &str, now: &View, wanted: &View| {
             if is(now, wanted) {
                 return Ok(());
             }
             Err(format!("{said}, and {which} is another\n{}", difference(now, wanted)))
         };
-        right("the union", &outcome.live.map_err(|error| format!("{said}, and then {error}"))?)?;
-        right("the next union", &look(self.case(), &layers, false)?)?;
+        right("the union", &outcome.live.map_err(|error| format!("{said}, and then {error}"))?, &shown)?;
+        right("the next union", &look(self.case(), &layers, false)?, wanted)?;
         if outcome.leaked != 0 {
             return Err(format!("{said}, and {} descriptors are lost", outcome.leaked));
         }
