@@ -280,6 +280,11 @@ impl Mounted {
         &self.mountpoint
     }
 
+    /// Returns the number of the device.
+    pub(super) fn device(&self) -> (u32, u32) {
+        self.device
+    }
+
     /// Notes that the kernel has ended the mount.
     pub(super) fn note_gone(&self) {
         *self.gone.lock() = true;

@@ -12,7 +12,7 @@ use super::request::{Malformed, Request};
 use super::ring::{self, Ring};
 use crate::config::{Access, IoMode, MountConfig, Transport};
 use crate::sys::caps;
-use crate::union::Union;
+use crate::union::{ASKED, InForce, Union};
 
 /// The largest read or write that the kernel sends through /dev/fuse, in bytes.
 const TRANSFER: u32 = 1 << 20;
@@ -42,10 +42,10 @@ pub(super) struct Wishes {
     /// Whether the kernel is to ask for ACLs: it does so to check them.
     acls: bool,
     passthrough: bool,
-    /// Whether the kernel is to keep what is written.
-    writeback: bool,
-    /// Whether somebody asked for passthrough, and is told where there is none.
-    insists: bool,
+    /// What was asked for; whoever asked for passthrough is told where there is none.
+    io: IoMode,
+    /// Whether this process may have files passed through.
+    able: bool,
     max_write: Option<NonZeroU32>,
     transport: Transport,
 }
@@ -72,11 +72,40 @@ impl Wishes {
             checks_callers,
             acls: config.default_permissions && union.has_acls(),
             passthrough,
-            writeback: config.io == IoMode::Writeback,
-            insists: config.io == IoMode::Passthrough,
+            io: config.io,
+            able,
             max_write: config.max_write,
             transport: config.transport,
         }
+    }
+
+    fn insists(&self) -> bool {
+        self.io == IoMode::Passthrough
+    }
+
+    /// Returns how data is served, in the words of the command line, and why.
+    fn io_in_force(&self, agreed: &Agreed) -> InForce {
+        let whole = agreed.minor >= PASSTHROUGH_WHOLE;
+        let (value, why) = match self.io {
+            _ if agreed.passes_through() && self.io == IoMode::Auto => {
+                ("passthrough", "auto: root, Linux 6.12 or later, and layers on local file systems that note no reader")
+            }
+            _ if agreed.passes_through() => ("passthrough", ASKED),
+            _ if agreed.writes_back() => ("writeback", ASKED),
+            IoMode::Cached => ("cached", ASKED),
+            IoMode::Writeback => ("cached", "writeback was asked for, and needs CAP_DAC_OVERRIDE and no --allow-root"),
+            IoMode::Passthrough if !self.able => {
+                ("cached", "passthrough was asked for, and needs root in the initial user namespace")
+            }
+            IoMode::Passthrough => ("cached", "passthrough was asked for, and this kernel has none (Linux 6.9)"),
+            IoMode::Auto if !self.able => ("cached", "auto: passthrough needs root in the initial user namespace"),
+            IoMode::Auto if !self.passthrough => {
+                ("cached", "auto: a layer is not on ext4, xfs, btrfs, tmpfs or f2fs, or notes who reads")
+            }
+            IoMode::Auto if !whole => ("cached", "auto: passthrough is not whole before Linux 6.12"),
+            IoMode::Auto => ("cached", "auto: this kernel has no passthrough"),
+        };
+        InForce::new("io", value, why)
     }
 }
 
@@ -95,9 +124,26 @@ pub(super) struct Agreed {
     transfer: u32,
     /// The queues that requests come through, if not through /dev/fuse.
     pub(super) ring: Option<Ring>,
+    /// Why they come through it, or do not.
+    transport_why: String,
 }
 
 impl Agreed {
+    /// Returns what of the options is in force, and why.
+    pub(super) fn in_force(&self, wishes: &Wishes) -> Vec<InForce> {
+        let transport = if self.ring.is_some() { "ring" } else { "dev" };
+        vec![
+            wishes.io_in_force(self),
+            InForce::new("transport", transport, &*self.transport_why),
+            InForce::new(
+                "max_write",
+                self.max_write,
+                if wishes.max_write.is_some() { ASKED } else { "the most there is" },
+            ),
+            InForce::new("protocol", format!("{}.{}", VERSION.0, self.minor.min(VERSION.1)), "of this kernel"),
+        ]
+    }
+
     /// ENOSYS to OPENDIR means that the kernel need not ask, where it knows that it may mean that.
     pub(super) fn opens_directories_without_asking(&self) -> bool {
         self.offered.contains(InitFlags::NO_OPENDIR_SUPPORT)
@@ -178,8 +224,8 @@ pub(super) fn shake(connection: &Arc<Connection>, wishes: &Wishes) -> Result<Agr
         let offered = InitFlags::from_bits_retain(u64::from(offer.flags));
         let high = if offered.contains(InitFlags::INIT_EXT) { u64::from(extended) << 32 } else { 0 };
         let offered = offered | InitFlags::from_bits_retain(high);
-        let ring = queues(connection, wishes.transport, offered).inspect_err(|_| answer_error(Errno::IO))?;
-        let agreed = agree(wishes, offer.minor, offered, ring);
+        let queues = queues(connection, wishes.transport, offered).inspect_err(|_| answer_error(Errno::IO))?;
+        let agreed = agree(wishes, offer.minor, offered, queues);
         let way = if agreed.ring.is_some() { "io_uring" } else { "/dev/fuse" };
         log::debug!("FUSE 7.{}, requests come through {way}, features in use: {:?}", offer.minor, agreed.taken);
         connection.answer(request.unique, 0, answer(&agreed, &offer).as_bytes());
@@ -187,13 +233,16 @@ pub(super) fn shake(connection: &Arc<Connection>, wishes: &Wishes) -> Result<Agr
     }
 }
 
+/// The queues that requests come through, if not through /dev/fuse, and why.
+type Queues = (Option<Ring>, String);
+
 /// Makes the queues for a kernel that offers `offered`, before it is told of them: once it is, it holds every request until
 /// all are in use.
 ///
 /// Errors: why requests that must come through a ring cannot.
-fn queues(connection: &Arc<Connection>, transport: Transport, offered: InitFlags) -> Result<Option<Ring>, Failure> {
+fn queues(connection: &Arc<Connection>, transport: Transport, offered: InitFlags) -> Result<Queues, Failure> {
     if transport == Transport::Dev {
-        return Ok(None);
+        return Ok((None, ASKED.to_owned()));
     }
     let made = if offered.contains(InitFlags::OVER_IO_URING) {
         // The kernel wants room for the largest write, and for the largest read.
@@ -208,17 +257,18 @@ fn queues(connection: &Arc<Connection>, transport: Transport, offered: InitFlags
         })
     };
     match made {
-        Ok(ring) => Ok(Some(ring)),
+        Ok(ring) if transport == Transport::Ring => Ok((Some(ring), ASKED.to_owned())),
+        Ok(ring) => Ok((Some(ring), "auto: the kernel offers it".to_owned())),
         Err(failure) if transport == Transport::Ring => Err(failure),
         Err(Failure { reason, .. }) => {
             log::info!("requests come through /dev/fuse: {reason}");
-            Ok(None)
+            Ok((None, format!("auto: {reason}")))
         }
     }
 }
 
 /// Settles what is asked of a kernel that offers `offered`.
-fn agree(wishes: &Wishes, minor: u32, offered: InitFlags, ring: Option<Ring>) -> Agreed {
+fn agree(wishes: &Wishes, minor: u32, offered: InitFlags, (ring, transport_why): Queues) -> Agreed {
     let mut wanted = InitFlags::ASYNC_READ
         | InitFlags::BIG_WRITES
         | InitFlags::MAX_PAGES
@@ -233,28 +283,29 @@ fn agree(wishes: &Wishes, minor: u32, offered: InitFlags, ring: Option<Ring>) ->
         | InitFlags::ASYNC_DIO
         | InitFlags::INIT_EXT;
     wanted.set(InitFlags::POSIX_ACL, wishes.acls);
-    wanted.set(InitFlags::PASSTHROUGH, wishes.passthrough && (wishes.insists || minor >= PASSTHROUGH_WHOLE));
+    wanted.set(InitFlags::PASSTHROUGH, wishes.passthrough && (wishes.insists() || minor >= PASSTHROUGH_WHOLE));
     wanted.set(InitFlags::OVER_IO_URING, ring.is_some());
     let opens_files = wishes.handles
         || (wanted & offered).contains(InitFlags::PASSTHROUGH)
         || !offered.contains(InitFlags::NO_OPEN_SUPPORT);
     // The truncation comes with the open, so that what is cut off is not copied up first.
     wanted.set(InitFlags::ATOMIC_O_TRUNC, opens_files);
+    let writeback = wishes.io == IoMode::Writeback;
     // What is kept is written through any handle of the file, which may be one that appends, and read by one that only writes.
-    wanted.set(InitFlags::WRITEBACK_CACHE, wishes.writeback && !opens_files);
-    if wishes.writeback && opens_files {
+    wanted.set(InitFlags::WRITEBACK_CACHE, writeback && !opens_files);
+    if writeback && opens_files {
         log::warn!("writeback needs CAP_DAC_OVERRIDE and no --allow-root; each write is sent to upper at once");
     }
     let lacking = wanted - offered;
     if !lacking.is_empty() {
         log::info!("this kernel lacks {lacking:?}");
     }
-    if wishes.insists && lacking.contains(InitFlags::PASSTHROUGH) {
+    if wishes.insists() && lacking.contains(InitFlags::PASSTHROUGH) {
         log::warn!("this kernel has no FUSE passthrough (Linux 6.9); files are served by the page cache");
     }
     let transfer = if ring.is_some() { ring::TRANSFER } else { TRANSFER };
     let max_write = wishes.max_write.map_or(transfer, |bytes| bytes.get().clamp(WRITE_MIN, transfer));
-    Agreed { minor, offered, taken: wanted & offered, opens_files, max_write, transfer, ring }
+    Agreed { minor, offered, taken: wanted & offered, opens_files, max_write, transfer, ring, transport_why }
 }
 
 fn answer(agreed: &Agreed, offer: &InitIn) -> InitOut {
@@ -285,15 +336,52 @@ mod tests {
 
     fn wishes(handles: bool, passthrough: bool) -> Wishes {
         let max_write = NonZeroU32::new(1);
-        let (checks_callers, insists, writeback) = (false, false, false);
-        let transport = Transport::Dev;
-        Wishes { handles, checks_callers, acls: true, passthrough, writeback, insists, max_write, transport }
+        let (checks_callers, io, transport) = (false, IoMode::Auto, Transport::Dev);
+        Wishes { handles, checks_callers, acls: true, passthrough, io, able: passthrough, max_write, transport }
+    }
+
+    fn without() -> Queues {
+        (None, String::new())
+    }
+
+    fn io(wishes: &Wishes, minor: u32, offered: InitFlags) -> (String, String) {
+        let agreed = agree(wishes, minor, offered, without());
+        let InForce { value, why, .. } = wishes.io_in_force(&agreed);
+        (value, why)
+    }
+
+    #[test]
+    fn the_io_mode_in_force_says_why() {
+        let (all, none) = (InitFlags::all(), InitFlags::all() - InitFlags::PASSTHROUGH);
+        let of = |io, able, passthrough| Wishes { io, able, ..wishes(false, passthrough) };
+        for (wishes, minor, offered, value, why) in [
+            (of(IoMode::Auto, true, true), VERSION.1, all, "passthrough", "Linux 6.12"),
+            (of(IoMode::Auto, true, true), PASSTHROUGH_WHOLE - 1, all, "cached", "before Linux 6.12"),
+            (of(IoMode::Auto, true, true), VERSION.1, none, "cached", "no passthrough"),
+            (of(IoMode::Auto, true, false), VERSION.1, all, "cached", "ext4"),
+            (of(IoMode::Auto, false, false), VERSION.1, all, "cached", "needs root"),
+            (of(IoMode::Passthrough, true, true), PASSTHROUGH_WHOLE - 1, all, "passthrough", ASKED),
+            (of(IoMode::Passthrough, true, true), VERSION.1, none, "cached", "Linux 6.9"),
+            (of(IoMode::Passthrough, false, false), VERSION.1, all, "cached", "needs root"),
+            (of(IoMode::Writeback, true, false), VERSION.1, all, "writeback", ASKED),
+            (
+                Wishes { handles: true, ..of(IoMode::Writeback, false, false) },
+                VERSION.1,
+                all,
+                "cached",
+                "CAP_DAC_OVERRIDE",
+            ),
+            (of(IoMode::Cached, true, false), VERSION.1, all, "cached", ASKED),
+        ] {
+            let (is, because) = io(&wishes, minor, offered);
+            assert!(is == value && because.contains(why), "{:?}: {is}, {because}", wishes.io);
+        }
     }
 
     #[test]
     fn what_a_kernel_lacks_is_not_asked_for() {
         let old = InitFlags::ASYNC_READ | InitFlags::BIG_WRITES | InitFlags::DONT_MASK | InitFlags::ATOMIC_O_TRUNC;
-        let agreed = agree(&wishes(false, true), MINOR_MIN, old, None);
+        let agreed = agree(&wishes(false, true), MINOR_MIN, old, without());
         // Such a kernel opens no file without asking, so that each open is a handle.
         assert_eq!(agreed.taken, old);
         assert!(agreed.opens_files && !agreed.opens_directories_without_asking());
@@ -305,11 +393,11 @@ mod tests {
     #[test]
     fn truncation_comes_with_the_open_where_there_is_one() {
         let all = InitFlags::all();
-        let agreed = agree(&wishes(false, false), VERSION.1, all, None);
+        let agreed = agree(&wishes(false, false), VERSION.1, all, without());
         assert!(!agreed.opens_files && !agreed.taken.contains(InitFlags::ATOMIC_O_TRUNC));
-        let agreed = agree(&wishes(true, false), VERSION.1, all, None);
+        let agreed = agree(&wishes(true, false), VERSION.1, all, without());
         assert!(agreed.opens_files && agreed.taken.contains(InitFlags::ATOMIC_O_TRUNC));
-        let agreed = agree(&wishes(false, true), VERSION.1, all, None);
+        let agreed = agree(&wishes(false, true), VERSION.1, all, without());
         assert!(agreed.opens_files);
         assert!(agreed.taken.contains(InitFlags::ATOMIC_O_TRUNC | InitFlags::PASSTHROUGH | InitFlags::POSIX_ACL));
         assert!(!agreed.taken.intersects(InitFlags::OVER_IO_URING | InitFlags::NO_OPEN_SUPPORT));
@@ -323,8 +411,8 @@ mod tests {
     #[test]
     fn writes_are_kept_only_where_files_are_found_by_node() {
         let keeps = |handles, offered| {
-            let wishes = Wishes { writeback: true, ..wishes(handles, false) };
-            agree(&wishes, VERSION.1, offered, None).writes_back()
+            let wishes = Wishes { io: IoMode::Writeback, ..wishes(handles, false) };
+            agree(&wishes, VERSION.1, offered, without()).writes_back()
         };
         assert!(keeps(false, InitFlags::all()));
         // A handle may append, or not be readable.

@@ -21,8 +21,10 @@ mod serve;
 mod server;
 mod session;
 mod statistics;
+mod status;
 mod unmounter;
 
 pub use session::{Mount, MountHandle};
 pub use statistics::{Operation, Requests, Statistics};
+pub use status::{Observer, Status};
 pub use unmounter::Unmounter;

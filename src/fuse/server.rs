@@ -3,22 +3,23 @@
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
 use super::answer::Answer;
 use super::connection::Connection;
-use super::convert::{attr_out, entry_out, errno, opened};
+use super::convert::{absent, attr_out, entry_out, errno, opened};
 use super::handshake::{Agreed, Wishes};
 use super::passthrough::{Handle, Maps, Passthrough, Way};
 use super::pool::Pool;
 use super::protocol::{CreateOut, EntryOut, FOPEN_KEEP_CACHE, FOPEN_PASSTHROUGH, Opcode, OpenOut};
 use super::statistics::{Counts, Statistics};
+use super::status::{self, Status};
 use crate::config::MountConfig;
 use crate::error::Result;
-use crate::union::{self, Caller, Entry, Fh, NodeId, OpenFile, Union};
+use crate::union::{self, Caller, Entry, Fh, InForce, NodeId, OpenFile, Union};
 
 /// What is asked for by who opens a file.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +38,11 @@ pub(super) struct Server {
     pub(super) requests: Counts,
     /// How many FORGETs there were.
     pub(super) forgotten: AtomicU64,
+    /// How often a name was not there, which the kernel remembers.
+    absences: AtomicU64,
+    since: Instant,
+    /// The options of the mount, and why they are as they are.
+    in_force: Vec<InForce>,
     entry_timeout: Duration,
     attr_timeout: Duration,
     pub(super) negative_timeout: Duration,
@@ -74,6 +80,9 @@ impl Server {
             pool: Pool::new(LONG),
             requests: Counts::default(),
             forgotten: AtomicU64::new(0),
+            absences: AtomicU64::new(0),
+            since: Instant::now(),
+            in_force: status::in_force(config, wishes, agreed),
             entry_timeout: kept(config.entry_timeout),
             attr_timeout: kept(config.attr_timeout),
             negative_timeout: kept(config.negative_timeout),
@@ -99,7 +108,29 @@ impl Server {
 
     /// Returns what the mount holds and has done.
     pub(super) fn statistics(&self) -> Statistics {
-        Statistics { usage: self.union.usage(), copy_ups: self.union.copy_ups(), requests: self.requests.read() }
+        Statistics {
+            usage: self.union.usage(),
+            copy_ups: self.union.copy_ups(),
+            caches: self.union.caches(),
+            absences: self.absences.load(Ordering::Relaxed), // Relaxed: a count alone.
+            requests: self.requests.read(),
+        }
+    }
+
+    /// Returns what is served, how and why, and what it holds and has done.
+    pub(super) fn status(&self) -> Status {
+        Status {
+            layers: self.union.layers(),
+            in_force: self.in_force.iter().chain(self.union.in_force()).cloned().collect(),
+            age: self.since.elapsed(),
+            statistics: self.statistics(),
+        }
+    }
+
+    /// Returns that a name is not there, for the kernel to remember, and counts it.
+    pub(super) fn absent(&self) -> EntryOut {
+        self.absences.fetch_add(1, Ordering::Relaxed); // Relaxed: a count alone.
+        absent(self.negative_timeout)
     }
 
     /// Returns whether `caller` may ask for `opcode`, `None` for one that is not answered here.

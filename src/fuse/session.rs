@@ -16,6 +16,7 @@ use super::handshake::{self, Agreed, Failure, Wishes};
 use super::linger::{self, Linger, Servers};
 use super::server::Server;
 use super::statistics::Statistics;
+use super::status::{Observer, Status};
 use super::unmounter::Unmounter;
 use super::{dev, device};
 use crate::config::MountConfig;
@@ -161,6 +162,16 @@ impl Mount {
         self.server.statistics()
     }
 
+    /// Returns what is mounted, how and why, and what it holds and has done.
+    pub fn status(&self) -> Status {
+        self.server.status()
+    }
+
+    /// Returns what looks at the mount from any thread, for as long as it is served.
+    pub fn observer(&self) -> Observer {
+        Observer::of(&self.server)
+    }
+
     /// Serves until the mount is unmounted, then ends the use of the layers.
     ///
     /// Errors: [`Error::Mount`] when it cannot be served; then it is unmounted.
@@ -294,6 +305,16 @@ impl MountHandle {
     /// Returns what the mount holds and has done.
     pub fn statistics(&self) -> Statistics {
         self.server.statistics()
+    }
+
+    /// Returns what is mounted, how and why, and what it holds and has done.
+    pub fn status(&self) -> Status {
+        self.server.status()
+    }
+
+    /// Returns what looks at the mount from any thread, for as long as it is served.
+    pub fn observer(&self) -> Observer {
+        Observer::of(&self.server)
     }
 
     /// Returns what unmounts this from any thread.

@@ -1,8 +1,8 @@
-//! How much a mount has done: requests by operation.
+//! How much a mount has done: requests by operation, and how often it had at hand what it needed.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::union::{CopyUps, Usage};
+use crate::union::{Caches, CopyUps, Usage};
 
 /// What a mount holds and has done since it was made.
 ///
@@ -25,6 +25,10 @@ pub struct Statistics {
     pub usage: Usage,
     /// What has been brought from lower layers to upper.
     pub copy_ups: CopyUps,
+    /// How often the union had at hand what it needed.
+    pub caches: Caches,
+    /// How often a name was not there, which the kernel was told to remember.
+    pub absences: u64,
     /// The requests of the kernel, by operation.
     pub requests: Requests,
 }

@@ -44,6 +44,15 @@ impl Unmounter {
         }
     }
 
+    /// Returns the number of the mount's device (major, minor), as `st_dev` and /proc/self/mountinfo have it, which no other
+    /// mount has as long as this one is there; `None` for a mount that was attached.
+    pub fn device(&self) -> Option<(u32, u32)> {
+        match &*self.mount {
+            Made::Here(mounted) => Some(mounted.device()),
+            Made::Elsewhere(_) => None,
+        }
+    }
+
     /// Unmounts what cannot be served; a mount that the caller has made is left to the caller.
     pub(super) fn unmount_or_log(&self) {
         if let Made::Here(mounted) = &*self.mount

@@ -11,7 +11,7 @@ use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
 use super::attr::{Attr, FileKind};
-use super::fds::FdCache;
+use super::fds::{FdCache, Hits};
 use super::name::{NAME_MAX, WH_OPAQUE, WH_PREFIX};
 use super::overlay::{Marks, Namespace};
 use super::{Layer, LayerId};
@@ -215,6 +215,11 @@ impl Lowers {
     /// Returns how many directories are open.
     pub fn open_directories(&self) -> usize {
         self.fds.len()
+    }
+
+    /// Returns how often a directory that was needed was open.
+    pub fn asked_for_open(&self) -> Hits {
+        self.fds.asked()
     }
 
     /// Runs `call` with a descriptor of `dir` for what is below it, opened through its parents where it is not open.

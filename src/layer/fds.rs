@@ -13,13 +13,27 @@ use parking_lot::Mutex;
 
 const SHARDS: usize = 16;
 
-type Shard<K> = Mutex<LruCache<K, Arc<OwnedFd>>>;
+/// How often a cache had what was asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Hits {
+    /// It had it.
+    pub hits: u64,
+    /// It had not.
+    pub misses: u64,
+}
+
+struct Shard<K> {
+    kept: LruCache<K, Arc<OwnedFd>>,
+    /// Counted here, under the lock that is held anyhow.
+    asked: Hits,
+}
 
 /// Descriptors by key, the least recently used of a shard closed first.
 pub struct FdCache<K> {
     hasher: RandomState,
     /// Rank 5 (leaf). Guards one shard. No syscall while held: what falls out is closed after.
-    shards: Box<[Shard<K>]>,
+    shards: Box<[Mutex<Shard<K>>]>,
 }
 
 impl<K> std::fmt::Debug for FdCache<K> {
@@ -32,28 +46,34 @@ impl<K: Hash + Eq> FdCache<K> {
     /// Makes a cache of about `capacity` descriptors.
     pub fn new(capacity: usize) -> Self {
         let each = NonZeroUsize::new(capacity / SHARDS).unwrap_or(NonZeroUsize::MIN);
-        let shards = (0..SHARDS).map(|_| Mutex::new(LruCache::new(each))).collect();
+        let shard = || Shard { kept: LruCache::new(each), asked: Hits::default() };
+        let shards = (0..SHARDS).map(|_| Mutex::new(shard())).collect();
         Self { hasher: RandomState::new(), shards }
     }
 
-    fn shard(&self, key: &K) -> &Shard<K> {
+    fn shard(&self, key: &K) -> &Mutex<Shard<K>> {
         &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
     }
 
     /// Returns the descriptor of `key`.
     pub fn get(&self, key: &K) -> Option<Arc<OwnedFd>> {
-        self.shard(key).lock().get(key).cloned()
+        let mut shard = self.shard(key).lock();
+        let found = shard.kept.get(key).cloned();
+        let asked = &mut shard.asked;
+        let count = if found.is_some() { &mut asked.hits } else { &mut asked.misses };
+        *count += 1;
+        found
     }
 
     /// Keeps `fd` for `key`.
     pub fn insert(&self, key: K, fd: Arc<OwnedFd>) {
-        let evicted = self.shard(&key).lock().push(key, fd);
+        let evicted = self.shard(&key).lock().kept.push(key, fd);
         drop(evicted);
     }
 
     /// Forgets the descriptor of `key`; it is closed when nobody uses it any more.
     pub fn remove(&self, key: &K) {
-        let removed = self.shard(key).lock().pop(key);
+        let removed = self.shard(key).lock().kept.pop(key);
         drop(removed);
     }
 
@@ -61,15 +81,23 @@ impl<K: Hash + Eq> FdCache<K> {
     pub fn clear(&self) {
         for shard in &self.shards {
             let mut shard = shard.lock();
-            let empty = LruCache::new(shard.cap());
-            let kept = std::mem::replace(&mut *shard, empty);
+            let empty = LruCache::new(shard.kept.cap());
+            let kept = std::mem::replace(&mut shard.kept, empty);
             drop((shard, kept));
         }
     }
 
     /// Returns how many descriptors are kept.
     pub fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().len()).sum()
+        self.shards.iter().map(|shard| shard.lock().kept.len()).sum()
+    }
+
+    /// Returns how often what was asked for was kept.
+    pub fn asked(&self) -> Hits {
+        self.shards.iter().fold(Hits::default(), |sum, shard| {
+            let Hits { hits, misses } = shard.lock().asked;
+            Hits { hits: sum.hits + hits, misses: sum.misses + misses }
+        })
     }
 
     /// Returns whether none is kept.
@@ -94,6 +122,7 @@ mod tests {
         assert!(cache.get(&5000).is_some());
         cache.remove(&5000);
         assert!(cache.get(&5000).is_none());
+        assert_eq!(cache.asked(), Hits { hits: 1, misses: 1 });
         cache.clear();
         assert!(cache.is_empty());
     }

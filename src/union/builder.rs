@@ -18,8 +18,8 @@ use super::listing::Listings;
 use super::numbers::Numbers;
 use super::owners::OwnerView;
 use super::table::Table;
-use super::usage::CopyUpCounts;
-use super::{Caller, Union};
+use super::usage::{CopyUpCounts, NameCounts};
+use super::{Caller, Union, status};
 use crate::config::{Fsync, RedirectDir, Source, UnionConfig, XattrNamespace};
 use crate::error::{Error, Result};
 use crate::layer::attr::{Attr, FileKind};
@@ -119,6 +119,7 @@ impl Union {
         let paged = lowers.layers().iter().chain(upper.as_ref().map(|upper| &upper.layer)).all(|layer| layer.local);
         let passable = lowers.layers().iter().all(|layer| layer.direct && layer.quiet)
             && upper.as_ref().is_none_or(|upper| upper.layer.direct && (upper.layer.quiet || config.atime));
+        let in_force = status::in_force(config, upper.as_ref(), &lowers, namespace, redirect_dir);
         let union = Self {
             paged,
             passable,
@@ -145,6 +146,9 @@ impl Union {
             index_used: AtomicBool::new(index_used),
             counts: Mutex::new(if index_used { Counts::Unseen } else { Counts::Settled }),
             copied: CopyUpCounts::default(),
+            names: NameCounts::default(),
+            kept_at_most: 3 * kept,
+            in_force,
             lowers,
             upper,
             numbers,

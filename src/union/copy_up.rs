@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use rustix::fs::{AtFlags, OFlags, XattrFlags};
 use rustix::io::Errno;
@@ -114,7 +115,15 @@ impl Union {
         let (place, _) = inode.place();
         // The lock may have been waited for meanwhile.
         let Real::Lower(dir) = place.real else { return Ok(false) };
-        let name: ShortName = if inode.dir().is_some() { OsStr::new("").into() } else { place.name.clone() };
+        let begun = Instant::now();
+        let copied = self.copy_object_up(inode, dir, place.name, data);
+        self.copied.took(begun);
+        copied.map(|()| true)
+    }
+
+    /// Brings what is `name` in the lower directory `dir` to upper as `inode`, whose copy-up the caller has locked.
+    fn copy_object_up(&self, inode: &Arc<Inode>, dir: Arc<LayerDir>, name: ShortName, data: Data) -> Result<()> {
+        let name: ShortName = if inode.dir().is_some() { OsStr::new("").into() } else { name };
         let attr = self.lowers.stat(&dir, &name)?;
         if attr.immutable {
             return Err(Error::Refused(Errno::PERM));
@@ -145,7 +154,7 @@ impl Union {
             // What comes next is written through it.
             self.keep_copy(inode, fd);
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Keeps the descriptor that the data of `inode` was written through, unless somebody has changed what it leads to.

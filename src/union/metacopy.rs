@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::MutexGuard;
 use rustix::fs::OFlags;
@@ -91,7 +92,10 @@ impl Union {
         if inode.data_place() == DataPlace::Here {
             return Ok(false);
         }
-        self.fill_from(inode, &dir, &name, data)
+        let begun = Instant::now();
+        let filled = self.fill_from(inode, &dir, &name, data);
+        self.copied.took(begun);
+        filled
     }
 
     /// Copies as [`Union::fill_metacopy`] from `name` in `dir`; the caller has the lock of copying up.

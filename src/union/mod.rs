@@ -37,6 +37,7 @@ mod remove;
 mod rename;
 mod search;
 mod short_name;
+mod status;
 mod stream;
 mod table;
 mod usage;
@@ -54,6 +55,7 @@ use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
 pub use crate::layer::attr::{Attr, FileKind, Timestamp};
+pub use crate::layer::fds::Hits;
 pub use crate::layer::name::Name;
 pub use crate::layer::upper::New;
 pub use attr::{SetAttr, SetTime, StatFs};
@@ -66,8 +68,11 @@ pub use pace::Attempt;
 pub use parts::LowerPart;
 pub use readdir::{DirEntry, Flow, Looked};
 pub use rename::RenameFlags;
+#[cfg(feature = "fuse")]
+pub(crate) use status::ASKED;
+pub use status::{InForce, LayerStatus, Role};
 pub use stream::ReadAhead;
-pub use usage::{CopyUps, Usage};
+pub use usage::{Caches, CopyUps, Usage};
 
 use crate::config::RedirectDir;
 use crate::error::{Error, Result};
@@ -86,7 +91,7 @@ use listing::Listings;
 use numbers::Numbers;
 use owners::OwnerView;
 use table::Table;
-use usage::CopyUpCounts;
+use usage::{CopyUpCounts, NameCounts};
 
 /// Who makes a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,6 +197,11 @@ pub struct Union {
     /// file's. A few system calls on the index happen under it.
     counts: Mutex<Counts>,
     copied: CopyUpCounts,
+    names: NameCounts,
+    /// How many descriptors are kept open at most.
+    kept_at_most: usize,
+    /// What holds besides what was asked for, and why.
+    in_force: Vec<InForce>,
 }
 
 impl Union {

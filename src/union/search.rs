@@ -107,7 +107,11 @@ impl<'a> Descent<'a> {
             let mut below = if self.next + 1 < self.parent.lower.len() { Below::Something } else { Below::Nothing };
             if let Some(index) = self.index {
                 let nowhere = (self.parent.lower.len(), Below::Nothing);
-                let (part, more) = index.next(name, self.next).unwrap_or(nowhere);
+                let found = index.next(name, self.next);
+                if self.next == 0 {
+                    self.union.names.count(found.is_some());
+                }
+                let (part, more) = found.unwrap_or(nowhere);
                 below = more;
                 // What is passed over may hold a mark for the name, where it holds any marks at all.
                 for dir in self.parent.lower.get(self.next..part).unwrap_or_default() {

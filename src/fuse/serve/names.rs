@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use super::{at_pace, copies};
 use crate::error::Result;
 use crate::fuse::answer::{Answer, Served};
-use crate::fuse::convert::{absent, decode_device};
+use crate::fuse::convert::decode_device;
 use crate::fuse::passthrough::Maps;
 use crate::fuse::protocol::{
     BatchForgetIn, CreateIn, ForgetIn, ForgetOne, LinkIn, MkdirIn, MknodIn, Rename2In, RenameIn,
@@ -27,7 +27,7 @@ pub(super) fn lookup(server: &Server, mut request: Request<'_>) -> std::result::
     let found = with_name(name, |name| server.union.lookup(request.node, name));
     Ok(match found {
         Err(error) if error.errno() == Errno::NOENT && !server.negative_timeout.is_zero() => {
-            Answer::Entry(absent(server.negative_timeout))
+            Answer::Entry(server.absent())
         }
         found => Answer::of(found, |entry| Answer::Entry(server.entry(&entry))),
     }
