@@ -13,6 +13,7 @@ use clap_complete::Shell;
 use super::exit::{Exit, Failure};
 use super::options;
 use super::settings::{Settings, Spec, Spelling, Takes, all};
+use super::status::Form;
 use super::table::GROUPS;
 use super::{fsck, image};
 
@@ -34,6 +35,8 @@ Examples:
       Unmount; everything written is then in the upper.
   unionfs-rs fsck --lower /usr/share/base --upper ~/changes
       Check what is in the upper against what is below it.
+  unionfs-rs status /mnt/merged
+      Show what it is made of, how it is served and why so, and what it has done.
   unionfs-rs doctor
       Show what this machine offers and what it lacks.";
 
@@ -69,6 +72,7 @@ pub fn command() -> Command {
         .subcommand(mount_command())
         .subcommand(umount_command())
         .subcommand(fsck::command())
+        .subcommand(status_command())
         .subcommands(image::commands())
         .subcommand(
             Command::new("doctor")
@@ -163,6 +167,35 @@ fn umount_command() -> Command {
         .after_help(exit_codes())
 }
 
+fn status_command() -> Command {
+    let form = |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
+    Command::new("status")
+        .about("Shows what a union is made of, which options are in force and why, and what it has done")
+        .arg(
+            Arg::new(MOUNTPOINT)
+                .required(true)
+                .value_parser(value_parser!(PathBuf))
+                .value_hint(ValueHint::DirPath)
+                .help("The directory it is mounted on"),
+        )
+        .arg(form("json", "As JSON"))
+        .arg(form("prometheus", "In the text format of Prometheus").conflicts_with("json"))
+        .after_help(format!(
+            "Only the user who mounted it, and root, can ask. SIGUSR1 has the daemon log the same, as a warning: to standard \
+             error in the foreground, else to the log file.\n\n{}",
+            exit_codes()
+        ))
+}
+
+/// Returns the form that `status` was asked for.
+pub fn form(matches: &ArgMatches) -> Form {
+    match (matches.get_flag("json"), matches.get_flag("prometheus")) {
+        (true, _) => Form::Json,
+        (false, true) => Form::Prometheus,
+        (false, false) => Form::Text,
+    }
+}
+
 /// Returns the section of the help about exit codes.
 fn exit_codes() -> String {
     let mut text = "Exit codes:".to_owned();
@@ -172,7 +205,7 @@ fn exit_codes() -> String {
     text
 }
 
-/// Returns the MOUNTPOINT that `mount` and `umount` require.
+/// Returns the MOUNTPOINT that `mount`, `umount` and `status` require.
 pub fn mountpoint(matches: &ArgMatches) -> PathBuf {
     // clap does not let a command line without it through.
     matches.get_one::<PathBuf>(MOUNTPOINT).cloned().unwrap_or_default()

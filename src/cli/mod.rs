@@ -7,6 +7,7 @@
 mod args;
 mod compat;
 mod completions;
+mod control;
 mod daemon;
 mod doctor;
 mod exit;
@@ -18,6 +19,7 @@ mod mount;
 mod options;
 mod settings;
 mod stats;
+mod status;
 mod table;
 mod umount;
 
@@ -112,6 +114,7 @@ fn dispatch(matches: &ArgMatches) -> Result<Exit, Failure> {
             umount::run(&args::mountpoint(matches), busy)
         }
         Some((fsck::NAME, matches)) => fsck::run(matches),
+        Some(("status", matches)) => status::run(&args::mountpoint(matches), args::form(matches)),
         Some(("doctor", _)) => {
             let report = doctor::examine();
             print(report.to_string().as_bytes())?;

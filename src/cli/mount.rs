@@ -7,20 +7,22 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
+use super::control::{Control, Place};
 use super::daemon::{self, Reporter, Side};
 use super::exit::{Exit, Failure};
 use super::image::{Held, Layers};
 use super::logging;
 use super::settings::Settings;
 use super::stats::Report;
+use super::status::Subject;
 use crate::config::{Access, Permissions, Source};
 use crate::error::Error;
 use crate::fuse::{Mount, Unmounter};
-use crate::sys::caps;
 use crate::sys::daemon::Inherited;
+use crate::sys::{caps, signals};
 use crate::union::Union;
 
 /// Mounts, and returns once the mount answers; in the foreground, once it has ended.
@@ -110,8 +112,11 @@ fn serve(settings: &Settings, device: Option<OwnedFd>, reporter: Reporter) -> Ex
 
 /// Serves until the mount has ended, also where it ends by a failure, and then reports what was done.
 fn serve_to_end(started: Started) -> Result<(), Error> {
-    let Started { mount, report, held } = started;
+    let Started { mount, report, held, control } = started;
     let (served, statistics) = mount.run_counted();
+    if let Some(control) = control {
+        control.end();
+    }
     if let Some(report) = report {
         report.write(&statistics);
     }
@@ -128,6 +133,8 @@ struct Started {
     report: Option<Report>,
     /// The container that the layers are of.
     held: Option<Held>,
+    /// Where its status can be asked for.
+    control: Option<Control>,
 }
 
 /// Opens the layers and mounts; signals that end a process end the mount from here on.
@@ -139,30 +146,47 @@ fn start(settings: &Settings, device: Option<OwnedFd>) -> Result<Started, Failur
     let report = Report::open(settings)?;
     caps::raise_open_files();
     let held = settings.container.as_ref().map(Held::take).transpose()?;
+    // Before the mount, which may come to cover where it is.
+    let place = Place::make();
     let union = Union::from_config(&settings.union)?;
-    if let Some(device) = device {
-        if settings.mount.context.is_some() || settings.mount.propagation.is_some() {
-            log::warn!("the caller has mounted, and alone can give the mount a context or propagation");
-        }
-        return Ok(Started { mount: Mount::attach(union, device, &settings.mount)?, report, held });
-    }
     // Before the mount: a signal that comes while it is made is kept, and ends it when it is.
-    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| no_signals(&error))?;
-    let mount = Mount::new(union, &settings.mount)?;
-    let unmounter = mount.unmounter();
-    let spawned = std::thread::Builder::new().name("signals".into()).spawn(move || unmount_on(signals, &unmounter));
+    let ending: &[i32] = if device.is_some() { &[] } else { &[SIGTERM, SIGINT, SIGHUP] };
+    signals::block(SIGUSR1).map_err(|error| no_signals(&error))?;
+    let signals = Signals::new(ending.iter().chain([&SIGUSR1])).map_err(|error| no_signals(&error))?;
+    let mount = match device {
+        Some(device) => {
+            if settings.mount.context.is_some() || settings.mount.propagation.is_some() {
+                log::warn!("the caller has mounted, and alone can give the mount a context or propagation");
+            }
+            Mount::attach(union, device, &settings.mount)?
+        }
+        None => Mount::new(union, &settings.mount)?,
+    };
+    let (subject, unmounter) = (Subject::new(&mount, &settings.mount.mountpoint), mount.unmounter());
+    let asked = subject.clone();
+    let spawned = std::thread::Builder::new().name("signals".into()).spawn(move || obey(signals, &unmounter, &asked));
     if let Err(error) = spawned {
         mount.withdraw();
         return Err(no_signals(&error));
     }
     let mut held = held;
-    if let Some(held) = &mut held
+    if let Some(held) = held.as_mut().filter(|_| subject.device().is_some())
         && let Err(failure) = held.note(&settings.mount.mountpoint)
     {
         mount.withdraw();
         return Err(failure);
     }
-    Ok(Started { mount, report, held })
+    let control = control(place, subject, &settings.mount.mountpoint);
+    Ok(Started { mount, report, held, control })
+}
+
+/// Makes the control socket; a mount is as good without one.
+fn control(place: Result<Place, String>, subject: Subject, mountpoint: &Path) -> Option<Control> {
+    let made = place.and_then(|place| Control::start(place, subject).map_err(|error| error.to_string()));
+    made.inspect_err(|reason| {
+        log::warn!("{}: its status cannot be asked for, SIGUSR1 logs it: {reason}", mountpoint.display());
+    })
+    .ok()
 }
 
 fn no_signals(error: &io::Error) -> Failure {
@@ -172,9 +196,17 @@ fn no_signals(error: &io::Error) -> Failure {
     )
 }
 
-/// Unmounts at each of `signals`: should it fail once, the next one tries again; once done, it is not done twice.
-fn unmount_on(mut signals: Signals, unmounter: &Unmounter) {
+/// Unmounts at each of the signals that end a process: should it fail once, the next one tries again; once done, it is not
+/// done twice. At SIGUSR1, which comes to this thread alone, it logs the status.
+fn obey(mut signals: Signals, unmounter: &Unmounter, subject: &Subject) {
+    if let Err(error) = signals::unblock(SIGUSR1) {
+        log::warn!("SIGUSR1 cannot be taken: {error}");
+    }
     for signal in signals.forever() {
+        if signal == SIGUSR1 {
+            subject.log();
+            continue;
+        }
         log::info!("{}: unmounting", signal_hook::low_level::signal_name(signal).unwrap_or("signal"));
         end(unmounter);
     }

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use super::exit::{Exit, Failure};
-use crate::sys::mountinfo;
+use crate::sys::mountinfo::{self, Line};
 
 /// The types of our mounts, as the command line makes them: under the name fuse-overlayfs they have its type, and one
 /// that it made itself is a union as well.
@@ -57,21 +57,36 @@ fn resolve(path: &Path) -> Result<PathBuf, Failure> {
         .map_err(|error| fail(Exit::Setup, path, &error.to_string(), "name a directory that something is mounted on"))
 }
 
+/// Finds the union on `mountpoint`: its path as the kernel lists it, and its line of the table. Nobody who serves a mount is
+/// asked.
+pub fn find(mountpoint: &Path) -> Result<(PathBuf, Line), Failure> {
+    let mountpoint = resolve(mountpoint)?;
+    let read = mountinfo::read();
+    let table = read
+        .map_err(|error| Failure::new(Exit::Machine, format!("/proc/self/mountinfo: {error}; mount proc on /proc")))?;
+    let line = ours(table, &mountpoint, "name the mountpoint of a union")?;
+    Ok((mountpoint, line))
+}
+
 /// Refuses what is not a mount of ours, or is covered by one that is not.
 fn check_is_ours(mountpoint: &Path) -> Result<(), Failure> {
-    let table = match mountinfo::read() {
-        Ok(table) => table,
+    match mountinfo::read() {
+        Ok(table) => ours(table, mountpoint, "use umount(8) for it").map(drop),
         // Without /proc the kernel's own answer has to do.
         Err(error) => {
             log::debug!("/proc/self/mountinfo: {error}");
-            return Ok(());
+            Ok(())
         }
-    };
-    match table.iter().rfind(|mounted| mounted.path == mountpoint) {
-        Some(mounted) if KINDS.iter().any(|kind| mounted.kind == *kind) => Ok(()),
+    }
+}
+
+/// Returns the line of the union that is on `mountpoint`; `remedy` is for who names another mount.
+fn ours(table: Vec<Line>, mountpoint: &Path, remedy: &str) -> Result<Line, Failure> {
+    match table.into_iter().rfind(|mounted| mounted.path == mountpoint) {
+        Some(mounted) if KINDS.iter().any(|kind| mounted.kind == *kind) => Ok(mounted),
         Some(mounted) => {
             let reason = format!("a mount of type {}, not one of unionfs-rs", mounted.kind.display());
-            Err(fail(Exit::Setup, mountpoint, &reason, "use umount(8) for it"))
+            Err(fail(Exit::Setup, mountpoint, &reason, remedy))
         }
         None => {
             // Nothing is mounted on it, so that looking at it asks no server.

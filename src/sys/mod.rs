@@ -21,10 +21,14 @@ pub mod mount;
 pub mod mountinfo;
 #[cfg(feature = "cli")]
 pub mod namespace;
+#[cfg(feature = "cli")]
+pub mod peer;
 #[cfg(feature = "fuse")]
 pub mod processors;
 #[cfg(feature = "fuse")]
 pub mod scheduling;
+#[cfg(feature = "cli")]
+pub mod signals;
 pub mod writeback;
 pub mod xattr;
 

@@ -153,8 +153,8 @@ fn a_mount_that_cannot_be_served_is_taken_down() {
     if let Err(error) = Command::new("strace").arg("-V").output() {
         skip!("strace cannot be started ({error}): install the package strace");
     }
-    // The main thread starts, in this order, the one for signals, and two that serve.
-    for (failing, said) in [(1, "signals cannot be handled"), (2, "serving ended"), (3, "serving ended")] {
+    // The main thread starts, in this order, the one for signals, that of the control socket, and two that serve.
+    for (failing, said) in [(1, "signals cannot be handled"), (3, "serving ended"), (4, "serving ended")] {
         let layers = Layers::new(1, Placement::OneFs);
         let mnt = layers.mnt();
         let _cleared = Cleared(mnt.clone());

@@ -33,7 +33,7 @@ fn help_of_mount_shows_every_option_and_the_exit_codes() {
 fn help_names_every_command() {
     let ran = unionfs(["--help"]);
     assert_eq!(ran.code, Some(0));
-    for command in ["mount", "umount", "fsck", "doctor", "completions", "man"] {
+    for command in ["mount", "umount", "fsck", "status", "doctor", "completions", "man"] {
         assert!(ran.out.contains(&format!("\n  {command} ")), "{command} is not in\n{}", ran.out);
     }
 }
@@ -42,9 +42,15 @@ fn help_names_every_command() {
 fn man_page_holds_every_command_and_option() {
     let ran = unionfs(["man"]);
     assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""));
-    for heading in
-        [".TH unionfs-rs 8", ".SH \"MOUNT\"", ".SH \"UMOUNT\"", ".SH \"FSCK\"", ".SH \"DOCTOR\"", "Exit codes:"]
-    {
+    for heading in [
+        ".TH unionfs-rs 8",
+        ".SH \"MOUNT\"",
+        ".SH \"UMOUNT\"",
+        ".SH \"FSCK\"",
+        ".SH \"STATUS\"",
+        ".SH \"DOCTOR\"",
+        "Exit codes:",
+    ] {
         assert!(ran.out.contains(heading), "{heading} is not in\n{}", ran.out);
     }
     // In roff a dash of a flag is escaped.
