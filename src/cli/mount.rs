@@ -182,6 +182,11 @@ fn start(settings: &Settings, device: Option<OwnedFd>) -> Result<Started, Failur
 
 /// Makes the control socket; a mount is as good without one.
 fn control(place: Result<Place, String>, subject: Subject, mountpoint: &Path) -> Option<Control> {
+    if subject.device().is_none() {
+        // A runtime that has mounted expects no word about it.
+        log::info!("{}: mounted by the caller: its status cannot be asked for, SIGUSR1 logs it", mountpoint.display());
+        return None;
+    }
     let made = place.and_then(|place| Control::start(place, subject).map_err(|error| error.to_string()));
     made.inspect_err(|reason| {
         log::warn!("{}: its status cannot be asked for, SIGUSR1 logs it: {reason}", mountpoint.display());
