@@ -143,6 +143,7 @@ fn flag(spec: &'static Spec) -> Arg {
         Takes::Id(_) => valued("ID").allow_negative_numbers(true),
         Takes::IdMap(_) => valued("MAP"),
         Takes::Bytes(_) => valued("BYTES").allow_negative_numbers(true),
+        Takes::Size(_) => valued("N[K|M|G|T]").allow_negative_numbers(true),
         Takes::Context(_) => valued("CONTEXT"),
     }
 }
@@ -295,6 +296,7 @@ mod tests {
             Takes::Id(_) => Some("7"),
             Takes::IdMap(_) => Some(":0:1000:1:1:110000:65536"),
             Takes::Bytes(_) => Some("65536"),
+            Takes::Size(_) => Some("3G"),
             Takes::Context(_) => Some("u:r:t:s0"),
         }
     }

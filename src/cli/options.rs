@@ -62,6 +62,8 @@ pub enum SyntaxError {
     BadMap(IdMapError),
     /// Not a whole number of bytes of one or more.
     NotBytes,
+    /// Not a number of bytes or of other things, with or without a unit.
+    NotASize,
     /// Text that would end the quotes of a context, or cannot be one.
     NotAContext,
 }
@@ -89,6 +91,9 @@ impl fmt::Display for SyntaxError {
             }
             Self::BadMap(error) => error.fmt(f),
             Self::NotBytes => f.write_str("not a whole number of bytes; give one of 4096 or more"),
+            Self::NotASize => {
+                f.write_str("not a whole number of one or more; give one, with K, M, G or T for 1024 and its powers")
+            }
             Self::NotAContext => {
                 f.write_str("not a context; give text without double quotes, backslashes and control characters")
             }
@@ -202,6 +207,26 @@ pub fn id(value: &OsStr) -> Result<u32, SyntaxError> {
 /// Reads a number of bytes.
 pub fn bytes(value: &OsStr) -> Result<NonZeroU32, SyntaxError> {
     number(value).and_then(NonZeroU32::new).ok_or(SyntaxError::NotBytes)
+}
+
+/// Reads a whole number that may end in K, M, G or T, which are 1024 and its powers.
+pub fn size(value: &OsStr) -> Result<u64, SyntaxError> {
+    let text = value.to_str().ok_or(SyntaxError::NotASize)?;
+    let (number, power) = match text.char_indices().next_back() {
+        Some((at, unit @ ('K' | 'k' | 'M' | 'm' | 'G' | 'g' | 'T' | 't'))) => {
+            let power = match unit.to_ascii_uppercase() {
+                'K' => 1,
+                'M' => 2,
+                'G' => 3,
+                _ => 4,
+            };
+            (text.get(..at).unwrap_or_default(), power)
+        }
+        _ => (text, 0),
+    };
+    let number = digits(OsStr::new(number), b"").and_then(|number| number.parse::<u64>().ok());
+    let size = number.and_then(|number| number.checked_mul(1 << (10 * power)));
+    size.filter(|size| *size > 0).ok_or(SyntaxError::NotASize)
 }
 
 /// Reads a map of ids: groups of three numbers, as fuse-overlayfs(1) has them.
@@ -363,6 +388,18 @@ mod tests {
         assert_eq!(count(OsStr::new("4")).map(NonZeroUsize::get), Ok(4));
         for text in ["", "0", "-1", "+4", "1.5", "four", "1025", "99999999999999999999"] {
             assert_eq!(count(OsStr::new(text)), Err(SyntaxError::NotACount), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_units_of_1024() {
+        for (text, expected) in
+            [("1", 1), ("4096", 4096), ("3K", 3072), ("2m", 2 << 20), ("5G", 5 << 30), ("1T", 1 << 40)]
+        {
+            assert_eq!(size(OsStr::new(text)), Ok(expected), "{text}");
+        }
+        for text in ["", "0", "0K", "K", "-1", "+1", "1.5G", "1KB", "1 K", "99999999999T", "G1"] {
+            assert_eq!(size(OsStr::new(text)), Err(SyntaxError::NotASize), "{text:?}");
         }
     }
 

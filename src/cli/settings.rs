@@ -66,6 +66,8 @@ pub enum Takes {
     IdMap(fn(&mut Settings, IdMap)),
     /// A number of bytes.
     Bytes(fn(&mut Settings, NonZeroU32)),
+    /// A whole number, with or without a unit.
+    Size(fn(&mut Settings, u64)),
     /// An SELinux context.
     Context(fn(&mut Settings, String)),
 }
@@ -250,6 +252,7 @@ impl Settings {
             Takes::Id(apply) => apply(self, options::id(plain)?),
             Takes::IdMap(apply) => apply(self, options::id_map(plain)?),
             Takes::Bytes(apply) => apply(self, options::bytes(plain)?),
+            Takes::Size(apply) => apply(self, options::size(plain)?),
             Takes::Context(apply) => apply(self, options::context(plain)?),
             Takes::Nothing(_) | Takes::Word(_) | Takes::Switch(_) => {}
         }

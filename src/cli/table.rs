@@ -53,6 +53,18 @@ pub const GROUPS: &[Group] = &[
                 Takes::Dir(|s, dir| s.union.work = Some(dir.into())),
                 "A directory for unfinished things, on the file system of the upper [default: .NAME.work beside the upper]",
             ),
+            spec(
+                "quota_size",
+                "quota-size",
+                Takes::Size(|s, bytes| s.union.quota.bytes = Some(bytes)),
+                "The most bytes that the upper may hold; what would exceed it fails by ENOSPC [default: what its file system has]",
+            ),
+            spec(
+                "quota_inodes",
+                "quota-inodes",
+                Takes::Size(|s, inodes| s.union.quota.inodes = Some(inodes)),
+                "The most files and directories that it may hold [default: the same]",
+            ),
             spec("ro", "ro", Takes::Nothing(|s| s.mount.read_only = true), "Mount read-only"),
             spec(
                 "rw",

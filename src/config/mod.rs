@@ -62,6 +62,8 @@ pub struct UnionConfig {
     pub static_nlink: bool,
     /// Whether inode numbers have 32 bits.
     pub ino32: bool,
+    /// The most that upper may hold.
+    pub quota: QuotaLimits,
     /// What upper's file system is taken to lack.
     #[doc(hidden)]
     pub lacking: Lacking,
@@ -89,8 +91,25 @@ impl Default for UnionConfig {
             xattrs: true,
             static_nlink: false,
             ino32: false,
+            quota: QuotaLimits::default(),
             lacking: Lacking::empty(),
         }
+    }
+}
+
+/// The most that upper may hold; without either nothing is counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct QuotaLimits {
+    /// Bytes that are allocated for files and directories.
+    pub bytes: Option<u64>,
+    /// Files and directories, each once whatever names it has.
+    pub inodes: Option<u64>,
+}
+
+impl QuotaLimits {
+    /// Returns whether there is any limit.
+    pub fn is_set(self) -> bool {
+        self.bytes.is_some() || self.inodes.is_some()
     }
 }
 

@@ -46,6 +46,8 @@ pub(super) struct Wishes {
     io: IoMode,
     /// Whether this process may have files passed through.
     able: bool,
+    /// Whether there is a quota, which must see what is written.
+    counted: bool,
     max_write: Option<NonZeroU32>,
     transport: Transport,
 }
@@ -57,7 +59,15 @@ impl Wishes {
         if config.io == IoMode::Passthrough && !able {
             log::warn!("passthrough needs root in the initial user namespace; files are served by the page cache");
         }
+        // What the kernel writes by itself nobody counts.
+        let counted = union.quota_usage().is_some();
+        if counted && config.io == IoMode::Passthrough {
+            log::warn!(
+                "a quota counts what is written, so that nothing is passed through; files are served by the page cache"
+            );
+        }
         let passthrough = able
+            && !counted
             && match config.io {
                 IoMode::Auto => union.is_passable(),
                 IoMode::Cached | IoMode::Writeback => false,
@@ -74,6 +84,7 @@ impl Wishes {
             passthrough,
             io: config.io,
             able,
+            counted,
             max_write: config.max_write,
             transport: config.transport,
         }
@@ -94,6 +105,7 @@ impl Wishes {
             _ if agreed.writes_back() => ("writeback", ASKED),
             IoMode::Cached => ("cached", ASKED),
             IoMode::Writeback => ("cached", "writeback was asked for, and needs CAP_DAC_OVERRIDE and no --allow-root"),
+            IoMode::Auto | IoMode::Passthrough if self.counted => ("cached", "a quota must see what is written"),
             IoMode::Passthrough if !self.able => {
                 ("cached", "passthrough was asked for, and needs root in the initial user namespace")
             }
@@ -337,7 +349,17 @@ mod tests {
     fn wishes(handles: bool, passthrough: bool) -> Wishes {
         let max_write = NonZeroU32::new(1);
         let (checks_callers, io, transport) = (false, IoMode::Auto, Transport::Dev);
-        Wishes { handles, checks_callers, acls: true, passthrough, io, able: passthrough, max_write, transport }
+        Wishes {
+            handles,
+            checks_callers,
+            acls: true,
+            passthrough,
+            io,
+            able: passthrough,
+            counted: false,
+            max_write,
+            transport,
+        }
     }
 
     fn without() -> Queues {

@@ -112,6 +112,7 @@ impl Server {
             usage: self.union.usage(),
             copy_ups: self.union.copy_ups(),
             caches: self.union.caches(),
+            quota: self.union.quota_usage(),
             absences: self.absences.load(Ordering::Relaxed), // Relaxed: a count alone.
             requests: self.requests.read(),
         }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::union::{Caches, CopyUps, Usage};
+use crate::union::{Caches, CopyUps, QuotaUsage, Usage};
 
 /// What a mount holds and has done since it was made.
 ///
@@ -27,6 +27,8 @@ pub struct Statistics {
     pub copy_ups: CopyUps,
     /// How often the union had at hand what it needed.
     pub caches: Caches,
+    /// What upper holds and may hold, where that is limited.
+    pub quota: Option<QuotaUsage>,
     /// How often a name was not there, which the kernel was told to remember.
     pub absences: u64,
     /// The requests of the kernel, by operation.

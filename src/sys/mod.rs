@@ -10,6 +10,7 @@ pub mod dents;
 pub mod ext4;
 pub mod fault;
 pub mod fhandle;
+pub mod fiemap;
 #[cfg(feature = "fuse")]
 pub mod fuse_device;
 #[cfg(feature = "fuse")]

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::copy_up::Data;
 use super::file::check_regular;
 use super::inode::{Inode, NodeId};
-use super::{Attr, Caller, Fh, Timestamp, Union};
+use super::{Attr, Caller, Fh, Timestamp, Union, quota};
 use crate::error::{Error, Result};
 use crate::sys::{proc_path, xattr};
 
@@ -107,6 +107,7 @@ impl Union {
         }
         let _times = set.mtime.map(|_| self.hold_times(&inode));
         self.set_times(pinned.as_fd(), set)?;
+        self.charge(&[&inode]);
         self.attributes_after(&inode)
     }
 
@@ -150,7 +151,11 @@ impl Union {
     /// Sets the size through a descriptor that is open for writing.
     pub(super) fn set_size(&self, inode: &Inode, file: impl AsFd, size: u64, caller: Caller) -> Result<()> {
         self.drop_privileges_of(caller, file.as_fd())?;
-        rustix::fs::ftruncate(&file, size).map_err(|e| self.upper_error("ftruncate", inode, e))
+        let done = rustix::fs::ftruncate(&file, size).map_err(|e| self.upper_error("ftruncate", inode, e));
+        if let Some(quota) = &self.quota {
+            quota.settle(|| quota::look(file.as_fd()));
+        }
+        done
     }
 
     /// Clears the privileges of a file that `caller` has changed, unless it may keep them.
@@ -227,7 +232,7 @@ impl Union {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let readable = rustix::fs::openat(root, ".", flags, Mode::empty()).map_err(Error::Refused)?;
         let s = rustix::fs::fstatvfs(&readable).map_err(Error::Refused)?;
-        Ok(StatFs {
+        let mut figures = StatFs {
             block_size: s.f_bsize,
             fragment_size: s.f_frsize,
             blocks: s.f_blocks,
@@ -236,7 +241,11 @@ impl Union {
             files: s.f_files,
             files_free: s.f_ffree,
             name_max: u32::try_from(s.f_namemax).unwrap_or(255),
-        })
+        };
+        if let Some(quota) = &self.quota {
+            quota.limit(&mut figures);
+        }
+        Ok(figures)
     }
 
     /// Wraps `errno` of `call` on the object of `inode`.

@@ -17,6 +17,7 @@ use super::inode::{Dir, Ino, Inode, NodeId, Parts, Place, Real};
 use super::listing::Listings;
 use super::numbers::Numbers;
 use super::owners::OwnerView;
+use super::quota::Quota;
 use super::table::Table;
 use super::usage::{CopyUpCounts, NameCounts};
 use super::{Caller, Union, status};
@@ -119,6 +120,22 @@ impl Union {
         let paged = lowers.layers().iter().chain(upper.as_ref().map(|upper| &upper.layer)).all(|layer| layer.local);
         let passable = lowers.layers().iter().all(|layer| layer.direct && layer.quiet)
             && upper.as_ref().is_none_or(|upper| upper.layer.direct && (upper.layer.quiet || config.atime));
+        let quota = upper.as_ref().filter(|_| config.quota.is_set()).map(|upper| {
+            let failed = |e: rustix::io::Errno| {
+                let reason = format!("what it holds cannot be counted for the quota: {e}");
+                Error::setup(&upper.layer.path, reason, "make it readable for the user that mounts").because(e)
+            };
+            upper
+                .layer
+                .open_listing(upper.layer.root())
+                .and_then(|root| Quota::count(root.as_fd(), upper.work.index(), config.quota))
+                .map_err(failed)
+        });
+        let quota = quota.transpose().inspect_err(|_| {
+            if let Some(upper) = &upper {
+                upper.withdraw();
+            }
+        })?;
         let in_force = status::in_force(config, upper.as_ref(), &lowers, namespace, redirect_dir);
         let union = Self {
             paged,
@@ -147,6 +164,7 @@ impl Union {
             counts: Mutex::new(if index_used { Counts::Unseen } else { Counts::Settled }),
             copied: CopyUpCounts::default(),
             names: NameCounts::default(),
+            quota,
             kept_at_most: 3 * kept,
             in_force,
             lowers,

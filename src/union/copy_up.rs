@@ -130,6 +130,17 @@ impl Union {
         }
         let source = Source { dir, name, attr };
         let upper = self.writable()?;
+        let room = self.quota.as_ref().map(|quota| {
+            let data = match data {
+                Data::Cut(len, _) => len.min(source.attr.size),
+                Data::Metadata if self.metacopy => 0,
+                _ => source.attr.size,
+            };
+            let data = data.min(source.attr.blocks.saturating_mul(512));
+            // And what the xattrs and the directory may take.
+            quota.reserve(quota.whole(data).saturating_add(quota.blocks(2)), 1)
+        });
+        let _room = room.transpose().map_err(Error::Refused)?;
         let copied = match inode.kind {
             FileKind::Regular => self.make_regular(upper, inode, &source, data)?,
             FileKind::Directory => self.make_other(upper, &source, New::Directory)?,
@@ -150,6 +161,11 @@ impl Union {
             }
         }
         published?;
+        // While the room is reserved.
+        match inode.place().0.parent {
+            Some(parent) => self.charge(&[inode, &parent]),
+            None => self.charge(&[inode]),
+        }
         if let Copied { made: Made::Nameless(fd), whole: true, .. } = copied {
             // What comes next is written through it.
             self.keep_copy(inode, fd);
@@ -197,7 +213,8 @@ impl Union {
             }
             let origin = self.copy_metadata(upper, source, Place::file(target))?;
             if let Data::Cut(len, caller) = data {
-                self.set_size(inode, target, len, caller)?;
+                self.drop_privileges_of(caller, target)?;
+                rustix::fs::ftruncate(target, len).map_err(|e| upper.layer.error("ftruncate", &source.name, e))?;
                 // Also where it has that length already.
                 self.set_times(target, SetAttr { mtime: Some(SetTime::Now), ..SetAttr::default() })?;
             }
@@ -453,6 +470,9 @@ impl Union {
             upper.work.discard(name);
         }
         let ino = upper.stat(fd.as_fd(), OsStr::new(""))?.ino;
+        if let Some(quota) = &self.quota {
+            quota.adopt(fd.as_fd());
+        }
         self.switch(inode, Real::Detached(Arc::new(fd)), ino);
         Ok(())
     }

@@ -75,6 +75,9 @@ impl Union {
         let caller = self.stored_owner(caller);
         let parent = self.directory(parent)?;
         self.ensure_upper(&parent)?;
+        let blocks = if matches!(new, New::Directory) { 2 } else { 1 };
+        let room = self.quota.as_ref().map(|quota| quota.reserve(quota.blocks(blocks), 1)).transpose();
+        let _room = room.map_err(Error::Refused)?;
         let _names = dir_of(&parent)?.lock.write();
         let make = |vacancy| self.create_locked(&parent, &name, new, (mode & 0o7777, umask), caller, vacancy);
         let (attr, fd) = if dir_of(&parent)?.lower.is_empty() && !parent.is_unlinked() {
@@ -92,6 +95,7 @@ impl Union {
             inode.set_data_place(DataPlace::Here);
             self.keep_file(&inode, super::file::Access::Write, Arc::new(fd));
         }
+        self.charge(&[&parent, &inode]);
         let attr = inode.finish(attr);
         Ok(inode.keep(attr))
     }

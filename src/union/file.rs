@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::copy_up::Data;
 use super::inode::{DataPlace, Inode, NodeId};
-use super::{Caller, Fh, FileKind, SetAttr, SetTime, Union};
+use super::{Caller, Fh, FileKind, SetAttr, SetTime, Union, quota};
 use crate::error::{Error, Result};
 use crate::layer::dir::{LayerDir, Serial};
 use crate::layer::fds::FdCache;
@@ -130,6 +130,19 @@ impl Union {
         if inode.appends() && rustix::fs::fstat(file).map_err(Error::Refused)?.st_size as u64 != offset {
             return Err(self.upper_error("pwrite", inode, Errno::PERM));
         }
+        let Some(quota) = self.quota.as_ref().filter(|_| !data.is_empty()) else {
+            return self.write_all(inode, file, offset, data);
+        };
+        let range = offset..offset.saturating_add(data.len() as u64);
+        let room = quota.reserve_range(file, range);
+        let (room, end) = room.map_err(|e| self.upper_error("pwrite", inode, e))?;
+        let fits = usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let written = self.write_all(inode, file, offset, data.get(..fits).unwrap_or(data));
+        room.settle(|| quota::look(file));
+        written
+    }
+
+    fn write_all(&self, inode: &Inode, file: BorrowedFd<'_>, offset: u64, data: &[u8]) -> Result<usize> {
         let mut written = 0;
         while written < data.len() {
             let rest = data.get(written..).unwrap_or_default();
@@ -177,7 +190,21 @@ impl Union {
         let file = self.file_of(&inode, fh, Access::Write)?;
         let len = range.end.saturating_sub(range.start);
         self.drop_privileges_of(caller, file.as_fd())?;
-        let done = rustix::fs::fallocate(&*file, FallocateFlags::from_bits_retain(mode), range.start, len);
+        let flags = FallocateFlags::from_bits_retain(mode);
+        let takes = !flags.contains(FallocateFlags::PUNCH_HOLE) && !flags.contains(FallocateFlags::COLLAPSE_RANGE);
+        let room = match self.quota.as_ref().filter(|_| takes) {
+            Some(quota) => {
+                let (room, end) = quota.reserve_range(file.as_fd(), range.clone()).map_err(Error::Refused)?;
+                if end < range.end {
+                    return Err(self.upper_error("fallocate", &inode, Errno::NOSPC));
+                }
+                Some(room)
+            }
+            None => None,
+        };
+        let done = rustix::fs::fallocate(&*file, flags, range.start, len);
+        self.charge(&[&inode]);
+        drop(room);
         done.map_err(|e| self.upper_error("fallocate", &inode, e))
     }
 
@@ -209,7 +236,20 @@ impl Union {
         let (mut read, mut write) = (from.2, to.2);
         let len = usize::try_from(len).unwrap_or(usize::MAX);
         self.drop_privileges_of(caller, output.as_fd())?;
+        let mut len = len;
+        let room = match &self.quota {
+            Some(quota) => {
+                let range = to.2..to.2.saturating_add(len as u64);
+                let (room, end) = quota.reserve_range(output.as_fd(), range).map_err(Error::Refused)?;
+                len = len.min(usize::try_from(end.saturating_sub(to.2)).unwrap_or(usize::MAX));
+                Some(room)
+            }
+            None => None,
+        };
         let copied = rustix::fs::copy_file_range(&*input, Some(&mut read), &*output, Some(&mut write), len);
+        if let Some(room) = room {
+            room.settle(|| quota::look(output.as_fd()));
+        }
         copied.map_err(Error::Refused)
     }
 

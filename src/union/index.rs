@@ -256,6 +256,10 @@ impl Union {
             Err(Errno::NOENT) => return Ok(()),
             done => done.map_err(failed("unlinkat"))?,
         }
+        if let Some(quota) = &self.quota {
+            let used = self.known(inode.ino.0).is_some_and(|known| Arc::ptr_eq(&known, inode));
+            if used { quota.leave(attr.ino) } else { quota.remove(attr.ino) }
+        }
         self.drop_place(Some(inode.relocate(|place| {
             place.real = Real::Detached(Arc::new(pinned));
             place.unlinked = true;

@@ -54,6 +54,7 @@ impl Union {
             forget_mark(upper, dir.as_fd(), &name);
         }
         dir_of(&parent)?.changed();
+        self.charge(&[&parent, &inode]);
         self.drop_place(inode.relocate_if_unlinked(&parent, &name));
         inode.note_name(&parent, &name);
         // Once more where it fails: the name is there.

@@ -108,6 +108,9 @@ impl Union {
             _ => None,
         };
         let len = cut.map_or(kept.size, |(len, _)| len).min(attr.size);
+        let wanted = len.min(attr.blocks.saturating_mul(512));
+        let room = self.quota.as_ref().map(|quota| quota.reserve(quota.whole(wanted), 0));
+        let _room = room.transpose().map_err(Error::Refused)?;
         let source = self.lowers.with_fd(dir, |fd| {
             let layer = self.lowers.layer(dir);
             layer.open_noatime(fd, name, OFlags::RDONLY).map_err(|e| layer.error("openat", name, e))
@@ -147,6 +150,7 @@ impl Union {
             }
             Err(error) => return Err(error),
         }
+        self.charge(&[inode]);
         // Whoever is opening the data at the moment opens it again.
         self.drop_place(Some(inode.relocate(|_| {})));
         if inode.note_descriptor(false) {

@@ -32,6 +32,7 @@ mod numbers;
 mod owners;
 mod pace;
 mod parts;
+mod quota;
 mod readdir;
 mod remove;
 mod rename;
@@ -66,6 +67,7 @@ pub use inode::{Ino, NodeId};
 pub use lookup::Entry;
 pub use pace::Attempt;
 pub use parts::LowerPart;
+pub use quota::{Amount, QuotaUsage};
 pub use readdir::{DirEntry, Flow, Looked};
 pub use rename::RenameFlags;
 #[cfg(feature = "fuse")]
@@ -90,6 +92,7 @@ use inode::{Dir, Inode, Place, Real};
 use listing::Listings;
 use numbers::Numbers;
 use owners::OwnerView;
+use quota::Quota;
 use table::Table;
 use usage::{CopyUpCounts, NameCounts};
 
@@ -198,6 +201,7 @@ pub struct Union {
     counts: Mutex<Counts>,
     copied: CopyUpCounts,
     names: NameCounts,
+    quota: Option<Quota>,
     /// How many descriptors are kept open at most.
     kept_at_most: usize,
     /// What holds besides what was asked for, and why.
@@ -242,6 +246,11 @@ impl Union {
         let above = directory.way_up().get(1..).unwrap_or_default();
         let holds = |layer: &&Layer| Identity::of(layer.root()).is_ok_and(|layer| above.contains(&layer));
         Ok(open.find(holds).map(|layer| layer.path.as_path()))
+    }
+
+    /// Returns what upper holds and may hold, where that is limited.
+    pub fn quota_usage(&self) -> Option<QuotaUsage> {
+        self.quota.as_ref().map(Quota::usage)
     }
 
     /// Removes what building the union has made on the disk, for one that was never used.
@@ -292,6 +301,7 @@ impl Union {
 
     /// Gives up what was kept for an inode that is gone.
     fn release(&self, inode: &Inode) {
+        self.credit(inode);
         if inode.note_descriptor(false) {
             self.close_files(inode.serial);
         }

@@ -68,10 +68,15 @@ impl Union {
         self.settle_count_of(&inode)?;
         inode.note_links_change();
         let leaving = inode.moving();
+        let (used, held) = (pinned.is_some(), self.hold_for_credit(parent, &name, hit));
         self.take_away(parent, &name, hit)?;
         dir_of(parent)?.changed();
         self.unname(parent, &inode, &name, pinned);
         drop(leaving);
+        self.credit_removed(hit, used);
+        drop(held);
+        self.charge_whiteout(parent, &name);
+        self.charge(&[parent]);
         self.drop_unused_index(&inode);
         Ok(())
     }
@@ -94,6 +99,7 @@ impl Union {
         let inode = self.peek(&parent, &name, &hit)?;
         let inner = dir_of(&inode)?.lock.write();
         let pinned = self.pin_if_known(&parent, &inode, &name, &hit)?;
+        let held = self.hold_for_credit(&parent, &name, &hit);
         let leaving = inode.moving();
         let leftover = self.let_in(&parent, &name, &hit, || {
             if !self.is_empty(&inode)? {
@@ -104,8 +110,13 @@ impl Union {
         })?;
         dir_of(&parent)?.changed();
         dir_of(&inode)?.changed();
+        let used = pinned.is_some();
         self.unname(&parent, &inode, &name, pinned);
         drop(leaving);
+        self.credit_removed(&hit, used);
+        drop(held);
+        self.charge_whiteout(&parent, &name);
+        self.charge(&[&parent]);
         self.release(&inode);
         drop(inner);
         drop(names);

@@ -245,6 +245,7 @@ impl Union {
             target.note_links_change();
             renaming.pinned.set(self.pin_if_known(new.parent, target, &new.name, hit)?);
         }
+        let _held = replaced.and_then(|(hit, _)| self.hold_for_credit(new.parent, &new.name, hit));
         self.mark_moved(renaming)?;
         let leaving = (inode.moving(), target.map(|(_, target)| target.moving()));
         let done = match replaced {
@@ -414,7 +415,10 @@ impl Union {
                     }
                 })
             }
-            Format::Char if upper.features.rename_whiteout => self.move_in_upper(renaming, SysFlags::WHITEOUT),
+            // One that the file system makes is an inode of its own, which nobody would count.
+            Format::Char if upper.features.rename_whiteout && self.quota.is_none() => {
+                self.move_in_upper(renaming, SysFlags::WHITEOUT)
+            }
             Format::Char | Format::Xattr => self.move_over_whiteout(upper, renaming, standing),
         }
     }
@@ -468,8 +472,13 @@ impl Union {
 
     /// Does what follows from a rename that has happened.
     fn finish_rename(&self, renaming: &Renaming<'_>) -> Result<()> {
-        let Renaming { new, target, exchanged, .. } = renaming;
+        let Renaming { old, new, target, exchanged, inode, .. } = renaming;
         let upper = self.writable()?;
+        self.charge(&[old.parent, new.parent, inode]);
+        self.charge_whiteout(old.parent, &old.name);
+        if let Some((hit, target)) = target.filter(|_| !exchanged && self.quota.is_some()) {
+            self.credit_removed(hit, self.known(target.ino.0).is_some_and(|known| Arc::ptr_eq(&known, target)));
+        }
         if dir_of(new.parent)?.dotwh.possible() {
             forget_mark(upper, new.dir.as_fd(), &new.name);
         }

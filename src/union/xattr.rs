@@ -62,11 +62,16 @@ impl Union {
         let pinned = self.pin(&inode)?;
         // Looked at before: for nearly every file nothing is left then that could fail after the change.
         let takes_bit = name == acl::ACCESS && self.takes_set_group_id(pinned.as_fd(), caller)?;
+        // What does not fit into the inode takes a block.
+        let room = self.quota.as_ref().map(|quota| quota.reserve(quota.whole(value.len() as u64), 0)).transpose();
+        let room = room.map_err(Error::Refused)?;
         let done = if name == acl::ACCESS {
             self.writable()?.set_access_acl(pinned.as_fd(), &value, flags)
         } else {
             self.writable()?.set_xattr(Place::file(pinned.as_fd()), name, &value, flags)
         };
+        self.charge(&[&inode]);
+        drop(room);
         self.note_acl(&inode, name);
         done.map_err(|e| self.upper_error("setxattr", &inode, e))?;
         if takes_bit { self.drop_set_group_id(pinned.as_fd()) } else { Ok(()) }
@@ -93,6 +98,7 @@ impl Union {
         let pinned = self.pin(&inode)?;
         let takes_bit = name == acl::ACCESS && self.takes_set_group_id(pinned.as_fd(), caller)?;
         let done = self.writable()?.remove_xattr(pinned.as_fd(), name);
+        self.charge(&[&inode]);
         self.note_acl(&inode, name);
         done.map_err(|e| self.upper_error("removexattr", &inode, e))?;
         if takes_bit { self.drop_set_group_id(pinned.as_fd()) } else { Ok(()) }

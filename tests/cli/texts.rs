@@ -16,7 +16,7 @@ const FLAGS: &str = "--lower --upper --work --ro --rw --volatile --fsync --redir
     --uid-mapping --gid-mapping --squash-uid --squash-gid --xattr-permissions --no-acl --no-xattrs --static-nlink --ino32 \
     --context --propagation --max-write --no-default-permissions --suid --nosuid --dev --nodev --exec --noexec --atime --relatime --strictatime \
     --noatime --io --entry-timeout --attr-timeout --negative-timeout --threads --foreground --fsname --log-file \
-    --log-level --stats -o -f";
+    --log-level --stats --quota-size --quota-inodes -o -f";
 
 #[test]
 fn help_of_mount_shows_every_option_and_the_exit_codes() {

@@ -57,6 +57,10 @@ pub fn write(shown: &Shown) -> String {
             "names": hits(caches.names),
         },
         "absences": statistics.absences,
+        "quota": statistics.quota.map(|quota| json!({
+            "bytes": { "used": quota.used.bytes, "limit": quota.limits.bytes },
+            "inodes": { "used": quota.used.inodes, "limit": quota.limits.inodes },
+        })),
     });
     format!("{value:#}\n")
 }

@@ -58,6 +58,20 @@ pub fn write(shown: &Shown) -> String {
     for (cache, hits) in caches {
         page.sample("cache_misses_total", &[("cache", cache)], hits.misses);
     }
+    if let Some(quota) = statistics.quota {
+        let resources =
+            [("bytes", quota.used.bytes, quota.limits.bytes), ("inodes", quota.used.inodes, quota.limits.inodes)];
+        page.metric("quota_used", "gauge", "What upper holds.");
+        for (resource, used, _) in resources {
+            page.sample("quota_used", &[("resource", resource)], used);
+        }
+        page.metric("quota_limit", "gauge", "What upper may hold.");
+        for (resource, _, limit) in resources {
+            if let Some(limit) = limit {
+                page.sample("quota_limit", &[("resource", resource)], limit);
+            }
+        }
+    }
     page.metric("absences_total", "counter", "Names that were not there, which the kernel was told to remember.");
     page.sample("absences_total", &[], statistics.absences);
     page.text

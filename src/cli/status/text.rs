@@ -29,6 +29,15 @@ pub fn write(shown: &Shown) -> String {
         let set = format!("{}={}", option.option, option.value);
         let _ = writeln!(text, "  {set:<width$}  {}", option.why); // A String takes everything.
     }
+    if let Some(quota) = status.statistics.quota {
+        let line = |what: &str, used: u64, limit: Option<u64>| {
+            let limit = limit.map_or("without limit".to_owned(), |limit| format!("of {limit}"));
+            (what.to_owned(), format!("{used} {limit}"))
+        };
+        let (used, limits) = (quota.used, quota.limits);
+        let lines = [line("bytes", used.bytes, limits.bytes), line("inodes", used.inodes, limits.inodes)];
+        section(&mut text, "quota", &lines);
+    }
     text.push_str("statistics\n");
     text.push_str(&stats::table(&status.statistics, When::Now));
     printable(text.as_bytes())
