@@ -4,8 +4,8 @@ use log::LevelFilter;
 
 use super::settings::{Group, Settings, Spec, Takes, Word};
 use crate::config::{
-    Access, Fsync, IoMode, Permissions, Propagation, RedirectDir, Source, Transport, WhiteoutFormat, XattrNamespace,
-    Xino,
+    Access, Fsync, IoMode, Permissions, Propagation, RedirectDir, Sandbox, Source, Transport, WhiteoutFormat,
+    XattrNamespace, Xino,
 };
 
 /// Makes a row of the table.
@@ -295,6 +295,15 @@ pub const GROUPS: &[Group] = &[
                     ("slave", |s| s.mount.propagation = Some(Propagation::Slave)),
                 ]),
                 "Whether mounts below are seen in other namespaces (root) [default: as of the directory above]",
+            ),
+            spec(
+                "sandbox",
+                "sandbox",
+                Takes::Word(&[
+                    ("auto", |s| s.mount.sandbox = Sandbox::Auto),
+                    ("off", |s| s.mount.sandbox = Sandbox::Off),
+                ]),
+                "Have the kernel (Landlock, Linux 5.19) keep whoever serves requests to the layers [default: auto, if it can]",
             ),
         ],
     },

@@ -219,6 +219,15 @@ pub enum Transport {
     Ring,
 }
 
+/// Whether the kernel keeps the threads that serve requests to the layers, whatever a request or a layer says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sandbox {
+    /// By Landlock, where the kernel has it (Linux 5.19).
+    Auto,
+    /// Nothing keeps them.
+    Off,
+}
+
 /// Who may use the mount besides the user that mounted it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
@@ -250,6 +259,8 @@ pub struct MountConfig {
     pub io: IoMode,
     /// The way of requests and answers.
     pub transport: Transport,
+    /// What keeps the threads that serve requests to the layers.
+    pub sandbox: Sandbox,
     /// Threads that take requests from /dev/fuse; by default one for each processor, two at least.
     pub threads: Option<NonZeroUsize>,
     /// How long the kernel may keep a name.
@@ -294,6 +305,7 @@ impl MountConfig {
             mountpoint: mountpoint.into(),
             io: IoMode::Auto,
             transport: Transport::Auto,
+            sandbox: Sandbox::Auto,
             threads: None,
             entry_timeout: KEEP,
             attr_timeout: KEEP,

@@ -5,6 +5,7 @@
 mod affinity;
 mod answer;
 mod complaints;
+mod confine;
 mod connection;
 mod convert;
 mod dev;

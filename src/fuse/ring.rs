@@ -101,7 +101,15 @@ impl Ring {
             queue.thread
         });
         let threads: Vec<_> = threads.collect();
-        let taken = end_all_on_failure(&halt, || dev::work_until(server, agreed, &halt, &dev));
+        // By a thread of its own, since this one unmounts in the end.
+        let taken = std::thread::scope(|scope| {
+            let work = || {
+                server.confinement.enter();
+                dev::work_until(server, agreed, &halt, &dev)
+            };
+            let thread = std::thread::Builder::new().name("unionfs-dev".into());
+            end_all_on_failure(&halt, || thread.spawn_scoped(scope, work)?.join().unwrap_or_else(|_| Err(panicked())))
+        });
         let joined = threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(panicked())));
         joined.chain([taken]).fold(Ok(()), Result::and)
     }
@@ -154,6 +162,7 @@ struct Found {
 ///
 /// Errors: those of the ring, and the kernel's when it takes an entry of it no more.
 fn work(server: &Arc<Server>, mut queue: Queue, affinity: Affinity, halt: &Halt, linger: &Linger) -> io::Result<()> {
+    server.confinement.enter();
     Linger::take_short_turns();
     let found = Arc::new(Found { entries: Mutex::default(), waker: queue.waker() });
     let mut worker = Worker { server, found, words: Vec::new(), affinity };

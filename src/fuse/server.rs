@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::answer::Answer;
+use super::confine::Confinement;
 use super::connection::Connection;
 use super::convert::{absent, attr_out, entry_out, errno, opened};
 use super::handshake::{Agreed, Wishes};
@@ -43,6 +44,8 @@ pub(super) struct Server {
     since: Instant,
     /// The options of the mount, and why they are as they are.
     in_force: Vec<InForce>,
+    /// What binds the threads that serve requests.
+    pub(super) confinement: Confinement,
     entry_timeout: Duration,
     attr_timeout: Duration,
     pub(super) negative_timeout: Duration,
@@ -75,6 +78,7 @@ impl Server {
         // Each use must begin with a request that can be checked, and nothing may be kept that answers in its place.
         let kept = |timeout: Duration| if wishes.checks_callers { Duration::ZERO } else { timeout };
         const LONG: NonZeroUsize = NonZeroUsize::new(8).expect("is not zero");
+        let confinement = Confinement::of(&union, config.sandbox);
         Self {
             union,
             pool: Pool::new(LONG),
@@ -82,7 +86,8 @@ impl Server {
             forgotten: AtomicU64::new(0),
             absences: AtomicU64::new(0),
             since: Instant::now(),
-            in_force: status::in_force(config, wishes, agreed),
+            in_force: status::in_force(config, wishes, agreed, &confinement),
+            confinement,
             entry_timeout: kept(config.entry_timeout),
             attr_timeout: kept(config.attr_timeout),
             negative_timeout: kept(config.negative_timeout),

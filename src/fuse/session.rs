@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 
 use rustix::fs::{FileType, OFlags};
@@ -240,27 +241,33 @@ fn serve(server: &Arc<Server>, agreed: &Agreed, threads: NonZeroUsize, unmounter
         server.connection.stop_waiting()?;
     }
     let work = || {
+        server.confinement.enter();
         let panicked = |_| Err(io::Error::other("a thread that takes requests panicked"));
-        let done =
-            catch_unwind(AssertUnwindSafe(|| dev::work(server, agreed, linger.as_ref()))).unwrap_or_else(panicked);
-        done.inspect_err(|error| {
-            log::error!("requests cannot be served any longer: {error}");
-            unmounter.unmount_or_log();
-        })
+        catch_unwind(AssertUnwindSafe(|| dev::work(server, agreed, linger.as_ref()))).unwrap_or_else(panicked)
     };
+    let (report, reports) = channel();
     std::thread::scope(|scope| {
-        let mut workers = Vec::new();
         for at in 0..threads.get() {
+            let report = report.clone();
+            // Whoever does not hear it has given up.
+            let work = move || drop(report.send(work()));
             match std::thread::Builder::new().name(format!("unionfs-dev{at}")).spawn_scoped(scope, work) {
-                Ok(worker) => workers.push(worker),
+                Ok(_) => {}
                 Err(error) => {
                     unmounter.unmount_or_log();
                     return Err(error);
                 }
             }
         }
-        // What panics is caught before.
-        workers.into_iter().map(|worker| worker.join().unwrap_or(Ok(()))).fold(Ok(()), io::Result::and)
+        drop(report);
+        // Unmounting is for this thread: the others are kept from it.
+        let unmounted = |done: &io::Result<()>| {
+            if let Err(error) = done {
+                log::error!("requests cannot be served any longer: {error}");
+                unmounter.unmount_or_log();
+            }
+        };
+        reports.into_iter().inspect(unmounted).fold(Ok(()), io::Result::and)
     })
 }
 

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use super::confine::Confinement;
 use super::handshake::{Agreed, Wishes};
 use super::server::Server;
 use super::statistics::Statistics;
@@ -47,9 +48,15 @@ impl Observer {
 }
 
 /// Collects the options in force of the mount itself, after the handshake.
-pub(super) fn in_force(config: &MountConfig, wishes: &Wishes, agreed: &Agreed) -> Vec<InForce> {
+pub(super) fn in_force(
+    config: &MountConfig,
+    wishes: &Wishes,
+    agreed: &Agreed,
+    confinement: &Confinement,
+) -> Vec<InForce> {
     let said = |on: bool, yes: &'static str, no: &'static str| if on { yes } else { no };
     let mut all = agreed.in_force(wishes);
+    all.push(confinement.in_force());
     let access = match config.access {
         Access::Owner => ("owner", "who mounted it alone may use it"),
         Access::Root => ("allow_root", "root may use it, which is checked request by request"),

@@ -161,6 +161,11 @@ impl Workdir {
         &self.path
     }
 
+    /// Returns the workdir itself.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+
     /// Returns the directory for unfinished things.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.work.as_fd()

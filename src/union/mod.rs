@@ -134,6 +134,15 @@ impl Caller {
     }
 }
 
+/// What is done to what is below a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// It is read.
+    Read,
+    /// It is read and changed.
+    Write,
+}
+
 /// Layers presented as one tree.
 ///
 /// ```
@@ -224,6 +233,13 @@ impl Union {
     /// Returns whether there is no upper, so that nothing can be changed.
     pub fn is_read_only(&self) -> bool {
         self.upper.is_none()
+    }
+
+    /// Returns the directories that the union is made of, below which all is that it ever opens.
+    pub fn directories(&self) -> impl Iterator<Item = (BorrowedFd<'_>, Reach)> {
+        let lowers = self.lowers.layers().iter().map(|layer| (layer.root(), Reach::Read));
+        let upper = self.upper.iter().flat_map(|upper| [upper.layer.root(), upper.work.root()]);
+        lowers.chain(upper.map(|dir| (dir, Reach::Write)))
     }
 
     /// Returns whether it makes no difference to anybody when another opens the files of the layers in the server's place:
