@@ -248,7 +248,7 @@ pub const GROUPS: &[Group] = &[
                 "no_default_permissions",
                 "no-default-permissions",
                 Takes::Nothing(|s| s.mount.default_permissions = false),
-                "The kernel checks nothing: whoever may use the mount may do what the daemon may",
+                "The kernel checks nothing, where not everybody may use the mount: who may, may do what the daemon may",
             ),
             spec(
                 "suid",

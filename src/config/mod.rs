@@ -271,7 +271,7 @@ pub struct MountConfig {
     pub negative_timeout: Duration,
     /// Who may use the mount.
     pub access: Access,
-    /// Whether the kernel checks permissions by mode and ACL.
+    /// Whether the kernel checks permissions by mode and ACL; where everybody may use the mount it does in any case.
     pub default_permissions: bool,
     /// Whether the mount itself is read-only.
     pub read_only: bool,
@@ -297,6 +297,12 @@ pub struct MountConfig {
 pub const KEEP: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 impl MountConfig {
+    /// Returns whether the kernel checks permissions: what everybody may use is not left unchecked, since the server may do
+    /// more than those who ask it.
+    pub fn checks_permissions(&self) -> bool {
+        self.default_permissions || self.access == Access::All
+    }
+
     /// Returns the defaults for `mountpoint`, as a kernel mount has them for root, and nosuid, nodev
     /// and the owner alone for a plain user.
     pub fn new(mountpoint: impl Into<PathBuf>) -> Self {

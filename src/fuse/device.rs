@@ -186,7 +186,7 @@ fn context<'a>(mountpoint: &Path, config: &'a MountConfig) -> Option<&'a str> {
 
 fn shared_options(config: &MountConfig) -> impl Iterator<Item = &'static str> {
     let allow = (config.access != Access::Owner).then_some("allow_other");
-    let permissions = config.default_permissions.then_some("default_permissions");
+    let permissions = config.checks_permissions().then_some("default_permissions");
     allow.into_iter().chain(permissions)
 }
 

@@ -80,7 +80,7 @@ impl Wishes {
         Self {
             handles: !all_powerful || checks_callers,
             checks_callers,
-            acls: config.default_permissions && union.has_acls(),
+            acls: config.checks_permissions() && union.has_acls(),
             passthrough,
             io: config.io,
             able,

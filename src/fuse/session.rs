@@ -68,6 +68,11 @@ impl Mount {
     pub fn new(union: Union, config: &MountConfig) -> Result<Self> {
         // Files are opened without asking, so the kernel itself must know that nothing can be written.
         let config = &MountConfig { read_only: config.read_only || union.is_read_only(), ..config.clone() };
+        if config.checks_permissions() && !config.default_permissions {
+            log::warn!(
+                "everybody may use the mount, so permissions are checked all the same; --no-allow-other keeps others out"
+            );
+        }
         let mounted = device::mountpoint(config).and_then(|mountpoint| {
             refuse_layer(&union, &mountpoint)?;
             device::mount(mountpoint, config)
@@ -87,8 +92,8 @@ impl Mount {
     /// Takes over `fd`, a /dev/fuse descriptor that the caller has opened and mounted, for instance in another mount
     /// namespace or by fsopen(2), and whose kernel nobody has answered yet.
     ///
-    /// What mount(2) was told must be what `config` says: `default_permissions`, and `allow_other` unless the mount is the
-    /// owner's alone; `ro` belongs to a union without an upper, or opening a file for writing succeeds and each write fails.
+    /// What mount(2) was told must be what `config` says: `default_permissions` where [`MountConfig::checks_permissions`] does,
+    /// and `allow_other` unless the mount is the owner's alone; `ro` belongs to a union without an upper, or opening a file for writing succeeds and each write fails.
     /// Besides the kernel wants `rootmode=40000`, `user_id` and `group_id`. The mountpoint in `config` is for messages and
     /// may be empty; it must not be inside a layer.
     ///
