@@ -23,6 +23,7 @@ use super::search::InUpper;
 use crate::error::{Error, Result};
 use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::LayerDir;
+use crate::layer::origin::Origin;
 use crate::layer::overlay::{Mark, Marks, Namespace};
 use crate::layer::upper::{Place, Upper};
 use crate::sys::dents;
@@ -94,7 +95,7 @@ impl Union {
     /// Returns the link count of the lower file that an upper one was copied up from, where it can be opened.
     fn lower_nlink(&self, dir: BorrowedFd<'_>, name: &OsStr) -> Option<u32> {
         let value = self.namespace.get(dir, name, Mark::Origin).ok()??;
-        let origin = crate::layer::origin::Origin::decode(&value)?;
+        let origin = Origin::decode(&value)?;
         let dev = self.numbers.device(&origin.uuid)?;
         let layer = self.lowers.layer(self.lowers.roots().iter().find(|root| root.dev == dev)?);
         // By a descriptor with O_PATH no handle can be opened (EBADF).
@@ -223,6 +224,14 @@ impl Union {
             removed.map_err(|e| upper.layer.error("unlinkat", entry, e))?;
         }
         Ok(())
+    }
+
+    /// Returns whether what is `entry` in the index says itself that it is a copy of the file that the entry is named for.
+    pub(super) fn is_of_entry(&self, index: BorrowedFd<'_>, entry: &OsStr) -> Result<bool> {
+        let failed = |e: Errno| Error::call("getxattr", "index", entry, e);
+        let value = self.namespace.get(index, entry, Mark::Origin).map_err(failed)?;
+        let origin = value.as_deref().and_then(Origin::decode);
+        Ok(origin.and_then(|origin| origin.index_name()).is_some_and(|name| name == entry))
     }
 
     /// Removes the entry of an indexed file whose last name is gone, keeping the file for those who have it open.

@@ -215,7 +215,7 @@ impl Union {
                 if !self.keeps_links(dir, hit.attr.kind) {
                     return Ok(lower(self.numbers.of_name(hit.attr.dev, hit.attr.ino, parent.ino.0, name)));
                 }
-                Ok(self.identify_indexed(dir, name, (own, hit.attr.nlink))?.unwrap_or_else(|| lower(own)))
+                Ok(self.identify_indexed(dir, name, &hit.attr, own)?.unwrap_or_else(|| lower(own)))
             }
         }
     }
@@ -258,12 +258,14 @@ impl Union {
         Some(self.numbers.number(self.numbers.device(&origin.uuid)?, origin.inode_number()?))
     }
 
-    /// Works out the identity of a lower hard link, of this number and so many links, that was copied up under another name.
+    /// Works out the identity of a lower hard link, which has the attributes `lower` and the number `own`, that was copied up
+    /// under another name.
     fn identify_indexed(
         &self,
         dir: &Arc<crate::layer::dir::LayerDir>,
         name: &OsStr,
-        (own, nlink): (u64, u32),
+        lower: &Attr,
+        own: u64,
     ) -> Result<Option<Identity>> {
         if !self.index_used.load(Ordering::Acquire) {
             return Ok(None);
@@ -280,8 +282,13 @@ impl Union {
                 Err(Errno::NOENT) => continue,
                 Err(errno) => return Err(upper.layer.error("statx", &entry, errno)),
             };
+            // What only has the name was put there by somebody else, and leads who knows where.
+            if attr.kind != lower.kind || !self.is_of_entry(index, &entry)? {
+                log::warn!("index:{entry:?}: is no copy of the lower file that it is named for, and is left aside");
+                continue;
+            }
             let marks = Marks { nlink: true, ..Marks::default() };
-            let nlink_delta = Some(self.read_nlink(index, &entry, &attr, &marks, Some(nlink))?.unwrap_or(0));
+            let nlink_delta = Some(self.read_nlink(index, &entry, &attr, &marks, Some(lower.nlink))?.unwrap_or(0));
             let real = Real::Index(Arc::new(entry.as_os_str().to_owned()));
             return Ok(Some(Identity { number: own, from_below: true, upper_ino: attr.ino, nlink_delta, real }));
         }
@@ -373,8 +380,11 @@ fn is_same(known: &Inode, parent: &Arc<Inode>, name: &OsStr, hit: &Hit, identity
         return false;
     }
     match identity.upper_ino {
-        // They have one number, which is that of the lower file.
-        0 => known.from_below && identity.from_below,
+        // They have one number, which is that of the lower file. What is in upper without being indexed only says so.
+        0 => {
+            let of_links = known.upper_ino() == 0 || known.nlink_delta().is_some();
+            known.from_below && identity.from_below && of_links
+        }
         upper_ino => known.upper_ino() == upper_ino,
     }
 }
