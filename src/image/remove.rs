@@ -8,6 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, RenameFlags};
 use rustix::io::{Errno, Result};
 
+use crate::sys::mode;
+
 /// How deep directories are entered; what is below is first moved up.
 const DEPTH_MAX: usize = 32;
 
@@ -101,7 +103,7 @@ fn open(dir: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd> {
     match rustix::fs::openat(dir, name, DIR, Mode::empty()) {
         Err(Errno::ACCESS) => {
             // It is a directory, as removing it has said; what it has become since is not followed.
-            rustix::fs::chmodat(dir, name, Mode::RWXU, AtFlags::SYMLINK_NOFOLLOW)?;
+            mode::set(dir, name, 0o700)?;
             rustix::fs::openat(dir, name, DIR, Mode::empty())
         }
         done => done,
@@ -151,5 +153,36 @@ mod tests {
         remove_at(top.as_fd(), OsStr::new("beside")).unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         assert_eq!(remove_at(top.as_fd(), OsStr::new("d")), Err(Errno::NOENT));
+    }
+
+    #[test]
+    fn a_closed_directory_is_removed_by_its_owner() {
+        use std::os::unix::fs::{PermissionsExt, chown};
+
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir_all(at("d/closed/in")).unwrap();
+        std::fs::write(at("d/closed/f"), "").unwrap();
+        let root = rustix::process::geteuid().is_root();
+        if root {
+            for name in ["", "d", "d/closed", "d/closed/in", "d/closed/f"] {
+                chown(at(name), Some(1000), Some(1000)).unwrap();
+            }
+        }
+        for name in ["d/closed/in", "d/closed", "d"] {
+            std::fs::set_permissions(at(name), std::fs::Permissions::from_mode(0o000)).unwrap();
+        }
+        let top: OwnedFd = std::fs::File::open(dir.path()).unwrap().into();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                if root {
+                    // Of this thread alone; modes bind who is not root.
+                    let user = rustix::process::Uid::from_raw(1000);
+                    rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+                }
+                remove_at(top.as_fd(), OsStr::new("d")).unwrap();
+            });
+        });
+        assert!(!at("d").exists());
     }
 }

@@ -22,7 +22,7 @@ use super::{Layer, LayerId, Root};
 use crate::config::{Fsync, UnionConfig};
 use crate::error::{Error, Result};
 use crate::sys::mount::Limit;
-use crate::sys::{proc_path, xattr};
+use crate::sys::{mode, proc_path, xattr};
 
 /// The writable layer and its workdir.
 #[derive(Debug)]
@@ -95,13 +95,12 @@ impl<'a> Place<'a> {
         rustix::fs::chownat(self.dir, self.name, uid, gid, self.flags())
     }
 
-    /// Sets the permission bits; the name must not be a symbolic link.
+    /// Sets the permission bits. Errors: EOPNOTSUPP for the name of a symbolic link.
     pub fn chmod(&self, mode: u32) -> rustix::io::Result<()> {
-        let mode = Mode::from_raw_mode(mode);
         if self.name.is_empty() {
-            rustix::fs::fchmod(self.dir, mode)
+            rustix::fs::fchmod(self.dir, Mode::from_raw_mode(mode))
         } else {
-            rustix::fs::chmodat(self.dir, self.name, mode, AtFlags::empty())
+            mode::set(self.dir, self.name, mode)
         }
     }
 

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use super::acl;
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::dents;
+use crate::sys::{dents, mode};
 
 const WORK: &str = "work";
 const INDEX: &str = "index";
@@ -50,6 +50,9 @@ pub struct Workdir {
     /// Whether it has the mark of an earlier volatile mount of this run of the system, and keeps it.
     was_volatile: bool,
 }
+
+/// The mode of a directory that its owner may use, and nobody else.
+const OWNER_ALONE: u32 = 0o700;
 
 /// Opens the directory behind an O_PATH descriptor for reading.
 fn readable(dir: BorrowedFd<'_>, name: &str) -> rustix::io::Result<OwnedFd> {
@@ -443,9 +446,9 @@ fn look_inside<T>(
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
         Err(Errno::ACCESS) => {
             let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            rustix::fs::chmodat(dir, name, Mode::RWXU, AtFlags::empty())?;
+            mode::set(dir, OsStr::new(name), OWNER_ALONE)?;
             let seen = readable(dir, name).and_then(|fd| look(fd.as_fd()));
-            rustix::fs::chmodat(dir, name, Mode::from_raw_mode(stat.st_mode & 0o7777), AtFlags::empty())?;
+            mode::set(dir, OsStr::new(name), stat.st_mode & 0o7777)?;
             seen.map(Some)
         }
         Err(errno) => Err(errno),
@@ -461,7 +464,7 @@ fn subdirectory(dir: BorrowedFd<'_>, name: &str) -> rustix::io::Result<OwnedFd> 
     match readable(dir, name) {
         // The kernel makes its `work` with no permissions at all.
         Err(Errno::ACCESS) => {
-            rustix::fs::chmodat(dir, name, Mode::RWXU, AtFlags::empty())?;
+            mode::set(dir, OsStr::new(name), OWNER_ALONE)?;
             readable(dir, name)
         }
         done => done,
@@ -506,7 +509,7 @@ fn remove_tree(dir: BorrowedFd<'_>, name: &OsStr, fresh: impl Fn() -> OsString) 
         match lift(dir, &name, &fresh) {
             // Somebody may still have the directory, so its mode is left alone where it can be.
             Err(Errno::ACCESS) => {
-                rustix::fs::chmodat(dir, &name, Mode::RWXU, AtFlags::empty())?;
+                mode::set(dir, &name, OWNER_ALONE)?;
                 left.extend(lift(dir, &name, &fresh)?);
             }
             lifted => left.extend(lifted?),
@@ -528,7 +531,7 @@ fn lift(dir: BorrowedFd<'_>, name: &OsStr, fresh: &impl Fn() -> OsString) -> rus
                 match rustix::fs::renameat(&inner, &entry, dir, &moved) {
                     // To move a directory, a plain user must be allowed to write it.
                     Err(Errno::ACCESS) => {
-                        rustix::fs::chmodat(&inner, &entry, Mode::RWXU, AtFlags::empty())?;
+                        mode::set(inner.as_fd(), &entry, OWNER_ALONE)?;
                         rustix::fs::renameat(&inner, &entry, dir, &moved)?;
                     }
                     done => done?,

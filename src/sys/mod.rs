@@ -18,6 +18,7 @@ pub mod fuse_ring;
 pub mod ioctl;
 #[cfg(feature = "fuse")]
 pub mod memory;
+pub mod mode;
 pub mod mount;
 pub mod mountinfo;
 #[cfg(feature = "cli")]

@@ -14,7 +14,7 @@ use crate::layer::attr::{FileKind, Timestamp};
 use crate::layer::name::WH_OPAQUE;
 use crate::layer::overlay::{self, Mark, Namespace, SECURITY_APART, View};
 use crate::layer::override_stat::{OverrideStat, Store};
-use crate::sys::{caps, proc_path, xattr};
+use crate::sys::{caps, mode, proc_path, xattr};
 
 /// How many owners the files of images may have: those below the ids that systemd and others give out.
 const IDS_OF_IMAGES: u64 = 1000;
@@ -222,16 +222,15 @@ fn at(name: &OsStr) -> AtFlags {
 
 /// Sets the permission bits of what is no symbolic link.
 fn chmod(dir: BorrowedFd<'_>, name: &OsStr, mode: u32) -> Result<()> {
-    let mode = Mode::from_raw_mode(mode);
     if name.is_empty() {
+        let mode = Mode::from_raw_mode(mode);
         return match rustix::fs::fchmod(dir, mode) {
             // It was opened with O_PATH.
             Err(Errno::BADF) => rustix::fs::chmod(proc_path(dir), mode),
             done => done,
         };
     }
-    // Nobody else has the tree while it is made, so it is still what was made a moment ago.
-    rustix::fs::chmodat(dir, name, mode, AtFlags::empty())
+    mode::set(dir, name, mode)
 }
 
 /// Sets the time of the last change, and of the last access to the same, so that trees of one layer are equal.
