@@ -120,7 +120,7 @@ impl Fsck {
         };
         let open = |(lower, id): (Directory, u16)| {
             let name = lower.name().to_owned();
-            open_layer(config, LayerId(id), &name, Root::of(lower, Some(Limit::ReadOnly)))
+            open_layer(config, LayerId(id), &name, Root::of(lower, Limit::ReadOnly))
         };
         let lowers = lowers.into_iter().zip(1u16..).map(open).collect::<Result<Vec<_>>>()?;
         let lowers = Lowers::new(lowers, namespace, KEPT_OPEN)?;
@@ -132,7 +132,7 @@ impl Fsck {
                 let (root, work) = upper::clone_together(upper, work, false);
                 (root, Some((work, work_path)))
             }
-            None => (Root::of(upper, Some(Limit::NoAccessTimes)), None),
+            None => (Root::of(upper, Limit::NoAccessTimes), None),
         };
         let layer = open_layer(config, LayerId::UPPER, &path, root)?;
         let lock = workdir::lock(layer.root(), &path, deadline)?;

@@ -155,7 +155,7 @@ impl Stack {
         for (at, part) in parts.into_iter().enumerate() {
             let path = part.path;
             let id = LayerId(u16::try_from(at + 1).map_err(|_| Error::image(path.display(), "is one layer too many"))?);
-            let root = Root { fd: Directory::at(path)?.into_fd(), private: false, quiet: false };
+            let root = Root::plain(Directory::at(path)?);
             layers.push(Layer::new(id, path, root)?);
             says_root.push(part.says_root);
         }

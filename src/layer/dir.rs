@@ -2,7 +2,6 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -376,8 +375,7 @@ pub fn examine(
 
 /// Returns whether the directory `name` holds the entry that makes it opaque in image layers.
 fn has_opaque_entry(layer: &Layer, dir: BorrowedFd<'_>, name: &OsStr) -> Result<bool> {
-    let entry = [name.as_bytes(), b"/", WH_OPAQUE.as_bytes()].concat();
-    exists(layer, dir, OsStr::from_bytes(&entry))
+    layer.has_entry(dir, name, OsStr::new(WH_OPAQUE)).map_err(|e| layer.error("openat2", name, e))
 }
 
 /// Returns whether `dir` holds `.wh.NAME`.

@@ -25,12 +25,12 @@ pub mod workdir;
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 
@@ -81,12 +81,16 @@ pub struct Layer {
     pub clones: AtomicBool,
     root: OwnedFd,
     private: bool,
+    deviceless: bool,
     /// Whether each opening is confined to the mount of the layer by openat2(2).
     confined: bool,
 }
 
 /// Below a mount, and through nothing that leads out of it.
 const CONFINED: ResolveFlags = ResolveFlags::NO_XDEV.union(ResolveFlags::NO_MAGICLINKS);
+
+/// As [`CONFINED`], for what is more than one component.
+const BENEATH: ResolveFlags = CONFINED.union(ResolveFlags::BENEATH).union(ResolveFlags::NO_SYMLINKS);
 
 /// What statfs(2) says of a FUSE file system.
 const FUSE_SUPER_MAGIC: rustix::fs::FsWord = 0x6573_5546;
@@ -102,6 +106,8 @@ pub struct Root {
     pub private: bool,
     /// Whether reading below it, by whoever, changes no access time.
     pub quiet: bool,
+    /// Whether no device below it can be opened.
+    pub deviceless: bool,
 }
 
 impl Root {
@@ -109,7 +115,7 @@ impl Root {
     ///
     /// The clone is limited to `limit` where the kernel can, as overlayfs limits its own: then even a mistake of ours,
     /// or a read through the kernel's passthrough, leaves a lower layer as it is.
-    pub fn of(directory: Directory, limit: Option<Limit>) -> Self {
+    pub fn of(directory: Directory, limit: Limit) -> Self {
         let clone = rustix::mount::open_tree(
             directory.fd(),
             "",
@@ -117,16 +123,22 @@ impl Root {
         );
         match clone {
             Ok(fd) => {
-                let limited = limit.map(|limit| crate::sys::mount::limit(fd.as_fd(), limit));
-                if let Some(Err(errno)) = limited {
+                let limited = crate::sys::mount::limit(fd.as_fd(), limit);
+                if let Err(errno) = limited {
                     log::info!("{}: its private mount cannot be limited: {errno}", directory.name().display());
                 }
-                Self { fd, private: true, quiet: matches!(limited, Some(Ok(()))) }
+                let deviceless = limited.is_ok();
+                Self { fd, private: true, quiet: deviceless && limit != Limit::NoDevices, deviceless }
             }
             // EPERM without CAP_SYS_ADMIN over the mount namespace, EINVAL where another namespace has locked
             // mounts below, ENOSYS before Linux 5.2: then resolution stops at mounts instead.
-            Err(_) => Self { fd: directory.into_fd(), private: false, quiet: false },
+            Err(_) => Self::plain(directory),
         }
+    }
+
+    /// Takes `directory` as it is, in the mount that it is in.
+    pub fn plain(directory: Directory) -> Self {
+        Self { fd: directory.into_fd(), private: false, quiet: false, deviceless: false }
     }
 }
 
@@ -182,6 +194,12 @@ fn can_confine(root: BorrowedFd<'_>, path: &Path) -> bool {
     }
 }
 
+/// Returns `fd` if it is of a regular file. Errors: ESTALE.
+fn regular(fd: OwnedFd) -> rustix::io::Result<OwnedFd> {
+    let mode = rustix::fs::fstat(&fd)?.st_mode;
+    if FileType::from_raw_mode(mode) == FileType::RegularFile { Ok(fd) } else { Err(Errno::STALE) }
+}
+
 impl Layer {
     /// Makes a layer of an opened root.
     pub fn new(id: LayerId, path: &Path, root: Root) -> Result<Self> {
@@ -212,6 +230,7 @@ impl Layer {
             fresh: false,
             root: root.fd,
             private: root.private,
+            deviceless: root.deviceless,
             confined,
         })
     }
@@ -305,6 +324,51 @@ impl Layer {
         rustix::fs::openat(dir, name, flags, Mode::empty())
     }
 
+    /// Opens the regular file `name` in `dir`. What has become something else since it was looked at is not waited for, as a
+    /// pipe would be, and not opened, as a device would be.
+    ///
+    /// Errors: ESTALE where it is no regular file.
+    pub fn open_file(&self, dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        if self.deviceless {
+            match self.open(dir, name, flags | OFlags::NONBLOCK) {
+                // EAGAIN: somebody has a lease on it (fcntl(2)), which is waited for once it is known to be a file.
+                // EACCES: perhaps a device. ENXIO: a pipe that nobody reads, or a socket. ELOOP: a symbolic link.
+                Err(Errno::AGAIN | Errno::ACCESS | Errno::NXIO | Errno::LOOP | Errno::ISDIR) => {}
+                opened => return opened.and_then(regular),
+            }
+        }
+        let pinned = regular(self.open(dir, name, OFlags::PATH)?)?;
+        rustix::fs::open(proc_path(&pinned), flags | OFlags::CLOEXEC, Mode::empty())
+    }
+
+    /// Opens the regular file `name` in `dir` as [`Layer::open_file`] and [`Layer::open_noatime`] do.
+    pub fn open_file_noatime(&self, dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        match self.open_file(dir, name, flags | OFlags::NOATIME) {
+            Err(Errno::PERM) => self.open_file(dir, name, flags),
+            done => done,
+        }
+    }
+
+    /// Returns whether the directory `name` in `dir` has `entry`; false where this user may not look into it.
+    ///
+    /// Errors: ELOOP where `name` has become a symbolic link.
+    pub fn has_entry(&self, dir: BorrowedFd<'_>, name: &OsStr, entry: &OsStr) -> rustix::io::Result<bool> {
+        let path = [name.as_bytes(), b"/", entry.as_bytes()].concat();
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let found = match rustix::fs::openat2(dir, OsStr::from_bytes(&path), flags, Mode::empty(), BENEATH) {
+            // As in `can_confine`.
+            Err(Errno::NOSYS | Errno::PERM) => {
+                self.open_dir(dir, name).and_then(|inner| self.stat_file(inner.as_fd(), entry).map(drop))
+            }
+            done => done.map(drop),
+        };
+        match found {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => Ok(false),
+            Err(errno) => Err(errno),
+        }
+    }
+
     /// Opens `name` in `dir` for reading, without touching its access time where this user may choose that.
     pub fn open_noatime(&self, dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         match self.open(dir, name, flags | OFlags::NOATIME) {
@@ -317,5 +381,63 @@ impl Layer {
     /// Opens the directory behind `dir` for reading its entries.
     pub fn open_listing(&self, dir: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
         self.open_noatime(dir, OsStr::new("."), OFlags::RDONLY | OFlags::DIRECTORY)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use rustix::fs::CWD;
+
+    use super::*;
+
+    /// A layer with one of each kind, as a private clone of its mount where that is allowed, and as it is.
+    fn layers() -> (tempfile::TempDir, Vec<Layer>) {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("file"), "data").unwrap();
+        std::fs::create_dir_all(at("dir/inner")).unwrap();
+        std::fs::create_dir(at("empty")).unwrap();
+        symlink("file", at("link")).unwrap();
+        symlink("dir", at("dirlink")).unwrap();
+        rustix::fs::mknodat(CWD, at("pipe"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let open = || Directory::at(dir.path()).unwrap();
+        let roots = [Root::of(open(), Limit::NoDevices), Root::plain(open())];
+        let layers = roots.map(|root| Layer::new(LayerId(1), dir.path(), root).unwrap());
+        (dir, layers.into())
+    }
+
+    #[test]
+    fn only_a_regular_file_is_opened_for_its_data_and_nothing_is_waited_for() {
+        let (dir, layers) = layers();
+        // Where root runs the tests, and devices can be made.
+        let null = rustix::fs::makedev(1, 3);
+        let device = rustix::fs::mknodat(CWD, dir.path().join("null"), FileType::CharacterDevice, Mode::RUSR, null);
+        for layer in layers {
+            for flags in [OFlags::RDONLY, OFlags::WRONLY, OFlags::RDWR] {
+                let open = |name: &str| layer.open_file(layer.root(), OsStr::new(name), flags).map(drop);
+                assert_eq!(open("file"), Ok(()));
+                assert_eq!(open("pipe"), Err(Errno::STALE));
+                assert_eq!(open("link"), Err(Errno::STALE));
+                assert_eq!(open("dir"), Err(Errno::STALE));
+                if device.is_ok() {
+                    assert_eq!(open("null"), Err(Errno::STALE));
+                }
+            }
+            let read = layer.open_file_noatime(layer.root(), OsStr::new("file"), OFlags::RDONLY).unwrap();
+            assert_eq!(rustix::io::read(&read, &mut [0; 8]), Ok(4));
+        }
+    }
+
+    #[test]
+    fn an_entry_is_looked_for_in_a_directory_and_not_where_a_link_leads() {
+        for layer in layers().1 {
+            let has = |name: &str, entry: &str| layer.has_entry(layer.root(), OsStr::new(name), OsStr::new(entry));
+            assert_eq!(has("dir", "inner"), Ok(true));
+            assert_eq!(has("empty", "inner"), Ok(false));
+            assert_eq!(has("file", "inner"), Ok(false));
+            assert_eq!(has("dirlink", "inner"), Err(Errno::LOOP));
+        }
     }
 }

@@ -366,7 +366,7 @@ pub(crate) fn check_separate(upper: &Directory, work: &Directory) -> Result<()> 
 pub(crate) fn clone_together(upper: Directory, work: Directory, atime: bool) -> (Root, OwnedFd) {
     match clone_of_both(&upper, &work, atime) {
         Some((root, work)) => (root, work),
-        None => (Root { fd: upper.into_fd(), private: false, quiet: false }, work.into_fd()),
+        None => (Root::plain(upper), work.into_fd()),
     }
 }
 
@@ -374,7 +374,7 @@ fn clone_of_both(upper: &Directory, work: &Directory, atime: bool) -> Option<(Ro
     let (upper_path, work_path) = (upper.path()?, work.path()?);
     let pairs = upper_path.components().zip(work_path.components());
     let common: PathBuf = pairs.take_while(|(a, b)| a == b).map(|(a, _)| a).collect();
-    let limit = (!atime).then_some(Limit::NoAccessTimes);
+    let limit = if atime { Limit::NoDevices } else { Limit::NoAccessTimes };
     let root = Some(Root::of(Directory::at(&common).ok()?, limit)).filter(|root| root.private)?;
     let below = |path: &Path, original: &Directory| -> Option<OwnedFd> {
         let relative = path.strip_prefix(&common).ok()?;

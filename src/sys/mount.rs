@@ -8,7 +8,9 @@ use rustix::io::{Errno, Result};
 /// What a private clone of a mount is limited to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
-    /// Reading does not touch access times.
+    /// No device is opened.
+    NoDevices,
+    /// That, and reading does not touch access times.
     NoAccessTimes,
     /// That, and nothing can be written.
     ReadOnly,
@@ -18,17 +20,13 @@ pub enum Limit {
 ///
 /// Errors: ENOSYS before Linux 5.12; EPERM where the flags are locked by another user namespace.
 pub fn limit(mount: BorrowedFd<'_>, limit: Limit) -> Result<()> {
-    let read_only = match limit {
-        Limit::NoAccessTimes => 0,
-        Limit::ReadOnly => libc::MOUNT_ATTR_RDONLY,
+    // The kernel wants the old choice cleared when another one of access times is set.
+    let (more, attr_clr) = match limit {
+        Limit::NoDevices => (0, 0),
+        Limit::NoAccessTimes => (libc::MOUNT_ATTR_NOATIME, libc::MOUNT_ATTR__ATIME),
+        Limit::ReadOnly => (libc::MOUNT_ATTR_NOATIME | libc::MOUNT_ATTR_RDONLY, libc::MOUNT_ATTR__ATIME),
     };
-    let attr = libc::mount_attr {
-        attr_set: read_only | libc::MOUNT_ATTR_NOATIME,
-        // The kernel wants the old choice cleared when another one of access times is set.
-        attr_clr: libc::MOUNT_ATTR__ATIME,
-        propagation: 0,
-        userns_fd: 0,
-    };
+    let attr = libc::mount_attr { attr_set: libc::MOUNT_ATTR_NODEV | more, attr_clr, propagation: 0, userns_fd: 0 };
     // SAFETY: the path is an empty C string and attr a struct mount_attr of the size given; both outlive the call.
     let ret = unsafe {
         libc::syscall(

@@ -234,7 +234,7 @@ fn open_lowers(lowers: Vec<Directory>, config: &UnionConfig) -> Result<Vec<Layer
     let open = |(lower, id): (Directory, u16)| {
         let name = lower.name().to_owned();
         let idmap = is_on_one_of(lower.fd(), &idmapped).then(|| owners.clone());
-        let mut layer = Layer::new(LayerId(id), &name, Root::of(lower, Some(Limit::ReadOnly)))?;
+        let mut layer = Layer::new(LayerId(id), &name, Root::of(lower, Limit::ReadOnly))?;
         layer.idmap = idmap;
         if let Some(store) = layer.overrides.take_if(|store| !store.is_credible(config.permissions)) {
             let path = layer.path.display();

@@ -1,8 +1,7 @@
 //! Making new files, directories, links and nodes in upper.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
@@ -266,10 +265,10 @@ impl Union {
         if upper.features.xattrs {
             return upper.set_mark(place, Mark::Opaque, b"y");
         }
-        let entry = OsString::from_vec([place.name.as_bytes(), b"/", WH_OPAQUE.as_bytes()].concat());
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let made = rustix::fs::openat(place.dir, &entry, flags, Mode::RUSR | Mode::WUSR);
-        made.map(drop).map_err(|e| upper.layer.error("openat", &entry, e))
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let opened = upper.layer.open_dir(place.dir, place.name);
+        let made = opened.and_then(|dir| rustix::fs::openat(dir, WH_OPAQUE, flags, Mode::RUSR | Mode::WUSR));
+        made.map(drop).map_err(|e| upper.layer.error("openat", place.name, e))
     }
 
     /// Gives what was made its owner, ACLs and mode.

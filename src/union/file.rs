@@ -258,6 +258,10 @@ impl Union {
     /// Errors: ENOTTY for any other ioctl.
     pub fn ioctl(&self, id: NodeId, request: u32, input: &[u8]) -> Result<Vec<u8>> {
         let inode = self.inode(id)?;
+        // A device, pipe or socket would have to be opened, which is never for the union to do.
+        if !matches!(inode.kind, FileKind::Regular | FileKind::Directory) {
+            return Err(Error::Refused(Errno::NOTTY));
+        }
         let sets = ioctl::sets_flags(request);
         if sets {
             self.copy_up(&inode, Data::Copy)?;
@@ -392,10 +396,11 @@ impl Union {
         }
     }
 
-    fn open_below(&self, dir: &Arc<LayerDir>, name: &OsStr) -> Result<OwnedFd> {
+    pub(super) fn open_below(&self, dir: &Arc<LayerDir>, name: &OsStr) -> Result<OwnedFd> {
         let layer = self.lowers.layer(dir);
-        self.lowers
-            .with_fd(dir, |fd| layer.open_noatime(fd, name, OFlags::RDONLY).map_err(|e| layer.error("openat", name, e)))
+        self.lowers.with_fd(dir, |fd| {
+            layer.open_file_noatime(fd, name, OFlags::RDONLY).map_err(|e| layer.error("openat", name, e))
+        })
     }
 
     /// Opens the object of `inode` itself.
@@ -411,7 +416,12 @@ impl Union {
                 };
                 return opened.map_err(|e| layer.error("open", OsStr::new(&path), e));
             }
-            let opened = if quiet { layer.open_noatime(dir, name, flags) } else { layer.open(dir, name, flags) };
+            let opened = match (inode.kind == FileKind::Regular, quiet) {
+                (true, true) => layer.open_file_noatime(dir, name, flags),
+                (true, false) => layer.open_file(dir, name, flags),
+                (false, true) => layer.open_noatime(dir, name, flags),
+                (false, false) => layer.open(dir, name, flags),
+            };
             opened.map_err(|e| layer.error("openat", name, e))
         })
     }

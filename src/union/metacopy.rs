@@ -111,10 +111,7 @@ impl Union {
         let wanted = len.min(attr.blocks.saturating_mul(512));
         let room = self.quota.as_ref().map(|quota| quota.reserve(quota.whole(wanted), 0));
         let _room = room.transpose().map_err(Error::Refused)?;
-        let source = self.lowers.with_fd(dir, |fd| {
-            let layer = self.lowers.layer(dir);
-            layer.open_noatime(fd, name, OFlags::RDONLY).map_err(|e| layer.error("openat", name, e))
-        })?;
+        let source = self.open_below(dir, name)?;
         let target = self.open_object(inode, OFlags::RDWR)?;
         let failed = |call: &'static str| move |e: Errno| upper.layer.error(call, name, e);
         // What it is copied to has the whole length already.
