@@ -128,6 +128,9 @@ impl Union {
         if attr.immutable {
             return Err(Error::Refused(Errno::PERM));
         }
+        if attr.kind != inode.kind {
+            return Err(Error::Refused(Errno::STALE));
+        }
         let source = Source { dir, name, attr };
         let upper = self.writable()?;
         let room = self.quota.as_ref().map(|quota| {
@@ -199,6 +202,16 @@ impl Union {
             _ => source.attr.size,
         };
         let fd = if len > 0 { Some(self.open_data(inode, Access::Read)?) } else { None };
+        // The data of a metacopy is another file's.
+        let own = fd.as_ref().filter(|_| inode.data_place() != DataPlace::Below);
+        if let Some(fd) = own {
+            let failed = |e| layer.error("statx", &source.name, e);
+            let opened = layer.stat_file(fd.as_fd(), OsStr::new("")).map_err(failed)?;
+            // What gives rights must not come to the contents of another file that has taken the name meanwhile.
+            if (opened.dev, opened.ino) != (source.attr.dev, source.attr.ino) {
+                return Err(failed(Errno::STALE));
+            }
+        }
         let fill = |target: BorrowedFd<'_>| -> Result<Option<Origin>> {
             if let Some(fd) = &fd {
                 let known = Known::of(&source.attr, self.clones_of(&source.dir));
@@ -211,7 +224,7 @@ impl Union {
                 // It has the name of what it is a copy of, so that needs no redirect, whatever that one has.
                 upper.set_mark(Place::file(target), Mark::Metacopy, b"")?;
             }
-            let origin = self.copy_metadata(upper, source, Place::file(target))?;
+            let origin = self.copy_metadata(upper, source, own.map(AsFd::as_fd), Place::file(target))?;
             if let Data::Cut(len, caller) = data {
                 self.drop_privileges_of(caller, target)?;
                 rustix::fs::ftruncate(target, len).map_err(|e| upper.layer.error("ftruncate", &source.name, e))?;
@@ -249,7 +262,7 @@ impl Union {
             } else {
                 None
             };
-            let origin = self.copy_metadata(upper, source, Place::at(upper.work.fd(), temporary))?;
+            let origin = self.copy_metadata(upper, source, None, Place::at(upper.work.fd(), temporary))?;
             if let Some(dir) = to_sync {
                 let waited = upper.durability.wait_for(dir.as_fd(), Holds::Metadata);
                 waited.map_err(|(call, e)| upper.layer.error(call, temporary, e))?;
@@ -259,11 +272,25 @@ impl Union {
     }
 
     /// Gives `target` the owner, xattrs, mode and times of the source, and the source as its origin, which is returned.
-    fn copy_metadata(&self, upper: &Upper, source: &Source, target: Place<'_>) -> Result<Option<Origin>> {
+    ///
+    /// `open` is the source, where its data is copied, too.
+    fn copy_metadata(
+        &self,
+        upper: &Upper,
+        source: &Source,
+        open: Option<BorrowedFd<'_>>,
+        target: Place<'_>,
+    ) -> Result<Option<Origin>> {
         let failed = |call: &'static str| move |e: Errno| upper.layer.error(call, &source.name, e);
         let attr = &source.attr;
         upper.give(target, attr.uid, attr.gid).map_err(failed("chown"))?;
-        self.copy_xattrs(upper, source, target)?;
+        match open {
+            Some(fd) => self.copy_xattrs(upper, source, (fd, OsStr::new("")), target)?,
+            None => self.lowers.with_fd(&source.dir, |dir| {
+                let from = (dir, &*source.name);
+                self.copy_xattrs(upper, source, from, target)
+            })?,
+        }
         let (mut known, mut held) = (None, true);
         if self.keeps_number(upper, source) {
             let origin = self.origin_of(&source.dir, &source.name)?;
@@ -304,27 +331,31 @@ impl Union {
         if bound { attr.mode | 0o200 } else { attr.mode }
     }
 
-    /// Copies the xattrs and ACLs, the overlay's own aside.
-    fn copy_xattrs(&self, upper: &Upper, source: &Source, target: Place<'_>) -> Result<()> {
-        self.lowers.with_fd(&source.dir, |fd| {
-            let layer = self.lowers.layer(&source.dir);
-            let names = layer.xattrs(fd, &source.name).map_err(|e| layer.error("listxattr", &source.name, e))?;
-            for name in names.iter().filter(|name| !is_impossible(source.attr.kind, name)) {
-                let value = match layer.xattr(fd, &source.name, name) {
-                    Err(Errno::NODATA | Errno::OPNOTSUPP) => continue,
-                    read => read.map_err(|e| layer.error("getxattr", &source.name, e))?,
-                };
-                match upper.set_xattr(target, name, &value, XattrFlags::empty()) {
-                    Ok(()) => {}
-                    // A security module sets its own labels; a plain user, or another file system, cannot keep them.
-                    Err(Errno::PERM) if is_label(name) => {}
-                    // As the kernel's overlayfs: only what decides about access must not be lost.
-                    Err(Errno::OPNOTSUPP) if is_label(name) || !decides_access(name) => {}
-                    Err(errno) => return Err(upper.layer.error("setxattr", name, errno)),
-                }
+    /// Copies the xattrs and ACLs of the source, which is `from`, the overlay's own aside.
+    fn copy_xattrs(
+        &self,
+        upper: &Upper,
+        source: &Source,
+        from: (BorrowedFd<'_>, &OsStr),
+        target: Place<'_>,
+    ) -> Result<()> {
+        let layer = self.lowers.layer(&source.dir);
+        let names = layer.xattrs(from.0, from.1).map_err(|e| layer.error("listxattr", &source.name, e))?;
+        for name in names.iter().filter(|name| !is_impossible(source.attr.kind, name)) {
+            let value = match layer.xattr(from.0, from.1, name) {
+                Err(Errno::NODATA | Errno::OPNOTSUPP) => continue,
+                read => read.map_err(|e| layer.error("getxattr", &source.name, e))?,
+            };
+            match upper.set_xattr(target, name, &value, XattrFlags::empty()) {
+                Ok(()) => {}
+                // A security module sets its own labels; a plain user, or another file system, cannot keep them.
+                Err(Errno::PERM) if is_label(name) => {}
+                // As the kernel's overlayfs: only what decides about access must not be lost.
+                Err(Errno::OPNOTSUPP) if is_label(name) || !decides_access(name) => {}
+                Err(errno) => return Err(upper.layer.error("setxattr", name, errno)),
             }
-            Ok(())
-        })
+        }
+        Ok(())
     }
 
     /// Gives what was made its name, and switches the inode to it.
