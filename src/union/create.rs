@@ -298,10 +298,17 @@ impl Union {
 /// Removes the `.wh.` mark of a name that is there again.
 pub(super) fn remove_mark(upper: &Upper, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
     let Some(mark) = dotwh_name(name) else { return Ok(()) };
-    match rustix::fs::unlinkat(dir, &mark, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(errno) => Err(upper.layer.error("unlinkat", &mark, errno)),
-    }
+    let removed = match rustix::fs::unlinkat(dir, &mark, AtFlags::empty()) {
+        Err(Errno::NOENT) => Ok(()),
+        // A directory of that name is a mark as well, with whatever is in it.
+        Err(Errno::ISDIR) => {
+            let temporary = upper.work.temporary();
+            let moved = rustix::fs::renameat(dir, &mark, upper.work.fd(), &temporary);
+            moved.map(|()| upper.work.discard(&temporary))
+        }
+        done => done,
+    };
+    removed.map_err(|e| upper.layer.error("unlinkat", &mark, e))
 }
 
 /// Removes the mark as [`remove_mark`], or leaves it: what is there shows beside it.
