@@ -1,0 +1,24 @@
+//! Layers and callers that mean harm: a union never resolves outside of its layers, never waits for what somebody has put in
+//! the way of a file, and gives nobody rights that they do not have.
+//!
+//! What a mark means, and what garbage in one does, is in `traps/formats.rs`, `traps/xattrs.rs` and `traps/owners.rs`; what
+//! images may hold is in `images/hostile.rs`.
+
+mod support;
+
+// This crate uses a part of it, as that of the traps uses all.
+#[allow(dead_code)]
+#[path = "traps/union.rs"]
+mod union;
+
+mod hostile {
+    mod bounds;
+    mod callers;
+    mod devices;
+    mod index;
+    mod metacopies;
+    mod names;
+    mod races;
+    mod stage;
+    mod xattrs;
+}
