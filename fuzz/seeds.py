@@ -131,7 +131,35 @@ seed("options", "mount8", b"\1-o\0rw,dev,suid,lowerdir=a\\:b:c\0-o\0metacopy=on,
 seed("options", "plain", b"\2mount\0--lower\0/a\0--upper\0/u\0--work\0/w\0--io\0cached\0/m")
 seed("options", "own", b"\3lowerdir=/a,redirect_dir=on,index=on,xino=auto,threads=4,fsync=strict")
 
+# ---- xattrs: a value or a name; tree: layers and changes, a line each ---------------------------
+
+seed("xattrs", "origin", b"\0\xfb\x1d\0\x01" + bytes(16) + struct.pack("<II", 12, 7))
+seed("xattrs", "origin-any", b"\0\xfb\x21\x02\x81" + bytes(16) + struct.pack("<QI", 12, 7))
+seed("xattrs", "redirect", "/a/b c/d")
+seed("xattrs", "redirect-up", "/a/../b")
+seed("xattrs", "override", "7:8:04755:char-1-3")
+seed("xattrs", "acl", acl)
+seed("xattrs", "acl-named", struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *e) for e in [
+    (1, 7, 2**32 - 1), (2, 6, 1000), (4, 5, 2**32 - 1), (8, 4, 7), (16, 7, 2**32 - 1), (32, 0, 2**32 - 1)]))
+seed("xattrs", "name", "trusted.overlay.overlay.opaque")
+seed("xattrs", "name-override", "user.containers.overlay.override_stat")
+
+T = "trusted.overlay."
+seed("tree", "merged", "ff\tupper\ndd\n=\nfd/a\tlower\nfg\tlower\nwd/b\n=\nfd/b\tbelow\nfd/c\tbelow\nlk\td/a\n!\nad/a\tmore\nud/c\nvd\te\nfd\tnew\n")
+seed("tree", "marks", f"f.wh.a\nf.wh..wh.x\nf.wh.\nfd/.wh..wh..opq\nxe\t{T}opaque\tx\nde\nxe\t{T}opaque\tx\nfe/w\nxe/w\t{T}whiteout\ty\n=\nfa\ta\nfd/x\tx\nfe/w\tw\ndf\nxf\tuser.fuseoverlayfs.opaque\ty\n=\nff/y\ty\n!\nfa\tagain\nrf\nue/w\ndf\n")
+seed("tree", "redirects", f"da\nxa\t{T}redirect\t/b/c\n=\ndb/c\nxb/c\t{T}redirect\t/d\ndc\nxc\t{T}redirect\t../outside\nlout\t../outside\nde\nxe\t{T}redirect\t/out\n=\nfd/f\tdeep\nfb/c/g\tg\nlout\t../outside\n!\nva\tz\nvz/f\tf\ndz/n\n")
+seed("tree", "metacopies", f"om\nff\t\nxf\t{T}metacopy\t\nfg\nxg\t{T}metacopy\t\nxg\t{T}redirect\t/p\n=\nff\tdata\npp\ncc\nlo\t../outside/secret\nfh\nxh\t{T}metacopy\t\nxh\t{T}redirect\t/c\nfi\nxi\t{T}metacopy\t\nxi\t{T}redirect\t/o\n=\nfi\tx\n!\nmf\t600\naf\tmore\nvg\tk\nah\tx\n")
+seed("tree", "index", f"if\tl\nilower1/a\tl\nilower1/c\tp\nff\nxf\t{T}origin\t@outside/secret\nxf\t{T}nlink\tL+3\nx\t{T}impure\ty\nioutside/secret\tf\n=\nfa\tlinked\nhb\ta\nfc\tlinked\nhd/c\tc\n!\naa\tmore\nub\nhc\tz\nac\tmore\n")
+seed("tree", "forged", f"=\nff\tx\ndd\n!\nxf\t{T}redirect\t/x\nxd\tuser.overlay.opaque\ty\nxd\tuser.fuseoverlayfs.opaque\ty\nxf\tuser.containers.override_stat\t0:0:04755\nyd\t{T}opaque\nww\nf.wh.f\nvf\t.wh.g\nef\td\n")
+seed("tree", "user", "ou\ndd\nxd\tuser.overlay.redirect\t/e\nff\nxf\tuser.overlay.metacopy\t\n=\nfe/x\tx\nff\tf\nxe\ttrusted.overlay.redirect\t/q\n!\nvd\tm\n")
+seed("tree", "nofollow", f"onr\n=\ndd\nxd\t{T}redirect\te\n=\nfe/x\tx\n")
+
 words = {
+    "xattrs": ["trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.", "user.containers.", "security.fuseoverlayfs.", "overlay.", "override_stat", "override_",
+               "\\x00\\xfb", ":char-", ":block-", ":symlink", ":file", "/../", "\\x02\\x00\\x00\\x00"],
+    "tree": ["\\x0a=\\x0a", "\\x0a!\\x0a", "\\x0ad", "\\x0af", "\\x0al", "\\x0ax", "\\x0aw", "\\x09trusted.overlay.redirect\\x09", "\\x09trusted.overlay.metacopy\\x09",
+             "\\x09trusted.overlay.opaque\\x09y", "\\x09trusted.overlay.opaque\\x09x", "\\x09trusted.overlay.whiteout\\x09y", "\\x09trusted.overlay.origin\\x09@", "\\x09trusted.overlay.nlink\\x09U-1",
+             "\\x09trusted.overlay.impure\\x09y", "user.overlay.", "user.fuseoverlayfs.", "../outside", "@outside/secret", "@lower1/", ".wh.", ".wh..wh..opq", "\\x0aom", "\\x0aoun", "\\x0ar"],
     "layer": ["ustar\\x0000", "ustar  \\x00", ".wh.", ".wh..wh..opq", "../", "SCHILY.xattr.", "SCHILY.xattr.system.posix_acl_access=",
               "GNU.sparse.map=", "GNU.sparse.size=", "GNU.sparse.major=1", "GNU.sparse.realsize=", "GNU.sparse.offset=", "path=", "linkpath=", "size=", "uid=", "mtime=-"],
     "members": ["\\x0af", "\\x0ad", "\\x0al", "\\x0ah", "\\x0ap", "\\x0ac", "/.wh.", "/.wh..wh..opq", "/../", "/./", "\\x09/", "\\x09../"],

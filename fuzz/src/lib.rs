@@ -19,6 +19,7 @@ use unionfs_rs::image::unpack::unpack;
 use unionfs_rs::layer::attr::{FileKind, Timestamp};
 
 pub mod model;
+pub mod tree;
 
 /// A directory in which trees are unpacked, beside things that no layer may touch.
 pub struct Place {
