@@ -20,5 +20,6 @@ mod hostile {
     mod names;
     mod races;
     mod stage;
+    mod unprivileged;
     mod xattrs;
 }

@@ -90,7 +90,6 @@ fn xattrs_as_many_and_as_long_as_there_can_be_are_read_and_copied_up() {
     trap(1, |layers| {
         layers.lower(0).file("many", "x").file("long", "x").file("both/f", "x").dir("dir");
     })
-    .on_a_disk_of("64m")
     .run(|union| {
         for (name, count, length) in [("many", 250, 8), ("long", 1, 3000), ("dir", 20, 100)] {
             for n in 0..count {

@@ -37,7 +37,7 @@ pub use mount::{Io, KernelMount, Mounted, OurMount, Spec, StartError, fuse_conne
 pub use privilege::{Privilege, privilege, require_root};
 pub use rng::Rng;
 pub use skip::record as record_skip;
-pub use unprivileged::{Home, Who};
+pub use unprivileged::{Home, Who, suite_as};
 pub use watchdog::Watchdog;
 
 use std::path::PathBuf;

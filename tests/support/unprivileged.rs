@@ -4,8 +4,10 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use super::binary;
+use super::{binary, on_kernel, record_skip, require_root};
 
 /// The uid and gid of the plain user.
 const USER: u32 = 1000;
@@ -82,4 +84,67 @@ impl Home {
         }
         None
     }
+}
+
+/// Less than the runner's own patience, so that what hangs is shown with its output.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// Runs every test of the running one's crate as `who`, but those of modules named `unprivileged`, and shows what failed.
+pub fn suite_as(who: Who) {
+    if !require_root("becoming another user") {
+        return;
+    }
+    if on_kernel() {
+        crate::skip!("the kernel's overlayfs is mounted by root alone here");
+    }
+    if let Some(reason) = Home::obstacle(who) {
+        crate::skip!("{reason}");
+    }
+    let home = Home::new();
+    let this = std::env::current_exe().expect("/proc is mounted");
+    let suite = home.take(&this, "suite");
+    let words = home.wrapper(who);
+    let (skips, output) = (home.path().join("skipped"), home.path().join("output"));
+    let log = fs::File::create(&output).expect("the directory can be written");
+    fs::write(&skips, "").expect("the directory can be written");
+    std::os::unix::fs::chown(&skips, Some(1000), Some(1000)).expect("root may chown");
+    eprintln!("{} as {who:?}", binary().display());
+    let mut child = Command::new(&words[0])
+        .args(&words[1..])
+        .arg(suite)
+        .args(["--skip", "unprivileged", "--test-threads", "4"])
+        .env("UNIONFS_RS_BIN", home.binary())
+        .env("RUST_BACKTRACE", "0")
+        .env("UNIONFS_TEST_DIR", home.path())
+        .env("UNIONFS_SKIP_LOG", &skips)
+        .current_dir(home.path())
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().expect("a descriptor can be duplicated"))
+        .stderr(log)
+        .spawn()
+        .expect("unshare and setpriv (package util-linux) are installed");
+    let deadline = Instant::now() + PATIENCE;
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("an own child can be waited for") {
+            break Some(status);
+        }
+        if Instant::now() > deadline {
+            // Everything it started goes with it: see `Home::wrapper`.
+            child.kill().expect("an own child can be killed");
+            child.wait().expect("an own child can be waited for");
+            break None;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let skipped = fs::read_to_string(&skips).expect("the directory can be read");
+    // Not those of single modes, which ran as root.
+    for line in skipped.lines().filter(|line| !line.contains(" Mode {")) {
+        let (test, reason) = line.trim_start_matches("SKIPPED: ").split_once(": ").unwrap_or((line, ""));
+        record_skip(&format!("{test} as {who:?}"), reason);
+    }
+    let output = fs::read_to_string(&output).expect("the directory can be read");
+    let failures = output.find("\nfailures:\n").map_or(output.as_str(), |from| &output[from..]);
+    let ended = status.map_or("in no time".to_owned(), |status| status.to_string());
+    assert!(status.is_some_and(|status| status.success()), "the suite as {who:?} ended {ended}:\n{failures}");
+    assert!(output.contains("test result: ok."), "the suite did not run:\n{output}");
 }
