@@ -43,9 +43,15 @@ impl Again<'_> {
         }
         command.arg(std::env::current_exe().expect("a test knows its binary")).args([&test_name(), "--exact"]);
         command.env(self.told.0, self.told.1);
-        let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
-        let status = status.expect("strace can be started");
-        (status, fs::read_to_string(self.trace).expect("strace has written its trace"))
+        let done = command.stdin(Stdio::null()).stdout(Stdio::null()).output().expect("strace can be started");
+        let trace = fs::read_to_string(self.trace).unwrap_or_else(|error| {
+            panic!(
+                "{command:?} has written no trace: {error}, {}: {}",
+                done.status,
+                String::from_utf8_lossy(&done.stderr)
+            )
+        });
+        (done.status, trace)
     }
 }
 

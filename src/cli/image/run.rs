@@ -97,7 +97,8 @@ pub fn run(matches: &ArgMatches) -> Result<Exit, Failure> {
 
 fn try_run(matches: &ArgMatches) -> Result<ExitStatus, Failure> {
     let text = |name: &str| matches.get_one::<String>(name).cloned();
-    let runtime = find_runtime(text("runtime"))?;
+    // Looked for where this process came from; that there is none is said once there is something to run.
+    let runtime = find_runtime(text("runtime"));
     // How the store is kept is settled by who it belongs to, and not by the root of a namespace.
     drop(open_store(matches)?);
     namespaces::enter()?;
@@ -105,12 +106,12 @@ fn try_run(matches: &ArgMatches) -> Result<ExitStatus, Failure> {
     let mut command: Vec<String> = words(matches, "IMAGE").map(str::to_owned).collect();
     if let Some(id) = text("container") {
         let container = store.container(&id)?;
-        return in_container(matches, store, &container, command, &runtime).map_err(|(failure, _)| failure);
+        return in_container(matches, store, &container, command, runtime).map_err(|(failure, _)| failure);
     }
     // clap lets no command line without it through.
     let image = if command.is_empty() { String::new() } else { command.remove(0) };
     let container = containers::make(&store, &image, !matches.get_flag("keep"))?;
-    in_container(matches, store, &container, command, &runtime).map_err(|(failure, started)| {
+    in_container(matches, store, &container, command, runtime).map_err(|(failure, started)| {
         if started == Started::No {
             // Nobody was told of it. That it goes on being there is said by ps.
             let _ = container.remove();
@@ -131,9 +132,10 @@ fn in_container(
     store: Store,
     container: &Container,
     command: Vec<String>,
-    runtime: &Path,
+    runtime: Result<PathBuf, Failure>,
 ) -> Result<ExitStatus, (Failure, Started)> {
     let not = |failure: Failure| (failure, Started::No);
+    let runtime = runtime.map_err(not)?;
     let bundle = Bundle { path: container.bundle() };
     let image = containers::image_of(&store, container).map_err(not)?;
     let mut served = Served::start(&store, container, &bundle.rootfs()).map_err(not)?;
@@ -144,7 +146,7 @@ fn in_container(
     let written = served.note().and_then(|()| bundle.write(matches, &image, container, command));
     let ran = written.and_then(|points| write_id(matches, container).map(|()| points)).map_err(not);
     let ran = ran.and_then(|points| {
-        let status = guarded(matches, runtime, &bundle, container).map_err(|failure| (failure, Started::Yes));
+        let status = guarded(matches, &runtime, &bundle, container).map_err(|failure| (failure, Started::Yes));
         points.clear();
         status
     });
