@@ -9,9 +9,11 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use lru::LruCache;
-use parking_lot::Mutex;
 
-const SHARDS: usize = 16;
+use crate::sys::sync::Mutex;
+
+/// One for a model: a run of it can be repeated only if the keys are in the same shards again.
+const SHARDS: usize = if cfg!(loom) { 1 } else { 16 };
 
 /// How often a cache had what was asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -69,6 +71,17 @@ impl<K: Hash + Eq> FdCache<K> {
     pub fn insert(&self, key: K, fd: Arc<OwnedFd>) {
         let evicted = self.shard(&key).lock().kept.push(key, fd);
         drop(evicted);
+    }
+
+    /// Keeps `fd` for `key` if `current` says so, and returns that. Whoever removes the descriptor of `key` after it is not
+    /// current any more leaves none that was kept before, and finds that none is kept after.
+    pub fn insert_if(&self, key: K, fd: Arc<OwnedFd>, current: impl FnOnce() -> bool) -> bool {
+        let mut shard = self.shard(&key).lock();
+        let is_current = current();
+        let evicted = if is_current { shard.kept.push(key, fd) } else { None };
+        drop(shard);
+        drop(evicted);
+        is_current
     }
 
     /// Forgets the descriptor of `key`; it is closed when nobody uses it any more.

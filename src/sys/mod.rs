@@ -31,6 +31,7 @@ pub mod processors;
 pub mod scheduling;
 #[cfg(feature = "cli")]
 pub mod signals;
+pub mod sync;
 pub mod writeback;
 pub mod xattr;
 

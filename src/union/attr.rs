@@ -102,7 +102,7 @@ impl Union {
             self.set_mode(pinned.as_fd(), mode)?;
         }
         if let Some(size) = set.size {
-            let file = self.file_of(&inode, fh, super::file::Access::Write)?;
+            let file = self.file_of(&inode, fh, super::kept::Access::Write)?;
             self.set_size(&inode, &file, size, caller)?;
         }
         let _times = set.mtime.map(|_| self.hold_times(&inode));

@@ -10,10 +10,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, StatxFlags};
 
-use super::file;
 use super::handle::Handles;
 use super::index::Counts;
 use super::inode::{Dir, Ino, Inode, NodeId, Parts, Place, Real};
+use super::kept::KeptFiles;
 use super::listing::Listings;
 use super::numbers::Numbers;
 use super::owners::OwnerView;
@@ -154,7 +154,7 @@ impl Union {
             may_chown: caps::effective(rustix::thread::CapabilitySet::CHOWN),
             table: Table::new(root),
             dirs: FdCache::new(kept),
-            files: file::cache(kept),
+            files: KeptFiles::new(kept),
             listings: Listings::new(),
             times: Default::default(),
             handles: Handles::default(),

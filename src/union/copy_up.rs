@@ -14,9 +14,9 @@ use rustix::fs::{AtFlags, OFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::copy_data::Known;
-use super::file::Access;
 use super::index::Counts;
 use super::inode::{DataPlace, Inode, Real};
+use super::kept::Access;
 use super::search::InUpper;
 use super::short_name::ShortName;
 use super::xattr::is_impossible;
@@ -180,10 +180,7 @@ impl Union {
     fn keep_copy(&self, inode: &Arc<Inode>, fd: OwnedFd) {
         let (place, version) = inode.place();
         if place.real.is_upper() && !place.unlinked {
-            self.keep_file(inode, Access::Write, Arc::new(fd));
-            if !inode.is_at(version) {
-                self.close_files(inode.serial);
-            }
+            self.files.keep_of(inode, version, Access::Write, &Arc::new(fd));
         }
     }
 
@@ -513,9 +510,7 @@ impl Union {
         inode.set_upper_ino(upper_ino);
         self.drop_place(Some(inode.relocate(|place| place.real = real)));
         inode.set_data_place(DataPlace::Unknown);
-        if inode.note_descriptor(false) {
-            self.close_files(inode.serial);
-        }
+        self.files.switched(inode);
     }
 
     /// Records in upper's part of `parent` that entries of it have an origin.

@@ -92,7 +92,7 @@ impl Union {
         let inode = self.hold_new(&parent, &name, &hit)?;
         if let Some(fd) = fd {
             inode.set_data_place(DataPlace::Here);
-            self.keep_file(&inode, super::file::Access::Write, Arc::new(fd));
+            self.files.keep(&inode, super::kept::Access::Write, Arc::new(fd));
         }
         self.charge(&[&parent, &inode]);
         let attr = inode.finish(attr);

@@ -10,28 +10,11 @@ use rustix::io::Errno;
 
 use super::copy_up::Data;
 use super::inode::{DataPlace, Inode, NodeId};
+use super::kept::Access;
 use super::{Caller, Fh, FileKind, SetAttr, SetTime, Union, quota};
 use crate::error::{Error, Result};
-use crate::layer::dir::{LayerDir, Serial};
-use crate::layer::fds::FdCache;
+use crate::layer::dir::LayerDir;
 use crate::sys::{ioctl, proc_path};
-
-/// What a descriptor is good for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Access {
-    /// Reading.
-    Read,
-    /// Writing, and reading where the file allows it.
-    Write,
-}
-
-/// Names a descriptor in the cache.
-pub(super) type FileKey = (Serial, Access);
-
-/// Makes the cache.
-pub(super) fn cache(capacity: usize) -> FdCache<FileKey> {
-    FdCache::new(capacity)
-}
 
 /// What lseek(2) looks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -273,7 +256,7 @@ impl Union {
             // Whether a file is immutable xfs, btrfs and tmpfs ask at open(2) alone; whoever opens it at the moment opens it
             // again.
             self.drop_place(Some(inode.relocate(|_| {})));
-            self.close_files(inode.serial);
+            self.files.close(inode.serial);
         }
         Ok(answer)
     }
@@ -310,45 +293,10 @@ impl Union {
     /// Returns a descriptor for the data of `inode`; for writing, the caller has copied it up.
     pub(super) fn data_file(&self, inode: &Arc<Inode>, access: Access) -> Result<Arc<OwnedFd>> {
         check_regular(inode)?;
-        if let Some(fd) = self.files.get(&(inode.serial, Access::Write)) {
-            return Ok(fd);
-        }
-        if access == Access::Read
-            && let Some(fd) = self.files.get(&(inode.serial, Access::Read))
-        {
-            return Ok(fd);
-        }
-        loop {
-            let (_, version) = inode.place();
-            let (fd, readable) = match access {
-                Access::Write => self.open_for_writing(inode)?,
-                Access::Read => (self.open_for_reading(inode)?, true),
-            };
-            let fd = Arc::new(fd);
-            if !readable {
-                // Not kept: readers are given what is kept for writers.
-                return Ok(fd);
-            }
-            self.keep_file(inode, access, fd.clone());
-            // A copy-up that ended between the two would leave a descriptor of the lower file in the cache.
-            if inode.is_at(version) {
-                return Ok(fd);
-            }
-            self.close_files(inode.serial);
-            std::thread::yield_now();
-        }
-    }
-
-    /// Keeps a descriptor of `inode` for later.
-    pub(super) fn keep_file(&self, inode: &Inode, access: Access, fd: Arc<OwnedFd>) {
-        inode.note_descriptor(true);
-        self.files.insert((inode.serial, access), fd);
-    }
-
-    /// Gives up the descriptors of an inode.
-    pub(super) fn close_files(&self, serial: Serial) {
-        self.files.remove(&(serial, Access::Read));
-        self.files.remove(&(serial, Access::Write));
+        self.files.get_or_open(inode, access, || match access {
+            Access::Write => self.open_for_writing(inode),
+            Access::Read => Ok((self.open_for_reading(inode)?, true)),
+        })
     }
 
     /// Opens the data of the regular file `id` for reading where a lower layer has it; `None` where upper does.

@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::copy_up::Data;
-use super::file::Access;
 use super::inode::{DataPlace, Inode, NodeId};
+use super::kept::Access;
 use super::{Caller, FileKind, Union};
 use crate::error::{Error, Result};
 
@@ -117,7 +117,7 @@ impl Union {
             }
         };
         let (_, version) = inode.place();
-        let kept = self.files.get(&(inode.serial, Access::Write));
+        let kept = self.files.get(&inode, Access::Write);
         // Before the file is opened: a lower file must not pass for upper's because it was copied up meanwhile.
         let upper = inode.is_upper();
         let file = match kept {

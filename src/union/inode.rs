@@ -2,15 +2,16 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use parking_lot::RwLock;
 
 use super::name_index::NameIndex;
 use super::short_name::ShortName;
 use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::{DotWh, LayerDir, Serial};
+use crate::sys::sync::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Mutex, MutexGuard, OnceLock};
 
 /// The number that stat(2) shows: unique in the union, the same for the life of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

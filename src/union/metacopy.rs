@@ -5,7 +5,6 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::MutexGuard;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
@@ -19,6 +18,7 @@ use crate::layer::durability::Holds;
 use crate::layer::overlay::Mark;
 use crate::layer::redirect::Redirect;
 use crate::layer::upper::{Place, Upper};
+use crate::sys::sync::MutexGuard;
 
 impl Union {
     /// Returns where the data of a metacopy is; `None` when it is where the metadata is.
@@ -150,9 +150,7 @@ impl Union {
         self.charge(&[inode]);
         // Whoever is opening the data at the moment opens it again.
         self.drop_place(Some(inode.relocate(|_| {})));
-        if inode.note_descriptor(false) {
-            self.close_files(inode.serial);
-        }
+        self.files.switched(inode);
         Ok(cut.is_some())
     }
 

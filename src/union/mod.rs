@@ -22,6 +22,7 @@ mod file;
 mod handle;
 mod index;
 mod inode;
+mod kept;
 mod link;
 mod listing;
 mod lookup;
@@ -85,10 +86,10 @@ use crate::layer::fds::FdCache;
 use crate::layer::overlay::Namespace;
 use crate::layer::upper::Upper;
 use crate::sys::caps;
-use file::FileKey;
 use handle::Handles;
 use index::Counts;
 use inode::{Dir, Inode, Place, Real};
+use kept::KeptFiles;
 use listing::Listings;
 use numbers::Numbers;
 use owners::OwnerView;
@@ -194,7 +195,7 @@ pub struct Union {
     /// Descriptors of upper's directories.
     dirs: FdCache<Serial>,
     /// Descriptors that data is read and written through.
-    files: FdCache<FileKey>,
+    files: KeptFiles,
     listings: Listings,
     /// Rank 4 (before places). Each for some inodes: when they were written, as [`Union::write_back`] keeps and setattr sets it.
     times: [Mutex<()>; 16],
@@ -318,9 +319,7 @@ impl Union {
     /// Gives up what was kept for an inode that is gone.
     fn release(&self, inode: &Inode) {
         self.credit(inode);
-        if inode.note_descriptor(false) {
-            self.close_files(inode.serial);
-        }
+        self.files.switched(inode);
         if inode.from_below && inode.dir().is_none() && inode.upper_ino() != 0 {
             self.table.forget_alias(self.numbers.number(self.upper_dev, inode.upper_ino()), inode);
         }
