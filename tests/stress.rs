@@ -1,6 +1,7 @@
 //! Stress: eight processes at once on one mount, and trees that are deep, wide and tall.
 //!
 //! Environment: `UNIONFS_STRESS_SECONDS` (how long the processes work, 10), `UNIONFS_STRESS_SEED`,
+//! `UNIONFS_STRESS_RESIDENT_KIB` (how much a daemon's memory may grow, 24576),
 //! `UNIONFS_FULL=1` (the whole sizes: a directory of 100,000 entries and 300,000 inodes; otherwise a
 //! tenth).
 

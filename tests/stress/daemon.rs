@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::support::{Mounted, OurMount, Privilege, Spec, on_kernel, privilege};
+use crate::support::{Mounted, OurMount, Privilege, Spec, number, on_kernel, privilege};
 
 /// Our mount, or the kernel's overlayfs under `UNIONFS_TEST_ON=kernel`.
 pub enum AnyMount {
@@ -73,7 +73,8 @@ impl Usage {
     /// How much more memory a daemon may have resident than at the beginning. What is freed goes back
     /// to the allocator, which keeps pages that are in part in use and a heap for each thread; so it
     /// is no leak as long as it does not grow with the work, of which a stress test does far more
-    /// than fits in here.
+    /// than fits in here. `UNIONFS_STRESS_RESIDENT_KIB` says how much where the daemon has another
+    /// allocator, as one built with a sanitizer.
     const MORE_RESIDENT_KIB: u64 = 24 * 1024;
 
     /// Waits until the daemon is back where it was `before`, and panics where that takes longer than
@@ -84,11 +85,12 @@ impl Usage {
         if privilege() != Privilege::Root {
             return;
         }
+        let more_resident_kib = number("UNIONFS_STRESS_RESIDENT_KIB", Self::MORE_RESIDENT_KIB);
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             let now = now().expect("the daemon lives");
             let descriptors = now.descriptors <= before.descriptors + Self::MORE_DESCRIPTORS;
-            if descriptors && now.resident_kib <= before.resident_kib + Self::MORE_RESIDENT_KIB {
+            if descriptors && now.resident_kib <= before.resident_kib + more_resident_kib {
                 return;
             }
             assert!(Instant::now() < deadline, "the daemon had {before:?} and has {now:?}");
