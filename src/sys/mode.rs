@@ -4,6 +4,7 @@
 use std::ffi::{CString, OsStr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, Result};
@@ -11,10 +12,23 @@ use rustix::io::{Errno, Result};
 // The same on every architecture that Linux runs on, but for alpha.
 const SYS_FCHMODAT2: libc::c_long = 452;
 
+/// Set once the kernel has said that it lacks the call.
+static LACKING: AtomicBool = AtomicBool::new(false);
+
+/// Makes every later call take the way by a descriptor, as on a kernel before 6.6.
+#[doc(hidden)]
+pub fn forget_call() {
+    LACKING.store(true, Ordering::Relaxed); // Relaxed: guards nothing but itself.
+}
+
 /// Sets the permission bits of `name` in `dir`, which fchmodat(2) would follow if it has become a symbolic link.
 ///
 /// Errors: EOPNOTSUPP for a symbolic link.
 pub fn set(dir: BorrowedFd<'_>, name: &OsStr, mode: u32) -> Result<()> {
+    // Relaxed: as above.
+    if LACKING.load(Ordering::Relaxed) {
+        return set_pinned(dir, name, mode);
+    }
     let path = CString::new(name.as_bytes()).map_err(|_| Errno::INVAL)?;
     // SAFETY: path is a C string that outlives the call.
     let ret = unsafe { libc::syscall(SYS_FCHMODAT2, dir.as_raw_fd(), path.as_ptr(), mode, libc::AT_SYMLINK_NOFOLLOW) };
@@ -22,8 +36,12 @@ pub fn set(dir: BorrowedFd<'_>, name: &OsStr, mode: u32) -> Result<()> {
         return Ok(());
     }
     match std::io::Error::last_os_error().raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error) {
-        // EPERM may be the answer, or that of a seccomp filter to all that it does not know.
-        Errno::NOSYS | Errno::PERM => set_pinned(dir, name, mode),
+        Errno::NOSYS => {
+            forget_call();
+            set_pinned(dir, name, mode)
+        }
+        // It may be the answer, or that of a seccomp filter to all that it does not know.
+        Errno::PERM => set_pinned(dir, name, mode),
         errno => Err(errno),
     }
 }

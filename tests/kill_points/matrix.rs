@@ -135,6 +135,7 @@ fn act(told: &str) {
     let at = |name: &str| Path::new(root).join(name);
     // strace does not know the newer calls.
     unionfs_rs::sys::xattr::forget_at_calls();
+    unionfs_rs::sys::mode::forget_call();
     let before = descriptors();
     let union = Union::from_config(&config(case, at)).unwrap_or_else(|error| panic!("{error}"));
     let done = traced::marked(Path::new("/"), || (case.act)(Subject::Union(&union)));

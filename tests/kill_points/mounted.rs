@@ -64,7 +64,7 @@ fn calls(point: &Point) -> Vec<Call> {
     let died = Traced::new(point, &layers, None).act(point);
     assert_eq!(died, Ok(false), "{}", point.case().name);
     let trace = fs::read_to_string(layers.path("trace")).expect("strace has written its trace");
-    traced::calls(&trace).into_iter().filter(changes).collect()
+    traced::calls(&trace).into_iter().filter(|call| changes(call) && call.is_known()).collect()
 }
 
 /// Has the daemon killed; returns whether it was.

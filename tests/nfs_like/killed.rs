@@ -172,6 +172,7 @@ fn die(ground: Ground, told: &str) {
     let at = |name: &str| Path::new(root).join(name);
     // strace does not know the newer calls.
     unionfs_rs::sys::xattr::forget_at_calls();
+    unionfs_rs::sys::mode::forget_call();
     let config = UnionConfig {
         lowers: vec![at("lower0").into(), at("lower1").into()],
         upper: Some(at("upper").into()),

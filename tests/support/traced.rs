@@ -64,6 +64,11 @@ pub struct Call {
 }
 
 impl Call {
+    /// Whether strace knows it, and so can have it fail.
+    pub fn is_known(&self) -> bool {
+        !self.name.starts_with("syscall_")
+    }
+
     /// Whether it does more than open what is there.
     pub fn makes(&self) -> bool {
         self.name != "openat" || self.arguments.contains("O_CREAT") || self.arguments.contains("O_TMPFILE")
