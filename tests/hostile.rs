@@ -14,6 +14,7 @@ mod union;
 mod hostile {
     mod bounds;
     mod callers;
+    mod confined;
     mod devices;
     mod index;
     mod metacopies;
