@@ -36,23 +36,18 @@ impl<'a> Known<'a> {
 ///
 /// Holes stay holes. Returns how many bytes were read and written: none where the data is shared. Errors: those of reading and writing, ENOSPC above all.
 pub fn copy(source: BorrowedFd<'_>, target: BorrowedFd<'_>, len: u64, known: Known<'_>) -> Result<u64> {
-    let copied = fill(source, target, len, known)?;
-    if known.whole && copied == len { Ok(len) } else { rustix::fs::ftruncate(target, len).map(|()| copied) }
-}
-
-/// Copies as [`copy`], but that `target`, which holds nothing but holes, may then be as long as it was, or as `source`.
-pub fn fill(source: BorrowedFd<'_>, target: BorrowedFd<'_>, len: u64, known: Known<'_>) -> Result<u64> {
     // Relaxed: whoever does not know yet asks once more.
     if len > 0 && known.clones.load(Ordering::Relaxed) {
         match rustix::fs::ioctl_ficlone(target, source) {
-            Ok(()) => return Ok(0),
+            Ok(()) => return rustix::fs::ftruncate(target, len).map(|()| 0),
             Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::NOTTY) => known.clones.store(false, Ordering::Relaxed),
             // This file cannot be shared; the next one may.
             Err(_) => {}
         }
     }
     if known.whole {
-        return copy_range(source, target, 0, len);
+        let copied = copy_range(source, target, 0, len)?;
+        return if copied == len { Ok(len) } else { rustix::fs::ftruncate(target, len).map(|()| copied) };
     }
     let (mut at, mut copied) = (0, 0);
     while at < len {
@@ -63,7 +58,7 @@ pub fn fill(source: BorrowedFd<'_>, target: BorrowedFd<'_>, len: u64, known: Kno
         copied += copy_range(source, target, start, end.min(len))?;
         at = end;
     }
-    Ok(copied)
+    rustix::fs::ftruncate(target, len).map(|()| copied)
 }
 
 /// Returns where data begins at or after `at`, and where it ends; `None` when only a hole is left.

@@ -85,7 +85,7 @@ impl Union {
     /// Brings `inode` to upper as [`Union::copy_up`]; returns whether its data is as `data` says by that.
     fn bring_up(&self, inode: &Arc<Inode>, data: Data) -> Result<bool> {
         if inode.is_upper() {
-            return self.fill_metacopy(inode, data);
+            return self.fill_metacopy(inode, data).map(|()| false);
         }
         self.writable()?;
         let mut climb = vec![inode.clone()];
@@ -101,7 +101,7 @@ impl Union {
             let wanted = if Arc::ptr_eq(step, inode) { data } else { Data::Copy };
             done = self.copy_up_one(step, wanted)?;
         }
-        if done { Ok(true) } else { self.fill_metacopy(inode, data) }
+        if done { Ok(true) } else { self.fill_metacopy(inode, data).map(|()| false) }
     }
 
     /// Brings the directory `inode` to upper, so that something can be made in it.

@@ -201,10 +201,16 @@ impl Union {
     }
 
     fn settle_count(&self, upper: &Upper, index: BorrowedFd<'_>, entry: &OsStr, counts: Counts) -> Result<()> {
-        let value = self.namespace.get(index, entry, Mark::Nlink);
-        let value = value.map_err(|e| upper.layer.error("getxattr", entry, e))?;
+        let value = match self.namespace.get(index, entry, Mark::Nlink) {
+            // Its last name went meanwhile.
+            Err(Errno::NOENT) => return Ok(()),
+            read => read.map_err(|e| upper.layer.error("getxattr", entry, e))?,
+        };
         let stored = value.as_deref().and_then(parse);
-        let attr = upper.stat(index, entry)?;
+        let attr = match upper.layer.stat(index, entry) {
+            Err(Errno::NOENT) => return Ok(()),
+            done => done.map_err(|e| upper.layer.error("statx", entry, e))?,
+        };
         let delta = match stored {
             Some((Base::Upper, delta)) => delta,
             // Without its lower file it stays as it is, and is taken for what a name in that layer says.

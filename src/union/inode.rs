@@ -491,6 +491,12 @@ impl Inode {
         self.data.store(value, Ordering::Release);
     }
 
+    /// Records that the data is below, unless somebody has brought it here meanwhile.
+    pub fn note_data_below(&self) {
+        // Where it is known already, nothing is left to record.
+        let _ = self.data.compare_exchange(0, 2, Ordering::AcqRel, Ordering::Acquire);
+    }
+
     /// Records that a descriptor of the file is kept, and returns whether one was before.
     pub fn note_descriptor(&self, kept: bool) -> bool {
         self.has_descriptor.swap(kept, Ordering::AcqRel)

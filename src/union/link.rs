@@ -57,8 +57,8 @@ impl Union {
         self.charge(&[&parent, &inode]);
         self.drop_place(inode.relocate_if_unlinked(&parent, &name));
         inode.note_name(&parent, &name);
-        // Once more where it fails: the name is there.
-        let attr = self.stat(&inode).or_else(|_| self.stat(&inode))?;
+        // By what was linked where that fails: the name is there.
+        let attr = self.stat(&inode).or_else(|_| self.stat_open(source.as_fd()).map(|attr| inode.finish(attr)))?;
         Ok(self.entry(self.table.count(&inode), &inode, attr))
     }
 

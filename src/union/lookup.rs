@@ -382,7 +382,8 @@ fn is_same(known: &Inode, parent: &Arc<Inode>, name: &OsStr, hit: &Hit, identity
     match identity.upper_ino {
         // They have one number, which is that of the lower file. What is in upper without being indexed only says so.
         0 => {
-            let of_links = known.upper_ino() == 0 || known.nlink_delta().is_some();
+            // One that is being copied up has its number in upper before it is there.
+            let of_links = known.upper_ino() == 0 || known.nlink_delta().is_some() || !known.is_upper();
             known.from_below && identity.from_below && of_links
         }
         upper_ino => known.upper_ino() == upper_ino,

@@ -54,10 +54,8 @@ impl Union {
             Real::Lower(dir) => usize::from(dir.layer.0),
             _ => 0,
         };
-        let known = inode.data_place() == DataPlace::Below;
-        inode.set_data_place(DataPlace::Below);
-        let (dir, name) = self.search_data(place.parent.as_ref(), &place.name, layer, marks.redirect)?;
-        if !known && self.finish_cut(inode, &dir, &name)? { Ok(None) } else { Ok(Some((dir, name))) }
+        inode.note_data_below();
+        self.search_data(place.parent.as_ref(), &place.name, layer, marks.redirect).map(Some)
     }
 
     /// Puts the blocks of the data below into the attributes of a metacopy.
@@ -81,44 +79,45 @@ impl Union {
         may_be.then(|| inode.lock_copy_up())
     }
 
-    /// Copies the data of a metacopy, in place: until the mark is removed, the data below is what is read. Returns whether
-    /// the file has the length by that which `data` wants.
-    pub(super) fn fill_metacopy(&self, inode: &Arc<Inode>, data: Data) -> Result<bool> {
+    /// Copies the data of a metacopy, in place and whole, also where it is about to be cut: until the mark is removed, the
+    /// data below is what is read, and between the two steps of a cut it would be neither the old file nor the new one.
+    pub(super) fn fill_metacopy(&self, inode: &Arc<Inode>, data: Data) -> Result<()> {
         if inode.kind != FileKind::Regular || data == Data::Metadata || inode.data_place() == DataPlace::Here {
-            return Ok(false);
+            return Ok(());
         }
-        let Some((dir, name)) = self.data_below(inode)? else { return Ok(false) };
+        let Some((dir, name)) = self.data_below(inode)? else { return Ok(()) };
         let _copying = inode.lock_copy_up();
         if inode.data_place() == DataPlace::Here {
-            return Ok(false);
+            return Ok(());
         }
         let begun = Instant::now();
-        let filled = self.fill_from(inode, &dir, &name, data);
+        let filled = self.fill_from(inode, &dir, &name);
         self.copied.took(begun);
         filled
     }
 
     /// Copies as [`Union::fill_metacopy`] from `name` in `dir`; the caller has the lock of copying up.
-    fn fill_from(&self, inode: &Arc<Inode>, dir: &Arc<LayerDir>, name: &OsStr, data: Data) -> Result<bool> {
+    fn fill_from(&self, inode: &Arc<Inode>, dir: &Arc<LayerDir>, name: &OsStr) -> Result<()> {
         let upper = self.writable()?;
-        let attr = self.lowers.stat(dir, name)?;
-        let kept = self.stat(inode)?;
-        let cut = match data {
-            Data::Cut(len, caller) if len < kept.size => Some((len, caller)),
-            _ => None,
-        };
-        let len = cut.map_or(kept.size, |(len, _)| len).min(attr.size);
-        let wanted = len.min(attr.blocks.saturating_mul(512));
-        let room = self.quota.as_ref().map(|quota| quota.reserve(quota.whole(wanted), 0));
-        let _room = room.transpose().map_err(Error::Refused)?;
-        let source = self.open_below(dir, name)?;
         let target = self.open_object(inode, OFlags::RDWR)?;
         let failed = |call: &'static str| move |e: Errno| upper.layer.error(call, name, e);
+        // Who was looked at before the lock was taken may have been filled, and written, since.
+        let marks = self.namespace.marks(target.as_fd(), OsStr::new("")).map_err(failed("listxattr"))?;
+        if !marks.metacopy {
+            inode.set_data_place(DataPlace::Here);
+            return Ok(());
+        }
+        let attr = self.lowers.stat(dir, name)?;
+        let wanted = attr.size.min(attr.blocks.saturating_mul(512));
+        let room = self.quota.as_ref().map(|quota| quota.reserve(quota.whole(wanted), 0));
+        let _room = room.transpose().map_err(Error::Refused)?;
+        let kept = self.stat(inode)?;
+        let source = self.open_below(dir, name)?;
         // What it is copied to has the whole length already.
         let known = Known { whole: false, ..Known::of(&attr, self.clones_of(dir)) };
         // The caller has written nothing yet, which would take away what gives rights.
         let copied = self.keeping_capabilities(inode, target.as_fd(), || {
-            copy_data::fill(source.as_fd(), target.as_fd(), len, known).map_err(failed("copy"))
+            copy_data::copy(source.as_fd(), target.as_fd(), attr.size, known).map_err(failed("copy"))
         });
         // Also where that has failed: the file stays as it was.
         let restored = if kept.mode & 0o6000 != 0 && !upper.keeps_modes_apart() {
@@ -130,42 +129,17 @@ impl Union {
             // It is about to be written, by which it gets another time.
             log::info!("{}", failed("futimens")(errno));
         }
+        // Blocks that were copied are there, whatever has failed after them.
+        self.charge(&[inode]);
         self.copied.data(copied?);
         restored?;
         upper.durability.wait_for(target.as_fd(), Holds::Data).map_err(|(call, e)| failed(call)(e))?;
-        if let Some((len, caller)) = cut {
-            // From here on it is the new one: a metacopy that is shorter than the data below was being cut.
-            self.set_size(inode, &target, len, caller)?;
-        }
-        let cleared = self.namespace.clear(target.as_fd(), OsStr::new(""), Mark::Metacopy);
-        match cleared.map_err(failed("removexattr")) {
-            Ok(()) => inode.set_data_place(DataPlace::Here),
-            // Done, if not quite: whoever reads it next goes on.
-            Err(error) if cut.is_some() => {
-                log::warn!("{error}");
-                inode.set_data_place(DataPlace::Unknown);
-            }
-            Err(error) => return Err(error),
-        }
-        self.charge(&[inode]);
+        self.namespace.clear(target.as_fd(), OsStr::new(""), Mark::Metacopy).map_err(failed("removexattr"))?;
+        inode.set_data_place(DataPlace::Here);
         // Whoever is opening the data at the moment opens it again.
         self.drop_place(Some(inode.relocate(|_| {})));
         self.files.switched(inode);
-        Ok(cut.is_some())
-    }
-
-    /// Brings up what is left of the data of a metacopy in upper that was being cut when something failed, or power did:
-    /// it is shorter than the data at `name` in `dir`. Returns whether it was.
-    fn finish_cut(&self, inode: &Arc<Inode>, dir: &Arc<LayerDir>, name: &OsStr) -> Result<bool> {
-        let below = self.lowers.stat(dir, name)?.size;
-        if self.upper.is_none() || !inode.is_upper() || self.stat(inode)?.size >= below {
-            return Ok(false);
-        }
-        let _copying = inode.lock_copy_up();
-        if inode.data_place() != DataPlace::Here && self.stat(inode)?.size < below {
-            self.fill_from(inode, dir, name, Data::Copy)?;
-        }
-        Ok(inode.data_place() == DataPlace::Here)
+        Ok(())
     }
 
     /// Records where a metacopy goes on below, before it has a name that does not say so.

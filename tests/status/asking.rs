@@ -72,9 +72,10 @@ fn a_daemon_that_was_killed_is_told_and_what_it_left_is_cleared_away() {
         assert!(begun.elapsed() < Duration::from_secs(10), "{ran:?}");
         ran = status(mount.path(), &[]);
     }
-    assert!(ran.code == Some(1) && ran.err.contains("its daemon is gone") && ran.err.contains("umount"), "{ran:?}");
+    // Another daemon that is starting may have cleared it away already.
+    let gone = ran.err.contains("its daemon is gone") && ran.err.contains("umount");
+    assert!(ran.code == Some(1) && (gone || !left.exists() && ran.err.contains("no control socket")), "{ran:?}");
     assert!(ran.err.contains(&*mount.path().to_string_lossy()), "{ran:?}");
-    assert!(left.exists(), "{}", left.display());
     mount.kill();
     let (_layers, next) = mounted(Io::Cached, &[]).expect("it was before");
     let own = socket(&json(next.path()));

@@ -50,7 +50,8 @@ fn ask_now(mountpoint: &Path, form: Form) -> Result<String, Failure> {
         let connected = Place::open(&path, owner).and_then(|place| UnixStream::connect(place.address(&name)));
         match connected {
             Ok(stream) => return exchange(stream, owner, form).map_err(|(reason, remedy)| failed(reason, remedy)),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            // What another mount has left, which had the number before, is no socket of somebody else's mount.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && mounter(&line) == Some(owner) => {
                 let reason = format!("its daemon is gone (nobody listens at {})", path.join(&name).display());
                 return Err(failed(reason, "unmount it (unionfs-rs umount)"));
             }

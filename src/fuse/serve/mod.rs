@@ -61,8 +61,9 @@ fn dispatch(server: &Server, request: Request<'_>, buffer: &mut [u8]) -> Result<
         fault::point(operation.name());
     }
     match call(server, opcode, request, buffer)? {
-        // Nothing is done by what fails, so that it can be tried again with what is open only to be used again closed.
-        Served::Now(answer) if answer.lacks_descriptors() => {
+        // Nothing is done by what fails, so that it can be tried again with what is open only to be used again closed. But
+        // for CREATE, whose file is there where it could not be opened.
+        Served::Now(answer) if answer.lacks_descriptors() && opcode != Opcode::Create => {
             server.union.close_kept();
             call(server, opcode, request, buffer)
         }
