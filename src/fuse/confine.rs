@@ -4,8 +4,6 @@
 //! elsewhere. It binds the threads that serve requests, and those that they start; the others unmount, which nobody who is
 //! bound may (landlock(7)), and do no request.
 
-use std::os::fd::BorrowedFd;
-
 use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
     RulesetCreatedAttr, RulesetError, RulesetStatus,
@@ -73,17 +71,13 @@ fn rules(union: &Union) -> Result<RulesetCreated, RulesetError> {
     // Executing too: a file that is passed through is run as if by whoever gave it to the kernel.
     let read = AccessFs::from_read(NEWEST);
     for (dir, reach) in union.directories() {
-        rules = rules.add_rule(beneath(dir, if reach == Reach::Write { all } else { read }))?;
+        rules = rules.add_rule(PathBeneath::new(dir, if reach == Reach::Write { all } else { read }))?;
     }
     // What callers may do besides, and files by the descriptors that are open.
     match PathFd::new("/proc") {
         Ok(proc) => rules.add_rule(PathBeneath::new(proc, read)),
         Err(_) => Ok(rules),
     }
-}
-
-fn beneath(dir: BorrowedFd<'_>, access: landlock::BitFlags<AccessFs>) -> PathBeneath<BorrowedFd<'_>> {
-    PathBeneath::new(dir, access)
 }
 
 #[cfg(test)]

@@ -187,6 +187,11 @@ fn look(case: &Case, layers: &Layers, act: bool) -> Result<View, String> {
     Ok(seen)
 }
 
+/// Returns what the union itself shows of what [`look`] has seen.
+fn shown(seen: &View) -> View {
+    seen.iter().filter(|line| !line.starts_with("fsck: ")).cloned().collect()
+}
+
 /// An operation, and the union before and after it.
 pub struct Point {
     number: usize,
@@ -209,7 +214,7 @@ impl Point {
         let after = look(case, &layers, false).unwrap_or_else(|error| panic!("{}: {error}", case.name));
         assert_ne!(before, after, "{} changes nothing", case.name);
         let live = outcome.live.unwrap_or_else(|error| panic!("{}: {error}", case.name));
-        let shown: View = after.iter().filter(|line| !line.starts_with("fsck: ")).cloned().collect();
+        let shown = shown(&after);
         assert!(is(&live, &shown), "{}: live and after\n{}", case.name, difference(&live, &shown));
         Self { number, before, after, calls: traced::calls(&trace) }
     }
@@ -264,7 +269,7 @@ impl Point {
         let outcome = Outcome::read(&layers.path("outcome"));
         let outcome = outcome.ok_or_else(|| format!("the process ended with {status}"))?;
         let wanted = if outcome.error.is_some() { &self.before } else { &self.after };
-        let shown: View = wanted.iter().filter(|line| !line.starts_with("fsck: ")).cloned().collect();
+        let shown = shown(wanted);
         let said = outcome.error.as_deref().unwrap_or("success");
         let right = |which: &str, now: &View, wanted: &View| {
             if is(now, wanted) {
