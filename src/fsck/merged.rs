@@ -38,14 +38,6 @@ pub(super) struct Merged {
     pub lost: bool,
 }
 
-/// Where the search goes on below a directory.
-enum Way {
-    /// Under this name.
-    Sibling(OsString),
-    /// Along this path from the roots of the layers below.
-    Path(Vec<OsString>),
-}
-
 /// Why a metacopy has no data.
 pub(super) type Lost = String;
 
@@ -92,7 +84,7 @@ impl Layers {
                 if self.hidden_in_upper(parent, name)? {
                     return Ok(None);
                 }
-                let lower = self.follow(stack, Way::Sibling(name.to_owned()))?;
+                let lower = self.follow(stack, Redirect::Sibling(name.to_owned()))?;
                 Ok((!lower.is_empty()).then_some(Merged { upper: None, lower: Some(lower), lost: false }))
             }
         }
@@ -164,12 +156,12 @@ impl Layers {
     }
 
     /// Returns the lower directories that `way` leads to from `stack`.
-    fn follow(&self, stack: &[Arc<LayerDir>], mut way: Way) -> Result<Stack> {
+    fn follow(&self, stack: &[Arc<LayerDir>], mut way: Redirect) -> Result<Stack> {
         let mut found = Stack::new();
         // Parts that were passed, and the name sought there: their `.wh.` marks count for what is below them.
         let mut passed: Vec<(Arc<LayerDir>, OsString)> = Vec::new();
         let mut rest = stack.iter();
-        while let Way::Sibling(name) = &way {
+        while let Redirect::Sibling(name) = &way {
             let name = name.clone();
             let Some(dir) = rest.next() else { return Ok(found) };
             let (attr, marks) = match self.lowers.examine(dir, &name, Below::Something)? {
@@ -193,12 +185,12 @@ impl Layers {
                 passed.push((dir.clone(), name));
             }
         }
-        let Way::Path(mut path) = way else { return Ok(found) };
+        let Redirect::Absolute(path) = way else { return Ok(found) };
         if self.is_hidden(&mut passed)? {
             return Ok(found);
         }
         let from = found.last().map_or(0, |dir| usize::from(dir.layer.0));
-        found.extend(self.along(from, &mut path)?);
+        found.extend(self.along(from, path)?);
         Ok(found)
     }
 
@@ -212,53 +204,11 @@ impl Layers {
     }
 
     /// Follows `path` from the roots of the layers from position `from` on.
-    fn along(&self, from: usize, path: &mut Vec<OsString>) -> Result<Stack> {
-        let mut found = Stack::new();
-        for root in self.lowers.roots().get(from..).unwrap_or_default() {
-            let (dir, stop) = self.walk(root, path)?;
-            found.extend(dir);
-            if stop {
-                break;
-            }
-        }
-        Ok(found)
+    fn along(&self, from: usize, path: Vec<OsString>) -> Result<Stack> {
+        self.lowers.along(from, path, &|dir, name, marks| self.way_in_lower(dir, name, marks))
     }
 
-    /// Follows `path` from the root of one layer; returns the directory there, and whether the search ends here.
-    ///
-    /// A redirect on the way changes `path` for the layers below.
-    fn walk(&self, root: &Arc<LayerDir>, path: &mut Vec<OsString>) -> Result<(Option<Arc<LayerDir>>, bool)> {
-        let mut at = root.clone();
-        let mut stop = false;
-        let mut below = Vec::with_capacity(path.len());
-        for (depth, name) in path.iter().enumerate() {
-            let found = self.lowers.examine(&at, name, Below::Something)?;
-            let elsewhere = matches!(&found, Found::Dir(_, marks) if marks.redirect.is_some());
-            let hidden = !elsewhere && self.lowers.hides_by_name(&at, name)?;
-            stop |= hidden;
-            match found {
-                Found::Absent => {
-                    below.extend_from_slice(path.get(depth..).unwrap_or_default());
-                    *path = below;
-                    return Ok((None, stop));
-                }
-                Found::Whiteout | Found::File(_) => return Ok((None, true)),
-                Found::Dir(attr, marks) => {
-                    stop |= marks.opaque;
-                    match self.way_in_lower(&at, name, &marks)? {
-                        // A path from the roots leaves behind what is opaque above here.
-                        Way::Path(start) => (below, stop) = (start, hidden || marks.opaque),
-                        Way::Sibling(name) => below.push(name),
-                    }
-                    at = at.child(name, &attr, &marks);
-                }
-            }
-        }
-        *path = below;
-        Ok((Some(at), stop))
-    }
-
-    fn way_in_lower(&self, dir: &LayerDir, name: &OsStr, marks: &Marks) -> Result<Way> {
+    fn way_in_lower(&self, dir: &LayerDir, name: &OsStr, marks: &Marks) -> Result<Redirect> {
         way(marks, name).map_err(|reason| self.lowers.corrupt(dir, name, reason))
     }
 
@@ -274,7 +224,7 @@ impl Layers {
                 Some(Ok(Redirect::Absolute(mut path))) => {
                     let Some(last) = path.pop() else { return Ok(Some("its redirect is empty".to_owned())) };
                     name = last;
-                    dirs = self.along(layer, &mut path)?.into();
+                    dirs = self.along(layer, path)?.into();
                 }
             }
             let Some(dir) = dirs.pop_front() else {
@@ -303,14 +253,12 @@ impl Layers {
 }
 
 /// Returns where the search goes on below the directory `name` with `marks`; the reason where it cannot.
-fn way(marks: &Marks, name: &OsStr) -> std::result::Result<Way, &'static str> {
+fn way(marks: &Marks, name: &OsStr) -> std::result::Result<Redirect, &'static str> {
     if marks.foreign {
         return Err("a redirect in a namespace that is not followed");
     }
-    match marks.redirect.as_deref().map(Redirect::parse) {
-        None => Ok(Way::Sibling(name.to_owned())),
-        Some(Ok(Redirect::Sibling(name))) => Ok(Way::Sibling(name)),
-        Some(Ok(Redirect::Absolute(path))) => Ok(Way::Path(path)),
-        Some(Err(reason)) => Err(reason),
+    match marks.redirect.as_deref() {
+        None => Ok(Redirect::Sibling(name.to_owned())),
+        Some(value) => Redirect::parse(value),
     }
 }

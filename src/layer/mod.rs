@@ -6,6 +6,7 @@
 
 pub mod acl;
 pub mod attr;
+pub mod descent;
 pub mod dir;
 pub mod directories;
 pub mod directory;

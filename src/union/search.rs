@@ -70,14 +70,6 @@ pub enum InUpper {
     Dir(Attr, Marks),
 }
 
-/// Where the search goes on, below a directory that was renamed.
-enum Way {
-    /// Under this name in the same parent.
-    Sibling(OsString),
-    /// Along this path from the roots of the layers below this one.
-    Path(Vec<OsString>),
-}
-
 /// The way down through the parts of a directory, in search of a name that redirects may change.
 struct Descent<'a> {
     union: &'a Union,
@@ -210,7 +202,7 @@ impl Union {
     pub(super) fn search_lower(&self, parent: &Arc<Inode>, name: &OsStr) -> Result<Option<Hit>> {
         let mut lower = Stack::new();
         let mut top = None;
-        self.collect(dir_of(parent)?, Way::Sibling(name.to_owned()), &mut lower, Some(&mut top))?;
+        self.collect(dir_of(parent)?, Redirect::Sibling(name.to_owned()), &mut lower, Some(&mut top))?;
         Ok(top.map(|(attr, dir)| Hit { attr, top: Top::Lower(dir), lower, marks: Marks::default() }))
     }
 
@@ -235,12 +227,12 @@ impl Union {
     fn collect(
         &self,
         parent: &Dir,
-        mut way: Way,
+        mut way: Redirect,
         lower: &mut Stack,
         mut top: Option<&mut Option<(Attr, Arc<LayerDir>)>>,
     ) -> Result<()> {
         let mut descent = Descent::new(self, parent);
-        while let Way::Sibling(name) = way {
+        while let Redirect::Sibling(name) = way {
             let Some((dir, found)) = descent.next(&name)? else { return Ok(()) };
             match found {
                 Found::Absent | Found::Whiteout => return Ok(()),
@@ -267,74 +259,34 @@ impl Union {
                 }
             }
         }
-        let Way::Path(mut path) = way else { return Ok(()) };
+        let Redirect::Absolute(path) = way else { return Ok(()) };
         if descent.is_hidden()? {
             return Ok(());
         }
         let from = lower.last().map_or(0, |dir| usize::from(dir.layer.0));
-        for root in self.lowers.roots().get(from..).unwrap_or_default() {
-            let (found, stop) = self.walk(root, &mut path)?;
-            lower.extend(found);
-            if stop {
-                break;
-            }
-        }
+        lower.extend(self.along(from, path)?);
         Ok(())
     }
 
-    /// Follows `path` from the root of one layer; returns the directory there, and whether the search ends here.
-    ///
-    /// A redirect on the way changes `path` for the layers below.
-    fn walk(&self, root: &Arc<LayerDir>, path: &mut Vec<OsString>) -> Result<(Option<Arc<LayerDir>>, bool)> {
-        let mut at = root.clone();
-        let mut stop = false;
-        // The way that this layer leads the ones below, as far as it has the path.
-        let mut below: Vec<OsString> = Vec::with_capacity(path.len());
-        for (depth, name) in path.iter().enumerate() {
-            let found = self.lowers.examine(&at, name, Below::Something)?;
-            // Not by a mark beside what leads elsewhere, as in `collect`.
-            let elsewhere = matches!(&found, Found::Dir(_, marks) if marks.redirect.is_some());
-            let hidden = !elsewhere && self.lowers.hides_by_name(&at, name)?;
-            stop |= hidden;
-            match found {
-                Found::Absent => {
-                    below.extend_from_slice(path.get(depth..).unwrap_or_default());
-                    *path = below;
-                    return Ok((None, stop));
-                }
-                Found::Whiteout | Found::File(_) => return Ok((None, true)),
-                Found::Dir(attr, marks) => {
-                    stop |= marks.opaque;
-                    match self.way_below(&marks, name, &|| self.lowers.location(&at, name))? {
-                        // A path from the roots leaves behind what is opaque above here, as in the kernel (ovl_check_redirect).
-                        Way::Path(start) => (below, stop) = (start, hidden || marks.opaque),
-                        Way::Sibling(name) => below.push(name),
-                    }
-                    at = at.child(name, &attr, &marks);
-                }
-            }
-        }
-        *path = below;
-        Ok((Some(at), stop))
+    /// Follows `path` from the roots of the layers from position `from` on, as far as this mount follows redirects.
+    fn along(&self, from: usize, path: Vec<OsString>) -> Result<Vec<Arc<LayerDir>>> {
+        self.lowers
+            .along(from, path, &|dir, name, marks| self.way_below(marks, name, &|| self.lowers.location(dir, name)))
     }
 
     /// Returns where the search goes on below a directory with `marks`.
     ///
     /// Errors: EIO for a redirect that this mount does not follow, or that is garbage.
-    fn way_below(&self, marks: &Marks, name: &OsStr, location: &dyn Fn() -> Location) -> Result<Way> {
+    fn way_below(&self, marks: &Marks, name: &OsStr, location: &dyn Fn() -> Location) -> Result<Redirect> {
         if marks.foreign {
             let option = "the --xattr-namespace that it was written with";
             return Err(Error::NotFollowed { file: location(), what: "a redirect", option });
         }
-        let Some(value) = &marks.redirect else { return Ok(Way::Sibling(name.to_owned())) };
+        let Some(value) = &marks.redirect else { return Ok(Redirect::Sibling(name.to_owned())) };
         if matches!(self.redirect_dir, RedirectDir::NoFollow) {
             return Err(Error::NotFollowed { file: location(), what: "a redirect", option: "--redirect-dir follow" });
         }
-        match Redirect::parse(value) {
-            Ok(Redirect::Sibling(name)) => Ok(Way::Sibling(name)),
-            Ok(Redirect::Absolute(path)) => Ok(Way::Path(path)),
-            Err(reason) => Err(Error::Corrupt { file: location(), reason: reason.into() }),
-        }
+        Redirect::parse(value).map_err(|reason| Error::Corrupt { file: location(), reason: reason.into() })
     }
 
     /// Finds the regular file that holds the data of a metacopy: along its redirect, or under its own name below.
@@ -366,14 +318,7 @@ impl Union {
                 Some(Ok(Redirect::Sibling(other))) => name = other,
                 Some(Ok(Redirect::Absolute(mut path))) => {
                     name = path.pop().ok_or_else(lost)?;
-                    dirs.clear();
-                    for root in self.lowers.roots().get(layer..).unwrap_or_default() {
-                        let (found, stop) = self.walk(root, &mut path)?;
-                        dirs.extend(found);
-                        if stop {
-                            break;
-                        }
-                    }
+                    dirs = self.along(layer, path)?.into();
                 }
             }
             let dir = dirs.pop_front().ok_or_else(lost)?;
