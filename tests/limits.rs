@@ -1,11 +1,13 @@
-//! Limits: requests that panic, few descriptors, clients that never let go, and signals that end a mount under load.
+//! Limits: requests that panic, few descriptors, clients that never let go, floods of FORGETs, and signals that end a mount
+//! under load.
 //!
-//! Environment: `UNIONFS_FULL=1` (100,000 files in use instead of 20,000).
+//! Environment: `UNIONFS_FULL=1` (100,000 files instead of 20,000).
 
 mod support;
 
 mod limits {
     pub mod descriptors;
     pub mod flushed;
+    pub mod forgets;
     pub mod panics;
 }

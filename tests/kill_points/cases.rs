@@ -72,6 +72,10 @@ fn chmod_big(it: Subject<'_>) -> Result<(), String> {
     it.set("big", CHMOD)
 }
 
+fn chmod_one(it: Subject<'_>) -> Result<(), String> {
+    it.set("one", CHMOD)
+}
+
 /// Copies the linked file up, under one of its names.
 fn write_one(it: Subject<'_>) -> Result<(), String> {
     it.write("one", "upper")
@@ -160,8 +164,14 @@ pub const CASES: &[Case] = &[
     metacopy("the data of a metacopy", chmod_big, |it| it.write("big", "start")),
     metacopy("the data of a sparse metacopy", |it| it.set("sparse", CHMOD), |it| it.write("sparse", "start")),
     metacopy("truncate of a metacopy", chmod_big, |it| it.set("big", CUT)),
+    metacopy("truncate of a sparse metacopy", |it| it.set("sparse", CHMOD), |it| it.set("sparse", CUT)),
     metacopy("rename of a metacopy", chmod_big, |it| it.rename("big", "chain/of/moved")),
     metacopy("link of a metacopy", chmod_big, |it| it.link("big", "chain/of/linked")),
+    metacopy("metacopy of a file with several names", nothing, chmod_one),
+    metacopy("the data of an indexed metacopy", chmod_one, |it| it.write("links/two", "start")),
+    metacopy("another name of an indexed metacopy copied up", chmod_one, |it| it.set("links/two", CHOWN)),
+    metacopy("unlink of a name of an indexed metacopy", chmod_one, |it| it.unlink("one")),
+    metacopy("rename of one name of an indexed metacopy", chmod_one, |it| it.rename("one", "chain/of/moved")),
 ];
 
 /// Makes the lower layers.

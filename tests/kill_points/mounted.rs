@@ -4,8 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use super::cases::CASES;
-use super::matrix::{Point, Share, changes, is_traced, possible, set};
+use super::matrix::{Point, Share, changes, chosen, is_traced, possible, set};
 use super::subject::Subject;
 use crate::support::traced::{self, Call};
 use crate::support::{Io, Layers, LowersUnchanged, Mounted, OurMount, Watchdog, eventually, is_of_dead_server};
@@ -86,7 +85,7 @@ fn a_daemon_that_is_killed_leaves_old_or_new() {
     let _watchdog = Watchdog::start();
     let all = Share::new().all;
     let (mut killed, mut missed, mut wrong) = (0, 0, Vec::new());
-    for number in (0..CASES.len()).filter(|number| all || number % 7 == 3) {
+    for number in chosen().filter(|number| all || number % 7 == 3) {
         let point = Point::new(number);
         for (at, call) in calls(&point).iter().enumerate().filter(|(at, _)| all || at % 4 == 1) {
             // Which of its threads is asked may differ from time to time.
