@@ -1,4 +1,4 @@
-//! Which processors the thread of a queue runs on.
+//! Which processors a thread that serves requests runs on.
 //!
 //! A program that waits for each answer is best served on its own processor: no other one has to be woken. Who reads a large
 //! file in order does not wait: the kernel reads ahead, and while the program takes what is there, the next piece can be
@@ -34,10 +34,16 @@ impl Pattern {
     }
 }
 
+/// Returns the processors that this thread may run on; none where that cannot be known.
+pub(super) fn processors() -> Vec<usize> {
+    let all = rustix::thread::sched_getaffinity(None).ok();
+    all.map(|all| (0..CpuSet::MAX_CPU).filter(|&at| all.is_set(at)).collect()).unwrap_or_default()
+}
+
 /// Where this thread may run.
 #[derive(Debug)]
 pub(super) struct Affinity {
-    /// The processor of its queue, and all that it may run on; `None` where it cannot be moved.
+    /// Its own processor, and all that it may run on; `None` where it cannot be moved.
     places: Option<Places>,
     streams: bool,
     /// How many requests in a row spoke against what is.
@@ -59,9 +65,14 @@ impl Affinity {
         let all = rustix::thread::sched_getaffinity(None).ok().filter(|all| all.is_set(processor));
         let places = all.map(|all| Places { home, all }).filter(|places| go(&places.home));
         if places.is_none() {
-            log::debug!("the queue of processor {processor} is served elsewhere");
+            log::debug!("what comes from processor {processor} is served elsewhere");
         }
         Self { places, streams: false, against: 0 }
+    }
+
+    /// Returns whether the thread is kept on its processor, or was.
+    pub(super) fn is_kept(&self) -> bool {
+        self.places.is_some()
     }
 
     /// Notes a request.

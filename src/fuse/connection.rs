@@ -4,7 +4,7 @@ use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::io::{Errno, Result};
 use smallvec::SmallVec;
@@ -63,6 +63,12 @@ impl Connection {
     pub(super) fn stop_waiting(&self) -> Result<()> {
         let flags = rustix::fs::fcntl_getfl(&self.device)?;
         rustix::fs::fcntl_setfl(&self.device, flags | OFlags::NONBLOCK)
+    }
+
+    /// Returns whether there is a request, or the end, to be received.
+    pub(super) fn has_news(&self) -> bool {
+        let mut device = [PollFd::from_borrowed_fd(self.device.as_fd(), PollFlags::IN)];
+        poll(&mut device, Some(&Timespec::default())) != Ok(0)
     }
 
     /// Waits for a request, for the end, or for somebody to wake `waker`; it may also return for nothing.

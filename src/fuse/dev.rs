@@ -3,12 +3,14 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::affinity::Affinity;
 use super::answer::{Answer, Served};
 use super::connection::{Connection, Received};
 use super::halt::Halt;
 use super::handshake::Agreed;
-use super::linger::Linger;
+use super::linger::{Linger, Look};
 use super::protocol::{InHeader, WriteIn};
 use super::request::{Malformed, Request};
 use super::serve::{finish, serve};
@@ -20,14 +22,27 @@ use crate::sys::memory::Pages;
 const BEFORE_DATA: usize = size_of::<InHeader>() + size_of::<WriteIn>();
 
 /// Takes requests until the mount is gone; with `linger` the next one is looked for a while before the thread sleeps, and
-/// the connection must not wait.
-pub(super) fn work(server: &Arc<Server>, agreed: &Agreed, linger: Option<&Linger>) -> io::Result<()> {
+/// the connection must not wait. On a `processor` of its own, beside threads on all the others, it leaves to each of them
+/// what comes from there.
+pub(super) fn work(
+    server: &Arc<Server>,
+    agreed: &Agreed,
+    linger: Option<&Linger>,
+    processor: Option<usize>,
+) -> io::Result<()> {
     let mut desk = Desk::new(agreed)?;
+    let leaves = processor.is_some_and(|processor| Affinity::to(processor).is_kept());
     loop {
         let mut came = desk.receive(server)?;
         if let Some(linger) = linger.filter(|_| came == Received::Nothing) {
-            let mut look = || Some(desk.receive(server)).filter(|came| !matches!(came, Ok(Received::Nothing)));
-            came = linger.look_for(&mut look).unwrap_or(Ok(Received::Nothing))?;
+            let mut left = Left::default();
+            let look = |look| {
+                if leaves && left.is_to_others(look, || server.connection.has_news()) {
+                    return None;
+                }
+                Some(desk.receive(server)).filter(|came| !matches!(came, Ok(Received::Nothing)))
+            };
+            came = linger.look_for(look).unwrap_or(Ok(Received::Nothing))?;
         }
         match came {
             Received::End => return Ok(()),
@@ -49,6 +64,32 @@ pub(super) fn work_until(server: &Arc<Server>, agreed: &Agreed, halt: &Halt, wak
         }
     }
     Ok(())
+}
+
+/// What is left to the thread of the processor that its program waits on: that one has a turn there just when the program
+/// begins to wait, and wakes it without an interrupt, which costs more than most requests.
+#[derive(Debug, Default)]
+struct Left {
+    /// When it was first seen, in the nanoseconds of a [`Look`].
+    since: Option<u64>,
+}
+
+impl Left {
+    /// How long a request is left to others: they have no turn where somebody computes.
+    const PATIENCE: Duration = Duration::from_micros(5);
+
+    /// Returns whether nothing is to be taken at this `look`; `has_news` asks whether there is something.
+    fn is_to_others(&mut self, look: Look, has_news: impl FnOnce() -> bool) -> bool {
+        if look.after_others {
+            return false;
+        }
+        if !has_news() {
+            self.since = None;
+            return true;
+        }
+        let since = *self.since.get_or_insert(look.now);
+        u128::from(look.now.saturating_sub(since)) < Self::PATIENCE.as_nanos()
+    }
 }
 
 /// Where a thread reads requests and what it answers.
@@ -98,5 +139,22 @@ impl Desk {
 fn send(connection: &Connection, unique: u64, answer: &Answer) {
     if !matches!(answer, Answer::Nothing) {
         connection.answer(unique, answer.error(), answer.body());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_left_to_others_for_a_while_unless_its_program_has_just_begun_to_wait() {
+        let mut left = Left::default();
+        let mut is_left = |now, after_others, news| left.is_to_others(Look { now, after_others }, || news);
+        let patience = Left::PATIENCE.as_nanos() as u64;
+        assert!(is_left(0, false, false));
+        assert!(!is_left(1, true, false), "whoever ran here may have asked");
+        assert!(is_left(10, false, true) && is_left(9 + patience, false, true));
+        assert!(!is_left(10 + patience, false, true), "nobody has taken it");
+        assert!(is_left(20 + patience, false, false) && is_left(30 + patience, false, true), "another one");
     }
 }

@@ -28,6 +28,18 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(4), Duration::from_millis(5
 /// So many threads, each for a processor, stay awake together for a mount that is in use.
 pub(super) const FEW: usize = 4;
 
+/// Giving way takes longer than this where somebody else had a turn: two switches between processes, and a request.
+const SWITCH: Duration = Duration::from_micros(2);
+
+/// A look for requests.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Look {
+    /// When it is, in nanoseconds since the [`Linger`] was made.
+    pub(super) now: u64,
+    /// Whether somebody else had a turn on this processor just before.
+    pub(super) after_others: bool,
+}
+
 /// Who serves a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Servers {
@@ -70,18 +82,20 @@ impl Linger {
     }
 
     /// Looks for `news` for a while, giving way to whoever else would run here.
-    pub(super) fn look_for<T>(&self, mut news: impl FnMut() -> Option<T>) -> Option<T> {
-        let mut now = self.now();
-        while self.is_time_to_look(now) {
-            if let Some(found) = news() {
+    pub(super) fn look_for<T>(&self, mut news: impl FnMut(Look) -> Option<T>) -> Option<T> {
+        let mut look = Look { now: self.now(), after_others: false };
+        while self.is_time_to_look(look.now) {
+            if let Some(found) = news(look) {
                 self.note_success();
                 return Some(found);
             }
+            let looked = self.now();
             std::thread::yield_now();
-            let before = std::mem::replace(&mut now, self.now());
-            if self.servers == Servers::One && now.saturating_sub(before) > nanoseconds(CROWDED) {
+            let now = self.now();
+            if self.servers == Servers::One && now.saturating_sub(look.now) > nanoseconds(CROWDED) {
                 self.pause_from(now);
             }
+            look = Look { now, after_others: now.saturating_sub(looked) > nanoseconds(SWITCH) };
         }
         None
     }
@@ -166,7 +180,7 @@ mod tests {
         for (servers, pauses) in [(Servers::One, true), (Servers::Any, false)] {
             let linger = Linger::new(servers);
             let mut looked = 0;
-            let found = linger.look_for(|| {
+            let found = linger.look_for(|_| {
                 looked += 1;
                 if looked == 1 {
                     // Taken for a turn of somebody else.

@@ -170,7 +170,7 @@ fn work(server: &Arc<Server>, mut queue: Queue, affinity: Affinity, halt: &Halt,
     queue.register()?;
     while left > 0 && !halt.is_raised() {
         queue.exchange()?;
-        match linger.look_for(|| queue.has_news().then_some(())) {
+        match linger.look_for(|_| queue.has_news().then_some(())) {
             Some(()) => queue.exchange()?,
             None => queue.wait()?,
         }

@@ -19,7 +19,7 @@ use super::server::Server;
 use super::statistics::Statistics;
 use super::status::{Observer, Status};
 use super::unmounter::Unmounter;
-use super::{dev, device};
+use super::{affinity, dev, device};
 use crate::config::MountConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::union::Union;
@@ -245,17 +245,24 @@ fn serve(server: &Arc<Server>, agreed: &Agreed, threads: NonZeroUsize, unmounter
     if linger.is_some() {
         server.connection.stop_waiting()?;
     }
-    let work = || {
+    // Each on a processor of its own: two that look for requests on the same one leave another to be woken.
+    let mut processors = if linger.is_some() { affinity::processors() } else { Vec::new() };
+    if threads.get() < processors.len() {
+        processors.clear();
+    }
+    let work = |at: usize| {
         server.confinement.enter();
+        let processor = processors.get(at % processors.len().max(1)).copied();
         let panicked = |_| Err(io::Error::other("a thread that takes requests panicked"));
-        catch_unwind(AssertUnwindSafe(|| dev::work(server, agreed, linger.as_ref()))).unwrap_or_else(panicked)
+        catch_unwind(AssertUnwindSafe(|| dev::work(server, agreed, linger.as_ref(), processor)))
+            .unwrap_or_else(panicked)
     };
     let (report, reports) = channel();
     std::thread::scope(|scope| {
         for at in 0..threads.get() {
             let report = report.clone();
             // Whoever does not hear it has given up.
-            let work = move || drop(report.send(work()));
+            let work = move || drop(report.send(work(at)));
             match std::thread::Builder::new().name(format!("unionfs-dev{at}")).spawn_scoped(scope, work) {
                 Ok(_) => {}
                 Err(error) => {
