@@ -24,6 +24,7 @@ mod session;
 mod statistics;
 mod status;
 mod unmounter;
+mod walk;
 
 pub use session::{Mount, MountHandle};
 pub use statistics::{Operation, Requests, Statistics};

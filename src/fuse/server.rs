@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use super::affinity;
 use super::answer::Answer;
 use super::confine::Confinement;
 use super::connection::Connection;
@@ -18,6 +19,7 @@ use super::pool::Pool;
 use super::protocol::{CreateOut, EntryOut, FOPEN_KEEP_CACHE, FOPEN_PASSTHROUGH, Opcode, OpenOut};
 use super::statistics::{Counts, Statistics};
 use super::status::{self, Status};
+use super::walk::Walk;
 use crate::config::MountConfig;
 use crate::error::Result;
 use crate::union::{self, Caller, Entry, Fh, InForce, NodeId, OpenFile, Union};
@@ -36,6 +38,8 @@ pub(super) struct Server {
     pub(super) union: Union,
     pub(super) connection: Arc<Connection>,
     pub(super) pool: Pool,
+    /// What is listed next; `None` where no processor is free to read ahead.
+    pub(super) walk: Option<Walk>,
     pub(super) requests: Counts,
     /// How many FORGETs there were.
     pub(super) forgotten: AtomicU64,
@@ -82,6 +86,7 @@ impl Server {
         Self {
             union,
             pool: Pool::new(LONG),
+            walk: (affinity::processors().len() > 1).then(Walk::default),
             requests: Counts::default(),
             forgotten: AtomicU64::new(0),
             absences: AtomicU64::new(0),

@@ -267,19 +267,22 @@ impl Lowers {
     ///
     /// The type may be `Unknown` on some file systems. Errors: those of openat(2) and getdents64(2).
     pub fn each_entry(&self, dir: &Arc<LayerDir>, each: impl FnMut(&[u8], FileType, u64)) -> Result<()> {
-        let layer = self.layer(dir);
         let open = self.open_listing(dir)?;
-        dents::each(open.as_fd(), each).map_err(|e| layer.error("getdents", dir.own_name(), e))?;
-        // What was opened for the listing is as good for what will be looked up in the directory. But a server of files may
-        // have few handles, of which O_PATH takes none.
-        if layer.local && dir.parent.is_some() && self.fds.get(&dir.serial).is_none() {
-            self.keep(dir, Arc::new(open));
-        }
-        Ok(())
+        dents::each(open.as_fd(), each).map_err(|e| self.layer(dir).error("getdents", dir.own_name(), e))
     }
 
     /// Opens `dir` for reading its entries. Errors: those of openat(2).
-    pub fn open_listing(&self, dir: &Arc<LayerDir>) -> Result<OwnedFd> {
+    pub fn open_listing(&self, dir: &Arc<LayerDir>) -> Result<Arc<OwnedFd>> {
+        let open = Arc::new(self.open_to_list(dir)?);
+        // It is as good for what will be looked up in the directory. But a server of files may have few handles, of which
+        // O_PATH takes none.
+        if self.layer(dir).local && dir.parent.is_some() && self.fds.get(&dir.serial).is_none() {
+            self.keep(dir, open.clone());
+        }
+        Ok(open)
+    }
+
+    fn open_to_list(&self, dir: &Arc<LayerDir>) -> Result<OwnedFd> {
         let layer = self.layer(dir);
         let failed = |e: Errno| layer.error("openat", dir.own_name(), e);
         let Some(parent) = &dir.parent else { return layer.open_listing(layer.root()).map_err(failed) };

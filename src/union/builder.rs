@@ -10,6 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, StatxFlags};
 
+use super::ahead::Ahead;
 use super::handle::Handles;
 use super::index::Counts;
 use super::inode::{Dir, Ino, Inode, NodeId, Parts, Place, Real};
@@ -156,6 +157,7 @@ impl Union {
             dirs: FdCache::new(kept),
             files: KeptFiles::new(kept),
             listings: Listings::new(),
+            ahead: Ahead::default(),
             times: Default::default(),
             handles: Handles::default(),
             tree: Mutex::new(()),

@@ -95,7 +95,12 @@ impl Union {
     /// Looks `name` up in `parent`, whose lock the caller holds.
     pub(super) fn find(&self, parent: &Arc<Inode>, name: Name<'_>) -> Result<Option<Entry>> {
         let Some(hit) = self.hit(parent, name)? else { return Ok(None) };
-        let held = self.hold(parent, &name, &hit)?;
+        Ok(Some(self.entry_of(parent, name, &hit)?))
+    }
+
+    /// Returns the inode of what was found under `name` in `parent`, whose lock the caller holds.
+    pub(super) fn entry_of(&self, parent: &Arc<Inode>, name: Name<'_>, hit: &Hit) -> Result<Entry> {
+        let held = self.hold(parent, &name, hit)?;
         let mut attr = hit.attr;
         if held.nlink_delta().is_some() {
             // Another name of this lower file may have been copied up, and its object is the one in the index; and the
@@ -105,7 +110,7 @@ impl Union {
             self.count_blocks(&held, &mut attr)?;
             attr = held.finish(attr);
         }
-        Ok(Some(held.keep(attr)))
+        Ok(held.keep(attr))
     }
 
     /// Returns the number and kind that `name` in `parent`, whose lock the caller holds, shows.

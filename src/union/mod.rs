@@ -8,11 +8,12 @@
 //! 2. an inode's copy-up mutex; held while data is copied.
 //! 3. directory locks: ancestors first, else by ascending serial.
 //! 4. an inode's place: a switch, no system call; `Union::counts` and `Union::times` come before it.
-//! 5. leaves: table shards, descriptor caches, listings.
+//! 5. leaves: table shards, descriptor caches, listings, what was read ahead.
 //!
 //! Evicted directories of upper are reopened by name without a lock: `Union::moves` tells whether a
 //! directory was moved meanwhile.
 
+mod ahead;
 mod attr;
 mod builder;
 mod copy_data;
@@ -86,6 +87,7 @@ use crate::layer::fds::FdCache;
 use crate::layer::overlay::Namespace;
 use crate::layer::upper::Upper;
 use crate::sys::caps;
+use ahead::Ahead;
 use handle::Handles;
 use index::Counts;
 use inode::{Dir, Inode, Place, Real};
@@ -197,6 +199,7 @@ pub struct Union {
     /// Descriptors that data is read and written through.
     files: KeptFiles,
     listings: Listings,
+    ahead: Ahead,
     /// Rank 4 (before places). Each for some inodes: when they were written, as [`Union::write_back`] keeps and setattr sets it.
     times: [Mutex<()>; 16],
     handles: Handles,

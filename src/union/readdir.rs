@@ -14,13 +14,15 @@ use super::listing::{Item, Kept, Listing, Order};
 use super::lookup::Entry;
 use super::merge::{Merge, Says, Topmost};
 use super::name_index::NameIndex;
-use super::search::InUpper;
+use super::search::{Hit, InUpper, Stack, Top};
 use super::stream::{self, ReadAhead, Stream};
 use super::{FileKind, Union, dir_of};
 use crate::error::Result;
 use crate::layer::Layer;
+use crate::layer::attr::Attr;
 use crate::layer::dir::{Below, Found, LayerDir};
 use crate::layer::name::{Name, WH_OPAQUE, WH_PREFIX};
+use crate::layer::overlay::Marks;
 use crate::sys::dents;
 
 /// An entry of a directory.
@@ -102,26 +104,32 @@ impl Union {
         match self.listing(&inode, cookie)? {
             Kept::Listing(listing) => {
                 listed(&listing, cookie)
-                    .find(|&entry| self.look_up_entry(&inode, entry, &mut each) == Some(Flow::Full));
+                    .find(|&entry| self.look_up_entry(&inode, entry, None, &mut each) == Some(Flow::Full));
                 Ok(None)
             }
-            Kept::Stream(stream) => self.read_stream(&inode, &stream, cookie, |listed| {
-                let ino = self.numbers.number(stream.part.dev, listed.ino);
-                let kind = known_kind(listed.kind).unwrap_or(FileKind::Regular);
-                let entry = DirEntry { name: listed.name, ino, kind, cookie: listed.cookie };
-                Ok(self.look_up_entry(&inode, entry, &mut each))
-            }),
+            Kept::Stream(stream) => {
+                let known = self.ahead.get(inode.serial, stream::place(cookie).unwrap_or(0));
+                self.read_stream(&inode, &stream, cookie, |listed| {
+                    let ino = self.numbers.number(stream.part.dev, listed.ino);
+                    let kind = known_kind(listed.kind).unwrap_or(FileKind::Regular);
+                    let entry = DirEntry { name: listed.name, ino, kind, cookie: listed.cookie };
+                    let attr = known.as_ref().and_then(|known| known.attr(&listed));
+                    Ok(self.look_up_entry(&inode, entry, attr, &mut each))
+                })
+            }
         }
     }
 
-    /// Gives `each` an entry that was listed, and what looking it up gives; `None` where it has gone.
+    /// Gives `each` an entry that was listed, and what looking it up gives; `None` where it has gone. `ahead` is what was read
+    /// of the entry before.
     fn look_up_entry(
         &self,
         inode: &Arc<Inode>,
         listed: DirEntry<'_>,
+        ahead: Option<&Attr>,
         each: &mut dyn FnMut(DirEntry<'_>, Looked<'_>) -> Flow,
     ) -> Option<Flow> {
-        match self.look_up_item(inode, listed.name) {
+        match self.look_up_item(inode, listed.name, ahead) {
             Ok(None) => None,
             Ok(Some(entry)) => {
                 let shown = DirEntry { ino: entry.attr.ino, kind: entry.attr.kind, ..listed };
@@ -181,9 +189,18 @@ impl Union {
         }
     }
 
-    fn look_up_item(&self, inode: &Arc<Inode>, name: &OsStr) -> Result<Option<Entry>> {
-        let _names = dir_of(inode)?.lock.read();
-        self.find(inode, Name::known(name))
+    fn look_up_item(&self, inode: &Arc<Inode>, name: &OsStr, ahead: Option<&Attr>) -> Result<Option<Entry>> {
+        let dir = dir_of(inode)?;
+        let _names = dir.lock.read();
+        let name = Name::known(name);
+        match (ahead, &*dir.lower) {
+            // As long as upper has nothing of the directory, it is as it was.
+            (Some(&attr), [part]) if inode.is_below() => {
+                let (top, lower) = (Top::Lower(part.clone()), Stack::new());
+                Ok(Some(self.entry_of(inode, name, &Hit { attr, top, lower, marks: Marks::default() })?))
+            }
+            _ => self.find(inode, name),
+        }
     }
 
     fn dots(&self, inode: &Arc<Inode>, cookie: u64, each: &mut dyn FnMut(DirEntry<'_>) -> Flow) -> Flow {
@@ -198,7 +215,7 @@ impl Union {
     }
 
     /// Returns a listing to read on from `cookie`: a current one at the beginning, else the one that is kept.
-    fn listing(&self, inode: &Arc<Inode>, cookie: u64) -> Result<Kept> {
+    pub(super) fn listing(&self, inode: &Arc<Inode>, cookie: u64) -> Result<Kept> {
         let dir = dir_of(inode)?;
         // Before it is asked whether upper has the directory, so that what comes then is not missed.
         let version = dir.version();

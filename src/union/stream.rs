@@ -38,6 +38,8 @@ pub(super) struct Entry<'a> {
     pub(super) name: &'a OsStr,
     pub(super) kind: FileType,
     pub(super) ino: u64,
+    /// How many come before it.
+    pub(super) at: u64,
     /// Where reading goes on after it.
     pub(super) cookie: u64,
 }
@@ -64,14 +66,32 @@ impl Chunk {
         self.first + self.items.len() as u64
     }
 
+    /// Makes one of plain files with these names, from the beginning of a directory.
+    #[cfg(test)]
+    pub(super) fn of(all: impl IntoIterator<Item = String>) -> Self {
+        let mut chunk = Self { first: 0, names: Vec::new(), items: Vec::new() };
+        for name in all {
+            let (start, len) = (chunk.names.len() as u32, name.len() as u8);
+            chunk.names.extend_from_slice(name.as_bytes());
+            chunk.items.push(Item { ino: 1, start, len, kind: Kind::of(FileType::RegularFile) });
+        }
+        chunk
+    }
+
+    /// Returns how many there are.
+    pub(super) fn len(&self) -> usize {
+        self.items.len()
+    }
+
     /// Returns the entries from the place `at` on.
     pub(super) fn from(&self, at: u64) -> impl Iterator<Item = Entry<'_>> {
         let skipped = at.saturating_sub(self.first);
-        self.items.iter().zip(self.first + 1..).skip(skipped as usize).map(|(item, after)| Entry {
+        self.items.iter().zip(self.first..).skip(skipped as usize).map(|(item, at)| Entry {
             name: self.name(item),
             kind: item.kind.file_type(),
             ino: item.ino,
-            cookie: BY_PLACE | after,
+            at,
+            cookie: BY_PLACE | (at + 1),
         })
     }
 
@@ -101,7 +121,7 @@ impl Known {
 /// What is read, and what was found there besides entries.
 #[derive(Debug)]
 struct Source {
-    dir: OwnedFd,
+    dir: Arc<OwnedFd>,
     marks: bool,
 }
 
@@ -126,7 +146,7 @@ pub(super) struct Stream {
 
 impl Stream {
     /// Makes a listing of what `listing`, opened for it, holds: the directory `part`.
-    pub(super) fn new(part: Arc<LayerDir>, listing: OwnedFd, version: u64) -> Self {
+    pub(super) fn new(part: Arc<LayerDir>, listing: Arc<OwnedFd>, version: u64) -> Self {
         let source = Source { dir: listing, marks: false };
         let (source, known) = (Mutex::new(Some(source)), Mutex::default());
         let (whole, ahead) = (AtomicBool::new(false), AtomicBool::new(false));

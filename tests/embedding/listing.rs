@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::time::Duration;
 
-use unionfs_rs::union::{Caller, Entry, Flow, Name, New, NodeId, ReadAhead, Union};
+use unionfs_rs::config::{UnionConfig, XattrNamespace};
+use unionfs_rs::union::{Caller, Entry, Flow, Looked, Name, New, NodeId, ReadAhead, Union};
 
 use crate::support::{Layers, Placement, Watchdog};
 
@@ -118,4 +120,98 @@ fn who_has_begun_goes_on_after_the_directory_has_changed_and_its_listing_is_gone
     late.read_all(&union, dir, 100);
     assert_eq!(late.seen.len(), FILES + 2);
     assert!(late.seen.contains_key(&OsString::from("new")) && !late.seen.contains_key(&gone));
+}
+
+/// Lists `dir` a few entries at a time, and calls `meanwhile` after the first of them. Returns the sizes of all files.
+fn sizes(union: &Union, dir: NodeId, meanwhile: impl FnOnce()) -> BTreeMap<OsString, u64> {
+    let (mut cookie, mut sizes, mut meanwhile) = (0, BTreeMap::new(), Some(meanwhile));
+    loop {
+        let mut looked_up = Vec::new();
+        let listed = union.read_dir_plus(dir, cookie, |entry, looked| {
+            if looked_up.len() == 2 {
+                return Flow::Full;
+            }
+            cookie = entry.cookie;
+            if let Looked::Up(found) = looked {
+                looked_up.push(found.id);
+                sizes.insert(entry.name.to_owned(), found.attr.size);
+            }
+            Flow::More
+        });
+        listed.expect("it can be listed");
+        looked_up.iter().for_each(|&id| union.forget(id, 1));
+        if looked_up.is_empty() {
+            return sizes;
+        }
+        if let Some(meanwhile) = meanwhile.take() {
+            meanwhile();
+        }
+    }
+}
+
+#[test]
+fn what_was_read_ahead_is_used_soon_and_once() {
+    let _watchdog = Watchdog::start();
+    let layers = Layers::new(1, Placement::OneFs);
+    let tree = layers.lower(0);
+    tree.file("dir/a", "").file("dir/b", "").dir("dir/c");
+    let union = union(&layers);
+    let dir = look_up(&union, NodeId::ROOT, "dir").expect("it is there").id;
+    let size_after = |wait: Duration| {
+        tree.file("dir/a", "");
+        union.read_ahead(dir).expect("it can be read");
+        // Against all advice: so it is seen who was asked.
+        tree.file("dir/a", "changed");
+        std::thread::sleep(wait);
+        sizes(&union, dir, || ())[&OsString::from("a")]
+    };
+    // A machine may take longer than what was read ahead lives.
+    assert!((0..20).any(|_| size_after(Duration::ZERO) == 0), "what was read ahead is not used");
+    assert_eq!(sizes(&union, dir, || ())[&OsString::from("a")], 7, "it was used before");
+    assert_eq!(size_after(Duration::from_millis(150)), 7, "it is too old");
+}
+
+#[test]
+fn what_was_read_ahead_is_not_used_of_what_has_changed() {
+    let _watchdog = Watchdog::start();
+    let layers = Layers::new(1, Placement::OneFs);
+    for i in 0..20 {
+        layers.lower(0).file(format!("dir/f{i}"), "");
+    }
+    let union = union(&layers);
+    let dir = look_up(&union, NodeId::ROOT, "dir").expect("it is there").id;
+    union.read_ahead(dir).expect("it can be read");
+    // Whoever has begun goes on in the lower directory.
+    let sizes = sizes(&union, dir, || {
+        for i in 0..20 {
+            let file = look_up(&union, dir, &format!("f{i}")).expect("it is there").id;
+            union.write(file, 0, b"written", None).expect("it can be written");
+            union.forget(file, 1);
+        }
+    });
+    assert_eq!(sizes.len(), 20);
+    assert_eq!(
+        sizes.values().filter(|&&size| size == 0).count(),
+        2,
+        "{sizes:?}: all but the first two were written before"
+    );
+}
+
+#[test]
+fn what_was_read_ahead_hides_what_the_layers_hide() {
+    let _watchdog = Watchdog::start();
+    let layers = Layers::new(1, Placement::OneFs);
+    layers.lower(0).file("dir/shown", "12345").file("dir/hidden", "").file("dir/.wh.other", "");
+    let mark = layers.lower(0).root().join("dir");
+    let Ok(()) = rustix::fs::setxattr(&mark, "user.overlay.opaque", b"x", rustix::fs::XattrFlags::empty()) else {
+        panic!("the file system of the tests has user xattrs");
+    };
+    rustix::fs::setxattr(mark.join("hidden"), "user.overlay.whiteout", b"", rustix::fs::XattrFlags::empty())
+        .expect("a mark can be set");
+    let lowers = layers.lowers().iter().map(Into::into).collect();
+    let config = UnionConfig { lowers, xattr_namespace: XattrNamespace::User, ..UnionConfig::default() };
+    let union = Union::from_config(&config).expect("the layers are good");
+    let dir = look_up(&union, NodeId::ROOT, "dir").expect("it is there").id;
+    union.read_ahead(dir).expect("it can be read");
+    assert_eq!(sizes(&union, dir, || ()), BTreeMap::from([(OsString::from("shown"), 5)]));
 }

@@ -1,6 +1,7 @@
 //! The requests about listings.
 
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use zerocopy::{FromZeros, IntoBytes};
@@ -11,7 +12,7 @@ use crate::fuse::convert::{entry_kind, opened};
 use crate::fuse::protocol::{Dirent, EntryOut, FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, FsyncIn, ReadIn};
 use crate::fuse::request::{Malformed, Request};
 use crate::fuse::server::Server;
-use crate::union::{DirEntry, Flow, Looked, ReadAhead};
+use crate::union::{DirEntry, Flow, Looked, NodeId, ReadAhead};
 
 pub(super) fn opendir(server: &Server) -> Result<Served, Malformed> {
     // Directories are read by node, and the kernel may keep what it has read.
@@ -29,18 +30,48 @@ pub(super) fn readdir(server: &Server, mut request: Request<'_>, buffer: &mut [u
     Ok(answer(server, listed, &page).into())
 }
 
-pub(super) fn readdirplus(server: &Server, mut request: Request<'_>, buffer: &mut [u8]) -> Result<Served, Malformed> {
+pub(super) fn readdirplus(
+    server: &Arc<Server>,
+    mut request: Request<'_>,
+    buffer: &mut [u8],
+) -> Result<Served, Malformed> {
     let read: ReadIn = request.arguments.fixed()?;
     let mut page = Page::new(buffer, read.size);
+    let mut directories = Vec::new();
     let listed = server.union.read_dir_plus(request.node, read.offset, |dirent, looked| {
         let entry = match looked {
             Looked::Up(entry) => server.entry(entry),
             // Without a node the kernel takes number and type alone, and looks the name up when it is used.
             Looked::Dots | Looked::Broken => EntryOut::new_zeroed(),
         };
-        page.add(&dirent, entry.as_bytes())
+        let flow = page.add(&dirent, entry.as_bytes());
+        if let Looked::Up(entry) = looked
+            && entry.attr.is_dir()
+            && flow == Flow::More
+        {
+            directories.push(entry.id);
+        }
+        flow
     });
+    note_walk(server, request.node, read.offset == 0, &directories);
     Ok(answer(server, listed, &page).into())
+}
+
+/// Notes that the directory `of` is listed, and has what comes next read meanwhile.
+fn note_walk(server: &Arc<Server>, of: NodeId, begins: bool, directories: &[NodeId]) {
+    if server.walk.as_ref().is_some_and(|walk| walk.note(of, begins, directories)) {
+        let walker = server.clone();
+        server.pool.run(move || {
+            let Some(walk) = &walker.walk else { return };
+            let read = |id| {
+                if let Err(error) = walker.union.read_ahead(id) {
+                    // Whoever comes to it is told.
+                    log::debug!("read ahead: {error}");
+                }
+            };
+            walk.read_ahead(read, || walker.union.has_read_enough(), || !walker.pool.is_ending());
+        });
+    }
 }
 
 /// Answers with a page of a listing, and has the rest read meanwhile.

@@ -8,6 +8,7 @@ mod directories;
 mod names;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
@@ -22,7 +23,7 @@ use crate::union::{Fh, NodeId, Union};
 /// Serves a request; what it reads goes into `buffer`, which has room for the largest read.
 ///
 /// A panic ends the request and not the mount.
-pub(super) fn serve(server: &Server, request: Request<'_>, buffer: &mut [u8]) -> Served {
+pub(super) fn serve(server: &Arc<Server>, request: Request<'_>, buffer: &mut [u8]) -> Served {
     let (opcode, node) = (request.opcode, request.node);
     match catch_unwind(AssertUnwindSafe(|| dispatch(server, request, buffer))) {
         Ok(Ok(served)) => served,
@@ -51,7 +52,7 @@ fn panicked() -> Answer {
     Answer::Error(Errno::IO)
 }
 
-fn dispatch(server: &Server, request: Request<'_>, buffer: &mut [u8]) -> Result<Served, Malformed> {
+fn dispatch(server: &Arc<Server>, request: Request<'_>, buffer: &mut [u8]) -> Result<Served, Malformed> {
     if !server.admits(request.caller, request.opcode) {
         return Ok(Answer::Error(Errno::ACCESS).into());
     }
@@ -71,7 +72,7 @@ fn dispatch(server: &Server, request: Request<'_>, buffer: &mut [u8]) -> Result<
     }
 }
 
-fn call(server: &Server, opcode: Opcode, request: Request<'_>, buffer: &mut [u8]) -> Result<Served, Malformed> {
+fn call(server: &Arc<Server>, opcode: Opcode, request: Request<'_>, buffer: &mut [u8]) -> Result<Served, Malformed> {
     match opcode {
         Opcode::Lookup => names::lookup(server, request),
         Opcode::Forget => names::forget(server, request),
