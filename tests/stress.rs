@@ -12,6 +12,7 @@ mod stress {
     mod counts;
     pub mod daemon;
     pub mod scale;
+    mod walks;
     #[allow(dead_code, reason = "the crash test uses the rest")]
     pub mod world;
 }

@@ -38,7 +38,7 @@ pub(super) struct Server {
     pub(super) union: Union,
     pub(super) connection: Arc<Connection>,
     pub(super) pool: Pool,
-    /// What is listed next; `None` where no processor is free to read ahead.
+    /// What is listed next; `None` where no other processor could prefetch it.
     pub(super) walk: Option<Walk>,
     pub(super) requests: Counts,
     /// How many FORGETs there were.

@@ -1,8 +1,8 @@
 //! Which directories will be listed next: who lists one of those that another listing has just told of is walking the tree,
 //! and will come to the others, most likely in the order in which they were told.
 //!
-//! Those are read ahead while the walk is taken up with what it has. Who only lists a directory, or only knows where to go,
-//! has nothing read for it.
+//! Those are prefetched while the walk is taken up with what it has. Who only lists a directory, or knows where to go, has
+//! nothing read for it.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -11,18 +11,21 @@ use parking_lot::Mutex;
 
 use crate::union::NodeId;
 
-/// So many directories are read before the walk has come to the first of them: who reads ahead may lose its processor for a
-/// while, in which a walk comes to many small ones.
+/// So many of the next directories are prefetched at most: who does it may lose its processor for a while, in which a walk
+/// comes to many small ones.
 const AHEAD: usize = 256;
+
+/// So many directories of a listing a walk may pass over.
+const NEAR: usize = 16;
 
 /// So many directories that were told of are remembered of one listing, and so many listings.
 const REMEMBERED: usize = 1024;
 const DEPTH: usize = 64;
 
-/// How long who reads ahead looks for more to read, before it must be woken for it.
+/// How long who prefetches looks for more, before it must be woken for it.
 const LINGER: Duration = Duration::from_micros(200);
 
-/// A directory that a listing told of, and whether it was read ahead.
+/// A directory that a listing told of, and whether it was prefetched.
 #[derive(Debug, Clone, Copy)]
 struct Told {
     id: NodeId,
@@ -40,8 +43,8 @@ struct Level {
 struct State {
     /// The deepest last.
     levels: Vec<Level>,
-    /// Whether somebody reads ahead.
-    reads: bool,
+    /// Whether somebody prefetches.
+    busy: bool,
 }
 
 impl State {
@@ -49,7 +52,7 @@ impl State {
     fn come_to(&mut self, id: NodeId) -> bool {
         // What was passed over is not come back to.
         let place = self.levels.iter().enumerate().rev().find_map(|(depth, level)| {
-            let at = level.told.iter().take(AHEAD).position(|told| told.id == id)?;
+            let at = level.told.iter().take(NEAR).position(|told| told.id == id)?;
             Some((depth, at))
         });
         let Some((depth, at)) = place else { return false };
@@ -60,12 +63,15 @@ impl State {
         true
     }
 
-    /// Notes that the listing of `of` told of `directories`.
-    fn tell(&mut self, of: NodeId, directories: &[NodeId]) {
+    /// Notes that the listing of `of`, from its beginning or not, told of `directories`.
+    fn tell(&mut self, of: NodeId, begins: bool, directories: &[NodeId]) {
+        let known = self.levels.iter().rposition(|level| level.of == of);
+        if let Some(level) = known.filter(|_| begins).and_then(|depth| self.levels.get_mut(depth)) {
+            level.told.clear();
+        }
         if directories.is_empty() {
             return;
         }
-        let known = self.levels.iter().rposition(|level| level.of == of);
         let depth = known.unwrap_or_else(|| {
             self.levels.retain(|level| !level.told.is_empty());
             if self.levels.len() == DEPTH {
@@ -80,7 +86,7 @@ impl State {
         }
     }
 
-    /// Returns the next directory to be read ahead.
+    /// Returns the next directory to be prefetched.
     fn next(&mut self) -> Option<NodeId> {
         let mut next = self.levels.iter_mut().rev().flat_map(|level| level.told.iter_mut()).take(AHEAD);
         let told = next.find(|told| !told.read)?;
@@ -89,7 +95,7 @@ impl State {
     }
 }
 
-/// A walk through the tree. Several at a time disturb each other in what is read ahead, and in nothing else.
+/// A walk through the tree. Several at a time disturb each other in what is prefetched, and in nothing else.
 #[derive(Debug, Default)]
 pub(super) struct Walk {
     /// A leaf. No system call while held.
@@ -97,44 +103,44 @@ pub(super) struct Walk {
 }
 
 impl Walk {
-    /// Notes that the directory `of` is listed, from its beginning or not, and that it told of `directories`. Returns whether
-    /// somebody is to call [`Walk::read_ahead`].
+    /// Notes that the directory `of` is listed, from its beginning or not, and that it told of `directories`. Returns whether a
+    /// walk has come to it, which nobody prefetches for.
     pub(super) fn note(&self, of: NodeId, begins: bool, directories: &[NodeId]) -> bool {
         let mut state = self.state.lock();
         let walks = begins && state.come_to(of);
-        state.tell(of, directories);
-        let begin = walks && !state.reads && state.levels.iter().any(|level| !level.told.is_empty());
-        state.reads |= begin;
-        begin
+        state.tell(of, begins, directories);
+        walks && !state.busy && state.levels.iter().any(|level| !level.told.is_empty())
     }
 
-    /// Reads ahead with `read`, when `waits` says that it need not wait, for as long as the walk goes on and `goes_on` says so.
-    pub(super) fn read_ahead(
-        &self,
-        mut read: impl FnMut(NodeId),
-        waits: impl Fn() -> bool,
-        goes_on: impl Fn() -> bool,
-    ) {
+    /// Returns whether the caller is to prefetch, and nobody else does.
+    pub(super) fn begin(&self) -> bool {
+        !std::mem::replace(&mut self.state.lock().busy, true)
+    }
+
+    /// Has `prefetch` read what the walk comes to next, until `is_enough` or the walk does not go on. To be called after
+    /// [`Walk::begin`].
+    pub(super) fn follow(&self, mut prefetch: impl FnMut(NodeId), is_enough: impl Fn() -> bool) {
+        let _busy = Busy(self);
         let mut last = Instant::now();
-        while goes_on() {
-            let waits = waits();
-            let next = {
-                let mut state = self.state.lock();
-                let next = if waits { None } else { state.next() };
-                if next.is_none() && last.elapsed() > LINGER {
-                    state.reads = false;
-                    return;
-                }
-                next
-            };
+        while last.elapsed() < LINGER && !is_enough() {
+            let next = self.state.lock().next();
             match next {
                 Some(id) => {
-                    read(id);
+                    prefetch(id);
                     last = Instant::now();
                 }
                 None => std::thread::yield_now(),
             }
         }
+    }
+}
+
+/// Says that somebody prefetches, until it is dropped, also by a panic.
+struct Busy<'a>(&'a Walk);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().busy = false;
     }
 }
 
@@ -153,17 +159,18 @@ mod tests {
         assert!(!walk.note(NodeId(99), true, &[]), "nobody has told of it");
         assert!(!walk.note(NodeId(2), false, &[]), "its listing has not begun");
         assert!(walk.note(NodeId(2), true, &[]));
+        assert!(walk.begin() && !walk.begin());
         assert!(!walk.note(NodeId(3), true, &[]), "somebody reads already");
     }
 
     #[test]
     fn what_the_walk_comes_to_next_is_read_first_and_not_too_much() {
         let mut state = State::default();
-        state.tell(NodeId(1), &ids(10..13));
+        state.tell(NodeId(1), true, &ids(10..13));
         // The rest of a long listing.
-        state.tell(NodeId(1), &ids(13..1000));
+        state.tell(NodeId(1), false, &ids(13..1000));
         assert!(state.come_to(NodeId(10)));
-        state.tell(NodeId(10), &ids([5001, 5002]));
+        state.tell(NodeId(10), true, &ids([5001, 5002]));
         let read: Vec<_> = std::iter::from_fn(|| state.next()).collect();
         let last = 11 + AHEAD as u64 - 2;
         assert_eq!(read, ids([5001, 5002].into_iter().chain(11..last)));
@@ -171,14 +178,17 @@ mod tests {
         assert_eq!((state.next(), state.next()), (Some(NodeId(last)), None));
         // 5002 is passed over, and 11 as well.
         assert!(state.come_to(NodeId(12)) && !state.come_to(NodeId(5002)) && !state.come_to(NodeId(11)));
-        assert!(!state.come_to(NodeId(900)), "it is too far");
+        assert!(!state.come_to(NodeId(13 + NEAR as u64)), "it is too far");
+        // Whoever lists it again is told of the same again.
+        state.tell(NodeId(1), true, &ids(10..13));
+        assert!(state.levels.last().is_some_and(|level| level.told.len() == 3));
     }
 
     #[test]
     fn little_is_remembered() {
         let mut state = State::default();
         for of in 0..1000 {
-            state.tell(NodeId(of), &ids(0..10_000));
+            state.tell(NodeId(of), true, &ids(0..10_000));
         }
         assert_eq!(state.levels.len(), DEPTH);
         assert!(state.levels.iter().all(|level| level.told.len() == REMEMBERED));
@@ -188,13 +198,15 @@ mod tests {
     fn reading_ends_with_the_walk_and_begins_again() {
         let walk = Walk::default();
         walk.note(NodeId(1), true, &ids(2..5));
-        assert!(walk.note(NodeId(2), true, &[]));
+        assert!(walk.note(NodeId(2), true, &[]) && walk.begin());
+        walk.follow(|_| unreachable!("it is enough"), || true);
+        assert!(walk.note(NodeId(3), true, &ids([30, 31])) && walk.begin());
         let mut read = Vec::new();
-        walk.read_ahead(|_| unreachable!("enough was read"), || true, || true);
-        assert!(!walk.note(NodeId(9), true, &[]) && walk.note(NodeId(3), true, &ids([30, 31])), "nobody reads");
-        walk.read_ahead(|id| read.push(id), || false, || true);
+        walk.follow(|id| read.push(id), || false);
         assert_eq!(read, ids([30, 31, 4]));
-        assert!(walk.note(NodeId(30), true, &[]), "nobody reads any more");
-        walk.read_ahead(|_| unreachable!("the mount is going"), || false, || false);
+        let panics = || walk.follow(|_| panic!("a panic that is expected"), || false);
+        assert!(walk.note(NodeId(30), true, &ids([40])) && walk.begin());
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).is_err());
+        assert!(walk.begin(), "nobody reads any more");
     }
 }

@@ -10,7 +10,6 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, StatxFlags};
 
-use super::ahead::Ahead;
 use super::handle::Handles;
 use super::index::Counts;
 use super::inode::{Dir, Ino, Inode, NodeId, Parts, Place, Real};
@@ -18,6 +17,7 @@ use super::kept::KeptFiles;
 use super::listing::Listings;
 use super::numbers::Numbers;
 use super::owners::OwnerView;
+use super::prefetch::Prefetch;
 use super::quota::Quota;
 use super::table::Table;
 use super::usage::{CopyUpCounts, NameCounts};
@@ -157,7 +157,7 @@ impl Union {
             dirs: FdCache::new(kept),
             files: KeptFiles::new(kept),
             listings: Listings::new(),
-            ahead: Ahead::default(),
+            prefetch: Prefetch::default(),
             times: Default::default(),
             handles: Handles::default(),
             tree: Mutex::new(()),

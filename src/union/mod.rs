@@ -8,12 +8,11 @@
 //! 2. an inode's copy-up mutex; held while data is copied.
 //! 3. directory locks: ancestors first, else by ascending serial.
 //! 4. an inode's place: a switch, no system call; `Union::counts` and `Union::times` come before it.
-//! 5. leaves: table shards, descriptor caches, listings, what was read ahead.
+//! 5. leaves: table shards, descriptor caches, listings, what was prefetched.
 //!
 //! Evicted directories of upper are reopened by name without a lock: `Union::moves` tells whether a
 //! directory was moved meanwhile.
 
-mod ahead;
 mod attr;
 mod builder;
 mod copy_data;
@@ -34,6 +33,7 @@ mod numbers;
 mod owners;
 mod pace;
 mod parts;
+mod prefetch;
 mod quota;
 mod readdir;
 mod remove;
@@ -87,7 +87,6 @@ use crate::layer::fds::FdCache;
 use crate::layer::overlay::Namespace;
 use crate::layer::upper::Upper;
 use crate::sys::caps;
-use ahead::Ahead;
 use handle::Handles;
 use index::Counts;
 use inode::{Dir, Inode, Place, Real};
@@ -95,6 +94,7 @@ use kept::KeptFiles;
 use listing::Listings;
 use numbers::Numbers;
 use owners::OwnerView;
+use prefetch::Prefetch;
 use quota::Quota;
 use table::Table;
 use usage::{CopyUpCounts, NameCounts};
@@ -199,7 +199,7 @@ pub struct Union {
     /// Descriptors that data is read and written through.
     files: KeptFiles,
     listings: Listings,
-    ahead: Ahead,
+    prefetch: Prefetch,
     /// Rank 4 (before places). Each for some inodes: when they were written, as [`Union::write_back`] keeps and setattr sets it.
     times: [Mutex<()>; 16],
     handles: Handles,
@@ -328,8 +328,14 @@ impl Union {
         }
         if inode.dir().is_some() {
             self.dirs.remove(&inode.serial);
-            self.listings.remove(inode.serial);
+            self.forget_listings(inode.serial);
         }
+    }
+
+    /// Forgets what is in a directory.
+    fn forget_listings(&self, serial: Serial) {
+        self.listings.remove(serial);
+        self.prefetch.drop_known(serial, None);
     }
 
     /// Returns an O_PATH descriptor of upper's part of the directory `inode`.

@@ -78,13 +78,18 @@ impl Union {
                 listed(&listing, cookie).find(|&entry| each(entry) == Flow::Full);
                 Ok(None)
             }
-            Kept::Stream(stream) => self.read_stream(&inode, &stream, cookie, |listed| {
-                let shown = {
-                    let _names = dir_of(&inode)?.lock.read();
-                    self.show_below(&inode, &stream.part, listed.name, listed.kind, listed.ino)?
-                };
-                Ok(shown.map(|(ino, kind)| each(DirEntry { name: listed.name, ino, kind, cookie: listed.cookie })))
-            }),
+            Kept::Stream(stream) => {
+                if let Some(at) = stream::place(cookie) {
+                    self.prefetch.drop_known(inode.serial, Some(at));
+                }
+                self.read_stream(&inode, &stream, cookie, |listed| {
+                    let shown = {
+                        let _names = dir_of(&inode)?.lock.read();
+                        self.show_below(&inode, &stream.part, listed.name, listed.kind, listed.ino)?
+                    };
+                    Ok(shown.map(|(ino, kind)| each(DirEntry { name: listed.name, ino, kind, cookie: listed.cookie })))
+                })
+            }
         }
     }
 
@@ -108,7 +113,7 @@ impl Union {
                 Ok(None)
             }
             Kept::Stream(stream) => {
-                let known = self.ahead.get(inode.serial, stream::place(cookie).unwrap_or(0));
+                let known = self.prefetch.get(inode.serial, stream::place(cookie).unwrap_or(0));
                 self.read_stream(&inode, &stream, cookie, |listed| {
                     let ino = self.numbers.number(stream.part.dev, listed.ino);
                     let kind = known_kind(listed.kind).unwrap_or(FileKind::Regular);
@@ -120,16 +125,16 @@ impl Union {
         }
     }
 
-    /// Gives `each` an entry that was listed, and what looking it up gives; `None` where it has gone. `ahead` is what was read
-    /// of the entry before.
+    /// Gives `each` an entry that was listed, and what looking it up gives; `None` where it has gone. `known` is what was
+    /// read of the entry before.
     fn look_up_entry(
         &self,
         inode: &Arc<Inode>,
         listed: DirEntry<'_>,
-        ahead: Option<&Attr>,
+        known: Option<&Attr>,
         each: &mut dyn FnMut(DirEntry<'_>, Looked<'_>) -> Flow,
     ) -> Option<Flow> {
-        match self.look_up_item(inode, listed.name, ahead) {
+        match self.look_up_item(inode, listed.name, known) {
             Ok(None) => None,
             Ok(Some(entry)) => {
                 let shown = DirEntry { ino: entry.attr.ino, kind: entry.attr.kind, ..listed };
@@ -189,11 +194,11 @@ impl Union {
         }
     }
 
-    fn look_up_item(&self, inode: &Arc<Inode>, name: &OsStr, ahead: Option<&Attr>) -> Result<Option<Entry>> {
+    fn look_up_item(&self, inode: &Arc<Inode>, name: &OsStr, known: Option<&Attr>) -> Result<Option<Entry>> {
         let dir = dir_of(inode)?;
         let _names = dir.lock.read();
         let name = Name::known(name);
-        match (ahead, &*dir.lower) {
+        match (known, &*dir.lower) {
             // As long as upper has nothing of the directory, it is as it was.
             (Some(&attr), [part]) if inode.is_below() => {
                 let (top, lower) = (Top::Lower(part.clone()), Stack::new());

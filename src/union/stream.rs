@@ -85,8 +85,9 @@ impl Chunk {
 
     /// Returns the entries from the place `at` on.
     pub(super) fn from(&self, at: u64) -> impl Iterator<Item = Entry<'_>> {
-        let skipped = at.saturating_sub(self.first);
-        self.items.iter().zip(self.first..).skip(skipped as usize).map(|(item, at)| Entry {
+        let at = at.max(self.first);
+        let rest = self.items.get((at - self.first) as usize..).unwrap_or_default();
+        rest.iter().zip(at..).map(|(item, at)| Entry {
             name: self.name(item),
             kind: item.kind.file_type(),
             ino: item.ino,

@@ -150,7 +150,7 @@ fn sizes(union: &Union, dir: NodeId, meanwhile: impl FnOnce()) -> BTreeMap<OsStr
 }
 
 #[test]
-fn what_was_read_ahead_is_used_soon_and_once() {
+fn what_was_prefetched_is_used_soon_and_once() {
     let _watchdog = Watchdog::start();
     let layers = Layers::new(1, Placement::OneFs);
     let tree = layers.lower(0);
@@ -159,20 +159,20 @@ fn what_was_read_ahead_is_used_soon_and_once() {
     let dir = look_up(&union, NodeId::ROOT, "dir").expect("it is there").id;
     let size_after = |wait: Duration| {
         tree.file("dir/a", "");
-        union.read_ahead(dir).expect("it can be read");
+        union.prefetch(dir, || true).expect("it can be read");
         // Against all advice: so it is seen who was asked.
         tree.file("dir/a", "changed");
         std::thread::sleep(wait);
         sizes(&union, dir, || ())[&OsString::from("a")]
     };
-    // A machine may take longer than what was read ahead lives.
-    assert!((0..20).any(|_| size_after(Duration::ZERO) == 0), "what was read ahead is not used");
+    // A machine may take longer than what was prefetched lives.
+    assert!((0..20).any(|_| size_after(Duration::ZERO) == 0), "what was prefetched is not used");
     assert_eq!(sizes(&union, dir, || ())[&OsString::from("a")], 7, "it was used before");
     assert_eq!(size_after(Duration::from_millis(150)), 7, "it is too old");
 }
 
 #[test]
-fn what_was_read_ahead_is_not_used_of_what_has_changed() {
+fn what_was_prefetched_is_not_used_of_what_has_changed() {
     let _watchdog = Watchdog::start();
     let layers = Layers::new(1, Placement::OneFs);
     for i in 0..20 {
@@ -180,7 +180,7 @@ fn what_was_read_ahead_is_not_used_of_what_has_changed() {
     }
     let union = union(&layers);
     let dir = look_up(&union, NodeId::ROOT, "dir").expect("it is there").id;
-    union.read_ahead(dir).expect("it can be read");
+    union.prefetch(dir, || true).expect("it can be read");
     // Whoever has begun goes on in the lower directory.
     let sizes = sizes(&union, dir, || {
         for i in 0..20 {
@@ -198,7 +198,7 @@ fn what_was_read_ahead_is_not_used_of_what_has_changed() {
 }
 
 #[test]
-fn what_was_read_ahead_hides_what_the_layers_hide() {
+fn what_was_prefetched_hides_what_the_layers_hide() {
     let _watchdog = Watchdog::start();
     let layers = Layers::new(1, Placement::OneFs);
     layers.lower(0).file("dir/shown", "12345").file("dir/hidden", "").file("dir/.wh.other", "");
@@ -212,6 +212,6 @@ fn what_was_read_ahead_hides_what_the_layers_hide() {
     let config = UnionConfig { lowers, xattr_namespace: XattrNamespace::User, ..UnionConfig::default() };
     let union = Union::from_config(&config).expect("the layers are good");
     let dir = look_up(&union, NodeId::ROOT, "dir").expect("it is there").id;
-    union.read_ahead(dir).expect("it can be read");
+    union.prefetch(dir, || true).expect("it can be read");
     assert_eq!(sizes(&union, dir, || ()), BTreeMap::from([(OsString::from("shown"), 5)]));
 }

@@ -89,6 +89,8 @@ fn exchange(mut stream: UnixStream, owner: u32, form: Form) -> Result<String, (S
             let reason = format!("its daemon does not answer in {} seconds", PATIENCE.as_secs());
             (reason, "it may be stopped: look at it (ps), let it go on (kill -CONT), or kill it and unmount")
         }
+        // It was killed before it took the connection, or before it answered.
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => cut_short(),
         _ => (format!("its daemon cannot be asked: {error}"), "try again, or look at its log file"),
     };
     let listens = peer::uid(stream.as_fd()).map_err(io)?;
@@ -106,6 +108,10 @@ fn exchange(mut stream: UnixStream, owner: u32, form: Form) -> Result<String, (S
     }
     match head.strip_prefix("ok ").and_then(|len| len.parse::<usize>().ok()) {
         Some(len) if body.len() == len => Ok(body.to_owned()),
-        _ => Err(("the answer of its daemon is cut short".to_owned(), "try again; the mount may just be ending")),
+        _ => Err(cut_short()),
     }
+}
+
+fn cut_short() -> (String, &'static str) {
+    ("the answer of its daemon is cut short".to_owned(), "try again; the mount may just be ending")
 }

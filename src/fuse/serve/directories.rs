@@ -59,19 +59,24 @@ pub(super) fn readdirplus(
 
 /// Notes that the directory `of` is listed, and has what comes next read meanwhile.
 fn note_walk(server: &Arc<Server>, of: NodeId, begins: bool, directories: &[NodeId]) {
-    if server.walk.as_ref().is_some_and(|walk| walk.note(of, begins, directories)) {
-        let walker = server.clone();
-        server.pool.run(move || {
-            let Some(walk) = &walker.walk else { return };
-            let read = |id| {
-                if let Err(error) = walker.union.read_ahead(id) {
-                    // Whoever comes to it is told.
-                    log::debug!("read ahead: {error}");
-                }
-            };
-            walk.read_ahead(read, || walker.union.has_read_enough(), || !walker.pool.is_ending());
-        });
+    let Some(walk) = &server.walk else { return };
+    if walk.note(of, begins, directories) && server.union.should_prefetch() && walk.begin() {
+        let server = server.clone();
+        server.pool.clone().run(move || follow(&server));
     }
+}
+
+/// Prefetches what a walk comes to next.
+fn follow(server: &Server) {
+    let Some(walk) = &server.walk else { return };
+    let goes_on = || !server.pool.is_ending();
+    let prefetch = |id| {
+        if let Err(error) = server.union.prefetch(id, goes_on) {
+            // Whoever comes to it is told.
+            log::debug!("prefetch: {error}");
+        }
+    };
+    walk.follow(prefetch, || server.union.has_prefetched_enough() || !goes_on());
 }
 
 /// Answers with a page of a listing, and has the rest read meanwhile.
