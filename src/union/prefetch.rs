@@ -1,8 +1,8 @@
 //! What is read of a directory before anybody lists it: its names, and the attributes of the files in it.
 //!
 //! Who walks a tree lists one directory after the other; while one answer is taken in, a processor may be free to find what
-//! the next will say. Only of directories that one lower layer alone has: those do not change. What was read is used soon
-//! and once, or not at all, so that a layer that is changed against all advice does not show as it was long ago.
+//! the next will say. Only of directories that upper does not have, and attributes of those that one lower layer alone has:
+//! they do not change. What was read is used soon and once, or not at all, so that a layer that is changed against all advice does not show as it was long ago.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -190,22 +190,26 @@ impl Union {
         !self.prefetch.is_enough(2)
     }
 
-    /// Reads the names in the directory `id`, and the attributes of the files there, for who is likely to list it soon, as long
-    /// as `goes_on` says so: what [`Union::read_dir_plus`] says is the same, and sooner. Reads nothing but directories that one
-    /// lower layer alone has.
+    /// Reads the names in the directory `id`, and where one lower layer alone has it, the attributes of the files there, for who
+    /// is likely to list it soon, as long as `goes_on` says so: what [`Union::read_dir_plus`] says is the same, and sooner.
+    /// Reads nothing of directories that upper has.
     ///
     /// Errors: as those of listing it; there is no need to tell anybody.
     pub fn prefetch(&self, id: NodeId, goes_on: impl Fn() -> bool) -> Result<()> {
         let inode = self.directory(id)?;
-        match &*dir_of(&inode)?.lower {
-            [part] if inode.is_below() && self.lowers.layer(part).local => {}
-            _ => return Ok(()),
+        if !inode.is_below() || !dir_of(&inode)?.lower.iter().all(|part| self.lowers.layer(part).local) {
+            return Ok(());
         }
-        if let Kept::Stream(stream) = self.listing(&inode, 0)?
-            && let Ok(Some(chunk)) = stream.chunk(0)
-            && let Some(known) = self.prefetch.begin(inode.serial, chunk)
-        {
-            self.examine(&stream, &known, goes_on);
+        match self.listing(&inode, 0)? {
+            // What its files are is looked up part by part.
+            Kept::Listing(_) => _ = self.prefetch.begin(inode.serial, Arc::default()),
+            Kept::Stream(stream) => {
+                if let Ok(Some(chunk)) = stream.chunk(0)
+                    && let Some(known) = self.prefetch.begin(inode.serial, chunk)
+                {
+                    self.examine(&stream, &known, goes_on);
+                }
+            }
         }
         // It may have been forgotten meanwhile.
         if self.known(inode.ino.0).is_none() {

@@ -108,6 +108,10 @@ impl Union {
         }
         match self.listing(&inode, cookie)? {
             Kept::Listing(listing) => {
+                if cookie == 0 {
+                    // There are no attributes: it was come to.
+                    self.prefetch.get(inode.serial, 0);
+                }
                 listed(&listing, cookie)
                     .find(|&entry| self.look_up_entry(&inode, entry, None, &mut each) == Some(Flow::Full));
                 Ok(None)

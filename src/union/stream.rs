@@ -53,7 +53,7 @@ struct Item {
 }
 
 /// Entries that were read together.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Chunk {
     /// How many come before.
     first: u64,

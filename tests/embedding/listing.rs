@@ -215,3 +215,25 @@ fn what_was_prefetched_hides_what_the_layers_hide() {
     union.prefetch(dir, || true).expect("it can be read");
     assert_eq!(sizes(&union, dir, || ()), BTreeMap::from([(OsString::from("shown"), 5)]));
 }
+
+#[test]
+fn what_was_prefetched_of_several_layers_is_not_used_of_what_has_changed() {
+    let _watchdog = Watchdog::start();
+    let layers = Layers::new(2, Placement::OneFs);
+    layers.lower(0).file("dir/both", "top").file("dir/.wh.hidden", "");
+    layers.lower(1).file("dir/both", "").file("dir/hidden", "").file("dir/below", "1");
+    let union = union(&layers);
+    let dir = look_up(&union, NodeId::ROOT, "dir").expect("it is there").id;
+    let shown = |sizes: BTreeMap<OsString, u64>| -> Vec<_> {
+        sizes.into_iter().map(|(name, size)| (name.into_string().expect("it is ASCII"), size)).collect()
+    };
+    let named =
+        |entries: &[(&str, u64)]| -> Vec<_> { entries.iter().map(|&(name, size)| (name.into(), size)).collect() };
+    union.prefetch(dir, || true).expect("it can be read");
+    assert_eq!(shown(sizes(&union, dir, || ())), named(&[("below", 1), ("both", 3)]));
+    union.prefetch(dir, || true).expect("it can be read");
+    let name = |name: &'static str| Name::new(name.as_ref()).expect("it is a name");
+    union.unlink(dir, name("below")).expect("a whiteout can be made");
+    union.create(dir, name("new"), New::Regular, 0o644, 0, Caller::current()).expect("it can be made");
+    assert_eq!(shown(sizes(&union, dir, || ())), named(&[("both", 3), ("new", 0)]));
+}
