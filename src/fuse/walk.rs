@@ -25,6 +25,9 @@ const DEPTH: usize = 64;
 /// How long who prefetches looks for more, before it must be woken for it.
 const LINGER: Duration = Duration::from_micros(200);
 
+/// After so many vain attempts in a row the next is made no later: when somebody could have begun for the 64th time.
+const BARREN_MAX: u32 = 6;
+
 /// A directory that a listing told of, and whether it was prefetched.
 #[derive(Debug, Clone, Copy)]
 struct Told {
@@ -45,6 +48,10 @@ struct State {
     levels: Vec<Level>,
     /// Whether somebody prefetches.
     busy: bool,
+    /// How often in a row whoever did has found nothing to read, as in a tree that upper has.
+    barren: u32,
+    /// How often somebody could have begun since.
+    let_pass: u32,
 }
 
 impl State {
@@ -93,6 +100,22 @@ impl State {
         told.read = true;
         Some(told.id)
     }
+
+    /// Returns whether there is something to prefetch, and somebody should begin.
+    fn is_worth(&mut self) -> bool {
+        let mut next = self.levels.iter().rev().flat_map(|level| level.told.iter()).take(AHEAD);
+        if self.busy || next.all(|told| told.read) {
+            return false;
+        }
+        self.let_pass += 1;
+        self.let_pass >= 1 << self.barren
+    }
+
+    /// Notes whether whoever has prefetched has found anything to read.
+    fn end(&mut self, fruitful: bool) {
+        self.barren = if fruitful { 0 } else { (self.barren + 1).min(BARREN_MAX) };
+        (self.busy, self.let_pass) = (false, 0);
+    }
 }
 
 /// A walk through the tree. Several at a time disturb each other in what is prefetched, and in nothing else.
@@ -109,7 +132,7 @@ impl Walk {
         let mut state = self.state.lock();
         let walks = begins && state.come_to(of);
         state.tell(of, begins, directories);
-        walks && !state.busy && state.levels.iter().any(|level| !level.told.is_empty())
+        walks && state.is_worth()
     }
 
     /// Returns whether the caller is to prefetch, and nobody else does.
@@ -117,30 +140,35 @@ impl Walk {
         !std::mem::replace(&mut self.state.lock().busy, true)
     }
 
-    /// Has `prefetch` read what the walk comes to next, until `is_enough` or the walk does not go on. To be called after
-    /// [`Walk::begin`].
-    pub(super) fn follow(&self, mut prefetch: impl FnMut(NodeId), is_enough: impl Fn() -> bool) {
-        let _busy = Busy(self);
-        let mut last = Instant::now();
-        while last.elapsed() < LINGER && !is_enough() {
+    /// Has `prefetch` read what the walk comes to next, which returns whether there was anything to read, until `is_enough` or
+    /// the walk does not go on. To be called after [`Walk::begin`].
+    pub(super) fn follow(&self, mut prefetch: impl FnMut(NodeId) -> bool, is_enough: impl Fn() -> bool) {
+        let mut busy = Busy { walk: self, fruitful: false };
+        let mut last = None;
+        while !is_enough() {
             let next = self.state.lock().next();
             match next {
-                Some(id) => {
-                    prefetch(id);
-                    last = Instant::now();
+                Some(id) if prefetch(id) => {
+                    busy.fruitful = true;
+                    last = Some(Instant::now());
                 }
-                None => std::thread::yield_now(),
+                Some(_) => {}
+                None if last.is_some_and(|last| last.elapsed() < LINGER) => std::thread::yield_now(),
+                None => return,
             }
         }
     }
 }
 
-/// Says that somebody prefetches, until it is dropped, also by a panic.
-struct Busy<'a>(&'a Walk);
+/// Who prefetches, until this is dropped, also by a panic.
+struct Busy<'a> {
+    walk: &'a Walk,
+    fruitful: bool,
+}
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
-        self.0.state.lock().busy = false;
+        self.walk.state.lock().end(self.fruitful);
     }
 }
 
@@ -200,13 +228,34 @@ mod tests {
         walk.note(NodeId(1), true, &ids(2..5));
         assert!(walk.note(NodeId(2), true, &[]) && walk.begin());
         walk.follow(|_| unreachable!("it is enough"), || true);
+        walk.state.lock().barren = 0;
         assert!(walk.note(NodeId(3), true, &ids([30, 31])) && walk.begin());
         let mut read = Vec::new();
-        walk.follow(|id| read.push(id), || false);
+        let mut prefetch = |id| {
+            read.push(id);
+            true
+        };
+        walk.follow(&mut prefetch, || false);
         assert_eq!(read, ids([30, 31, 4]));
+        assert!(!walk.note(NodeId(31), true, &[]), "all of it was read");
+        assert!(walk.note(NodeId(4), true, &ids([40])) && walk.begin());
         let panics = || walk.follow(|_| panic!("a panic that is expected"), || false);
-        assert!(walk.note(NodeId(30), true, &ids([40])) && walk.begin());
         assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).is_err());
         assert!(walk.begin(), "nobody reads any more");
+    }
+
+    #[test]
+    fn where_there_is_nothing_to_read_it_is_tried_less_and_less_often() {
+        let walk = Walk::default();
+        let mut tries = 0;
+        // Each is the only one in the one before.
+        for id in 1..1000 {
+            if walk.note(NodeId(id), true, &ids([id + 1])) {
+                tries += 1;
+                assert!(walk.begin());
+                walk.follow(|_| false, || false);
+            }
+        }
+        assert!((BARREN_MAX..2 * BARREN_MAX + 1000 / (1 << BARREN_MAX)).contains(&tries), "{tries}");
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Who walks a tree lists one directory after the other; while one answer is taken in, a processor may be free to find what
 //! the next will say. Only of directories that upper does not have, and attributes of those that one lower layer alone has:
-//! they do not change. What was read is used soon and once, or not at all, so that a layer that is changed against all advice does not show as it was long ago.
+//! they do not change. Attributes are used soon or not at all, so that a layer that is changed against all advice does not show
+//! as it was long ago; a listing is kept as any other.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -20,7 +21,7 @@ use crate::error::Result;
 use crate::layer::attr::{Attr, FileKind};
 use crate::layer::dir::Serial;
 
-/// With so many entries known no further directory is read, and of one directory not more than so many.
+/// With so many names known no further directory is read, and of one directory not more attributes than so many.
 const ENOUGH: usize = 4096;
 
 /// How long what was read may be used.
@@ -34,15 +35,17 @@ const LEADS: [usize; 2] = [4, 256];
 pub(super) struct Known {
     since: Instant,
     chunk: Arc<Chunk>,
+    /// How many names are in the listing.
+    names: usize,
     attrs: Box<[OnceLock<Attr>]>,
     /// Whether nobody will ask for it any more.
     over: AtomicBool,
 }
 
 impl Known {
-    fn new(chunk: Arc<Chunk>, entries: usize) -> Self {
-        let attrs = (0..chunk.len().min(entries)).map(|_| OnceLock::new()).collect();
-        Self { since: Instant::now(), chunk, attrs, over: AtomicBool::new(false) }
+    fn new(chunk: Arc<Chunk>, names: usize, wanted: usize) -> Self {
+        let attrs = (0..chunk.len().min(wanted)).map(|_| OnceLock::new()).collect();
+        Self { since: Instant::now(), chunk, names, attrs, over: AtomicBool::new(false) }
     }
 
     /// Returns the attributes of `entry`.
@@ -62,14 +65,17 @@ struct Queue {
     lead: usize,
     /// How many entries of a directory to read the attributes of: as many as were asked for of the last one.
     wanted: usize,
+    /// What was taken out, to be dropped without the lock.
+    taken: Vec<Arc<Known>>,
 }
 
 impl Queue {
-    fn take(&mut self, index: usize) -> Option<Arc<Known>> {
-        let (_, known) = self.known.remove(index)?;
-        // Relaxed: a hint.
-        known.over.store(true, Ordering::Relaxed);
-        Some(known)
+    fn take(&mut self, index: usize) {
+        if let Some((_, known)) = self.known.remove(index) {
+            // Relaxed: a hint.
+            known.over.store(true, Ordering::Relaxed);
+            self.taken.push(known);
+        }
     }
 
     fn position(&self, serial: Serial) -> Option<usize> {
@@ -84,8 +90,8 @@ impl Queue {
         }
     }
 
-    fn entries(&self) -> usize {
-        self.known.iter().map(|(_, known)| known.attrs.len()).sum()
+    fn names(&self) -> usize {
+        self.known.iter().map(|(_, known)| known.names).sum()
     }
 }
 
@@ -107,7 +113,7 @@ impl Default for Prefetch {
 
 impl Prefetch {
     fn new(life: Duration) -> Self {
-        let queue = Queue { known: VecDeque::new(), lead: LEADS[0], wanted: ENOUGH };
+        let queue = Queue { known: VecDeque::new(), lead: LEADS[0], wanted: ENOUGH, taken: Vec::new() };
         Self { life, queue: Mutex::new(queue), directories: AtomicUsize::new(0) }
     }
 
@@ -115,6 +121,9 @@ impl Prefetch {
         let mut queue = self.queue.lock();
         let result = change(&mut queue);
         self.directories.store(queue.known.len(), Ordering::Relaxed); // Relaxed: a hint.
+        let taken = std::mem::take(&mut queue.taken);
+        drop(queue);
+        drop(taken);
         result
     }
 
@@ -122,16 +131,16 @@ impl Prefetch {
     fn is_enough(&self, share: usize) -> bool {
         self.change(|queue| {
             queue.expire(self.life);
-            queue.known.len() * share >= queue.lead || queue.entries() * share >= ENOUGH
+            queue.known.len() * share >= queue.lead || queue.names() * share >= ENOUGH
         })
     }
 
-    /// Makes room for the attributes of what is in a directory; `None` where it is known already.
-    fn begin(&self, serial: Serial, chunk: Arc<Chunk>) -> Option<Arc<Known>> {
+    /// Makes room for the attributes of what is in `chunk`, of a directory with so many `names`; `None` where it is known.
+    fn begin(&self, serial: Serial, chunk: Arc<Chunk>, names: usize) -> Option<Arc<Known>> {
         self.change(|queue| {
             queue.expire(self.life);
             queue.position(serial).is_none().then(|| {
-                let new = Arc::new(Known::new(chunk, queue.wanted));
+                let new = Arc::new(Known::new(chunk, names, queue.wanted));
                 queue.known.push_back((serial, new.clone()));
                 new
             })
@@ -147,10 +156,11 @@ impl Prefetch {
         self.change(|queue| {
             queue.expire(self.life);
             let index = queue.position(serial)?;
-            if at == 0 {
+            let (_, known) = queue.known.get(index)?;
+            // Who is come to late is far enough ahead.
+            if at == 0 && known.since.elapsed() < self.life / 2 {
                 queue.lead = (queue.lead * 2).min(LEADS[1]);
             }
-            let (_, known) = queue.known.get(index)?;
             if at < known.attrs.len() as u64 {
                 return Some(known.clone());
             }
@@ -169,11 +179,12 @@ impl Prefetch {
         // Relaxed: a hint.
         if self.directories.load(Ordering::Relaxed) > 0 {
             self.change(|queue| {
-                if let Some(known) = queue.position(serial).and_then(|index| queue.take(index))
-                    && let Some(at) = at.filter(|&at| at < known.attrs.len() as u64)
-                {
-                    queue.wanted = usize::try_from(at).unwrap_or(ENOUGH).clamp(1, ENOUGH);
+                let Some(index) = queue.position(serial) else { return };
+                let read = queue.known.get(index).map_or(0, |(_, known)| known.attrs.len());
+                if let Some(at) = at.and_then(|at| usize::try_from(at).ok()).filter(|&at| at < read) {
+                    queue.wanted = at.clamp(1, ENOUGH);
                 }
+                queue.take(index);
             });
         }
     }
@@ -192,30 +203,29 @@ impl Union {
 
     /// Reads the names in the directory `id`, and where one lower layer alone has it, the attributes of the files there, for who
     /// is likely to list it soon, as long as `goes_on` says so: what [`Union::read_dir_plus`] says is the same, and sooner.
-    /// Reads nothing of directories that upper has.
+    /// Returns whether anything was read: nothing is of directories that upper has, or that are not on local file systems.
     ///
     /// Errors: as those of listing it; there is no need to tell anybody.
-    pub fn prefetch(&self, id: NodeId, goes_on: impl Fn() -> bool) -> Result<()> {
+    pub fn prefetch(&self, id: NodeId, goes_on: impl Fn() -> bool) -> Result<bool> {
         let inode = self.directory(id)?;
         if !inode.is_below() || !dir_of(&inode)?.lower.iter().all(|part| self.lowers.layer(part).local) {
-            return Ok(());
+            return Ok(false);
         }
-        match self.listing(&inode, 0)? {
+        let known = match self.listing(&inode, 0)? {
             // What its files are is looked up part by part.
-            Kept::Listing(_) => _ = self.prefetch.begin(inode.serial, Arc::default()),
+            Kept::Listing(listing) => self.prefetch.begin(inode.serial, Arc::default(), listing.len()),
             Kept::Stream(stream) => {
-                if let Ok(Some(chunk)) = stream.chunk(0)
-                    && let Some(known) = self.prefetch.begin(inode.serial, chunk)
-                {
-                    self.examine(&stream, &known, goes_on);
-                }
+                let chunk = stream.chunk(0).ok().flatten().unwrap_or_default();
+                let names = chunk.len();
+                let known = self.prefetch.begin(inode.serial, chunk, names);
+                known.inspect(|known| self.examine(&stream, known, goes_on))
             }
-        }
+        };
         // It may have been forgotten meanwhile.
-        if self.known(inode.ino.0).is_none() {
+        if !self.directory(id).is_ok_and(|now| Arc::ptr_eq(&now, &inode)) {
             self.forget_listings(inode.serial);
         }
-        Ok(())
+        Ok(known.is_some())
     }
 
     fn examine(&self, stream: &Stream, known: &Known, goes_on: impl Fn() -> bool) {
@@ -258,7 +268,7 @@ mod tests {
     fn no_more_is_read_than_somebody_comes_to() {
         let prefetch = Prefetch::new(Duration::MAX);
         let directories: Vec<_> = (0..10).map(|_| Serial::next()).collect();
-        let read = |of: &[Serial]| of.iter().all(|&serial| prefetch.begin(serial, chunk(2)).is_some());
+        let read = |of: &[Serial]| of.iter().all(|&serial| prefetch.begin(serial, chunk(2), 2).is_some());
         assert!(read(&directories[..2]) && prefetch.is_enough(2) && !prefetch.is_enough(1));
         assert!(!read(&directories[..1]), "it is known");
         assert!(read(&directories[2..LEADS[0]]) && prefetch.is_enough(1));
@@ -266,8 +276,12 @@ mod tests {
         assert!(prefetch.get(directories[0], 0).is_some() && !prefetch.is_enough(1));
         assert!(prefetch.get(directories[0], 1).is_some() && prefetch.get(directories[0], 2).is_none());
         assert!(read(&directories[..1]), "it is not known any more");
-        // Many entries are enough, too.
-        assert!(prefetch.begin(directories[9], chunk(2 * ENOUGH)).is_some_and(|known| known.attrs.len() == ENOUGH));
+        // Many names are enough, too.
+        assert!(
+            prefetch
+                .begin(directories[9], chunk(2 * ENOUGH), 2 * ENOUGH)
+                .is_some_and(|known| known.attrs.len() == ENOUGH)
+        );
         assert!(prefetch.is_enough(1));
     }
 
@@ -276,17 +290,17 @@ mod tests {
         let prefetch = Prefetch::new(Duration::ZERO);
         prefetch.change(|queue| queue.lead = LEADS[1]);
         let serial = Serial::next();
-        let known = prefetch.begin(serial, chunk(1)).unwrap();
+        let known = prefetch.begin(serial, chunk(1), 1).unwrap();
         assert!(prefetch.get(serial, 0).is_none() && known.over.load(Ordering::Relaxed));
         assert_eq!(prefetch.change(|queue| queue.lead), LEADS[1] / 2);
-        assert!(prefetch.begin(serial, chunk(1)).is_some(), "it can be read again");
+        assert!(prefetch.begin(serial, chunk(1), 1).is_some(), "it can be read again");
     }
 
     #[test]
     fn attributes_are_read_of_as_many_entries_as_are_asked_for() {
         let prefetch = Prefetch::new(Duration::MAX);
         let [first, second, third] = [(); 3].map(|()| Serial::next());
-        let known = |serial| prefetch.begin(serial, chunk(1000)).unwrap();
+        let known = |serial| prefetch.begin(serial, chunk(1000), 1000).unwrap();
         assert_eq!(known(first).attrs.len(), 1000);
         prefetch.drop_known(first, Some(200));
         assert_eq!(known(second).attrs.len(), 200);
@@ -299,7 +313,7 @@ mod tests {
 
     #[test]
     fn attributes_are_those_of_the_name_that_was_read() {
-        let known = Known::new(Arc::new(Chunk::of(["a", "b"].map(String::from))), 2);
+        let known = Known::new(Arc::new(Chunk::of(["a", "b"].map(String::from))), 2, 2);
         let other = Chunk::of(["b", "b"].map(String::from));
         let [first, second]: [Entry<'_>; 2] = other.from(0).collect::<Vec<_>>().try_into().unwrap();
         assert_eq!(known.attr(&second), None, "nothing was read yet");

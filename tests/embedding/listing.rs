@@ -175,7 +175,7 @@ fn what_was_prefetched_is_used_soon_and_once() {
 fn what_was_prefetched_is_not_used_of_what_has_changed() {
     let _watchdog = Watchdog::start();
     let layers = Layers::new(1, Placement::OneFs);
-    for i in 0..20 {
+    for i in 0..4 {
         layers.lower(0).file(format!("dir/f{i}"), "");
     }
     let union = union(&layers);
@@ -183,13 +183,13 @@ fn what_was_prefetched_is_not_used_of_what_has_changed() {
     union.prefetch(dir, || true).expect("it can be read");
     // Whoever has begun goes on in the lower directory.
     let sizes = sizes(&union, dir, || {
-        for i in 0..20 {
+        for i in 0..4 {
             let file = look_up(&union, dir, &format!("f{i}")).expect("it is there").id;
             union.write(file, 0, b"written", None).expect("it can be written");
             union.forget(file, 1);
         }
     });
-    assert_eq!(sizes.len(), 20);
+    assert_eq!(sizes.len(), 4);
     assert_eq!(
         sizes.values().filter(|&&size| size == 0).count(),
         2,

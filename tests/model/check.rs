@@ -113,8 +113,10 @@ impl Run {
 
     /// Lists a directory with attributes, a few entries at a time, and compares that with `listed`.
     fn check_plus(&mut self, dir: Id, listed: &BTreeMap<String, Listed>) -> Outcome {
-        // Says nothing itself: what it has read shows in what is listed after.
-        self.union().prefetch(self.node_of(dir)?, || true).map_err(|error| format!("prefetch failed: {error}"))?;
+        if listed.len().is_multiple_of(2) {
+            // Says nothing itself: what it has read shows in what is listed after.
+            self.union().prefetch(self.node_of(dir)?, || true).map_err(|error| format!("prefetch failed: {error}"))?;
+        }
         let mut cookie = 0;
         let mut seen = BTreeMap::new();
         loop {

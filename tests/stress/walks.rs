@@ -75,7 +75,7 @@ fn whoever_walks_sees_what_was_written_before() {
     std::thread::scope(|scope| {
         for _ in 0..WALKERS {
             scope.spawn(|| {
-                while written.load(Ordering::SeqCst) < DIRECTORIES {
+                loop {
                     let before = written.load(Ordering::SeqCst);
                     let mut files = 0;
                     walk(&tree.path("tree"), |file, size| {
@@ -89,6 +89,9 @@ fn whoever_walks_sees_what_was_written_before() {
                     });
                     assert_eq!(files, DIRECTORIES * FILES);
                     walks.fetch_add(1, Ordering::SeqCst);
+                    if before == DIRECTORIES {
+                        break;
+                    }
                 }
             });
         }

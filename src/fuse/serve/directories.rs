@@ -70,10 +70,12 @@ fn note_walk(server: &Arc<Server>, of: NodeId, begins: bool, directories: &[Node
 fn follow(server: &Server) {
     let Some(walk) = &server.walk else { return };
     let goes_on = || !server.pool.is_ending();
-    let prefetch = |id| {
-        if let Err(error) = server.union.prefetch(id, goes_on) {
+    let prefetch = |id| match server.union.prefetch(id, goes_on) {
+        Ok(any) => any,
+        Err(error) => {
             // Whoever comes to it is told.
             log::debug!("prefetch: {error}");
+            false
         }
     };
     walk.follow(prefetch, || server.union.has_prefetched_enough() || !goes_on());
