@@ -6,8 +6,7 @@
 
 mod support;
 
-// This crate uses a part of it, as that of the traps uses all.
-#[allow(dead_code)]
+#[allow(dead_code, reason = "the traps use the rest")]
 #[path = "traps/union.rs"]
 mod union;
 

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::affinity;
 use super::answer::Answer;
 use super::confine::Confinement;
 use super::connection::Connection;
@@ -86,7 +85,7 @@ impl Server {
         Self {
             union,
             pool: Pool::new(LONG),
-            walk: (affinity::processors().len() > 1).then(Walk::default),
+            walk: std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1).then(Walk::default),
             requests: Counts::default(),
             forgotten: AtomicU64::new(0),
             absences: AtomicU64::new(0),

@@ -24,10 +24,10 @@ use crate::layer::dir::Serial;
 /// With so many names known no further directory is read, and of one directory not more attributes than so many.
 const ENOUGH: usize = 4096;
 
-/// How long what was read may be used.
+/// How long attributes that were read may be used.
 const LIFE: Duration = Duration::from_millis(100);
 
-/// In how many directories somebody who lists is ahead of at first and at least, and at most.
+/// How many directories to be ahead of who lists: at first and at least, and at most.
 const LEADS: [usize; 2] = [4, 256];
 
 /// The first entries of a directory, and the attributes of each as far as they have been read.
