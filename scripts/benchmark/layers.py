@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes the layers that scripts/bench measures on.
 
-    layers.py OUT OWNER full|tiny [ROOTFS.tar]     needs root
+    layers.py OUT full|tiny [ROOTFS.tar]     needs root
 
 OUT has, when it is there at all, all of it:
 
@@ -13,8 +13,7 @@ OUT has, when it is there at all, all of it:
     million (with --million) a layer of a million files
     repo.git, x.tar    what is cloned and what is unpacked
 
-Everything belongs to OWNER, a plain user, so that this user's namespaces can copy it up. `tiny` has the same shape
-in a few hundred files and without a Debian root: each workload can run on it, and no figure of it means anything.
+Whoever measures is given all of it (scripts/bench). `tiny` has the same shape in a few hundred files and without a Debian root: each workload can run on it, and no figure of it means anything.
 """
 import argparse
 import os
@@ -192,14 +191,9 @@ def make_inputs(out: Path) -> None:
         run("git", "clone", "-q", "--bare", work, out / "repo.git", env=environment)
 
 
-def own(path: Path, owner: int) -> None:
-    run("chown", "-hR", f"{owner}:{owner}", path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("owner", type=int)
     parser.add_argument("size", choices=SIZES)
     parser.add_argument("rootfs", nargs="?")
     parser.add_argument("--million", action="store_true")
@@ -218,13 +212,11 @@ def main() -> None:
         make_merged(part)
         make_deep(part / "deep", size)
         make_inputs(part)
-        own(part, arguments.owner)
         part.rename(out)
     if arguments.million and not (out / "million").exists():
         part = out / "million.part"
         shutil.rmtree(part, ignore_errors=True)
         make_million(part, size)
-        own(part, arguments.owner)
         part.rename(out / "million")
 
 

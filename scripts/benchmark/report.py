@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Callable
 
 import plot
 
@@ -53,9 +54,9 @@ class Party:
         value, reference = self.median(workload, candidate), self.median(workload, base)
         return value / reference if value and reference else None
 
-    def mean(self, candidate: str, base: str, kind: str | None) -> tuple[float, int] | None:
+    def mean(self, candidate: str, base: str, belongs: Callable[[dict], bool]) -> tuple[float, int] | None:
         """The geometric mean of the ratios of times, and of how many."""
-        chosen = [w["name"] for w in self.workloads if w["unit"] == "s" and kind in (None, w["kind"])]
+        chosen = [w["name"] for w in self.workloads if w["unit"] == "s" and belongs(w)]
         ratios = [r for r in (self.ratio(name, candidate, base) for name in chosen) if r]
         return (math.exp(statistics.fmean(map(math.log, ratios))), len(ratios)) if ratios else None
 
@@ -118,12 +119,14 @@ def medians(party: Party) -> list[str]:
 def means(party: Party, base: str, label: str) -> list[str]:
     others = [candidate for candidate in party.candidates if candidate["name"] != base]
 
-    def shown(candidate: dict, kind: str | None) -> str:
-        found = party.mean(candidate["name"], base, kind)
+    def shown(candidate: dict, belongs: Callable[[dict], bool]) -> str:
+        found = party.mean(candidate["name"], base, belongs)
         text = f"{times(found[0])} ({found[1]})" if found else "—"
         return f"**{text}**" if candidate["ours"] and found else text
 
-    rows = [[kind or "**all**"] + [shown(candidate, kind) for candidate in others] for kind in [*party.kinds(), None]]
+    chosen: dict[str, Callable[[dict], bool]] = {kind: lambda w, kind=kind: w["kind"] == kind for kind in party.kinds()}
+    chosen |= {"**core**": lambda w: w["core"], "**all**": lambda w: True}
+    rows = [[kind] + [shown(candidate, belongs) for candidate in others] for kind, belongs in chosen.items()]
     return [f"Time against {label}, geometric means (of how many workloads):", ""] + table(
         ["kind"] + [candidate["label"] for candidate in others], rows
     )

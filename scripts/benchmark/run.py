@@ -125,7 +125,8 @@ class Runner:
             for workload in group.workloads:
                 if is_chosen(self.only, group, workload):
                     about = {"name": workload.name, "what": workload.what, "state": workload.state, "unit": workload.unit}
-                    self.results.workloads.append(about | {"group": group.name, "kind": group.kind})
+                    about |= {"group": group.name, "kind": group.kind, "core": workload.name in workloads.CORE}
+                    self.results.workloads.append(about)
 
     def repetition(self, number: int) -> None:
         turn = number % len(self.measured)

@@ -368,3 +368,11 @@ def groups(settings: Settings) -> list[Group]:
     chosen += [MILLION] if settings.million else []
     chosen += [clients(n) for n in (2, 4, 8)] + [layers(n) for n in (1, 8, 32, 128)]
     return chosen + [NEW, COPY_UP, VOLATILE, STALL, PROGRAMS, APT]
+
+
+# What every union file system is used for, without many clients and layers: it has a mean of its own.
+CORE = frozenset(
+    {workload.name for group in (METADATA, MANY, DATA, NEW, COPY_UP, PROGRAMS) for workload in group.workloads}
+    - {"stat100k_cold"}
+    | {"pstat2_cold"}
+)

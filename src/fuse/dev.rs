@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::affinity::Affinity;
 use super::answer::{Answer, Served};
@@ -11,7 +11,7 @@ use super::connection::{Connection, Received};
 use super::halt::Halt;
 use super::handshake::Agreed;
 use super::linger::{Linger, Look};
-use super::protocol::{InHeader, WriteIn};
+use super::protocol::{InHeader, Opcode, WriteIn};
 use super::request::{Malformed, Request};
 use super::serve::{finish, serve};
 use super::server::Server;
@@ -46,24 +46,65 @@ pub(super) fn work(
         }
         match came {
             Received::End => return Ok(()),
-            Received::Request(len) => desk.serve(server, len, linger)?,
+            Received::Request(len) => {
+                desk.serve(server, len, linger)?;
+            }
             Received::Nothing => server.connection.wait(None)?,
         }
     }
 }
 
-/// Takes requests until the mount is gone, or `halt` is raised, of which `waker` tells.
+/// Takes requests until the mount is gone, or `halt` is raised, of which `waker` tells: those that do not come another way.
 pub(super) fn work_until(server: &Arc<Server>, agreed: &Agreed, halt: &Halt, waker: &Waker) -> io::Result<()> {
     let mut desk = Desk::new(agreed)?;
+    let mut gathering = Gathering::default();
     server.connection.stop_waiting()?;
     while !halt.is_raised() {
         match desk.receive(server)? {
             Received::End => break,
-            Received::Request(len) => desk.serve(server, len, None)?,
-            Received::Nothing => server.connection.wait(Some(waker.as_fd()))?,
+            Received::Request(len) => {
+                if let Some(Opcode::Forget | Opcode::BatchForget) = desk.serve(server, len, None)? {
+                    gathering.note(Instant::now());
+                }
+            }
+            Received::Nothing => {
+                if let Some(pause) = gathering.pause() {
+                    std::thread::sleep(pause);
+                }
+                server.connection.wait(Some(waker.as_fd()))?;
+            }
         }
     }
     Ok(())
+}
+
+/// Whether FORGETs are left to gather: while one comes upon the other, the programs whose files are forgotten would pay
+/// for waking the thread that takes them, each time.
+#[derive(Debug, Default)]
+struct Gathering {
+    /// When some last came.
+    last: Option<Instant>,
+    /// Whether that was soon after the ones before.
+    soon: bool,
+}
+
+impl Gathering {
+    /// What comes so soon after others is followed by more.
+    const SOON: Duration = Duration::from_millis(1);
+
+    /// For how long they gather: the space of a removed file is free that much later, when many are removed.
+    const PAUSE: Duration = Duration::from_micros(500);
+
+    /// Notes that some came at `now`.
+    fn note(&mut self, now: Instant) {
+        self.soon = self.last.is_some_and(|last| now.saturating_duration_since(last) < Self::SOON);
+        self.last = Some(now);
+    }
+
+    /// Returns for how long more are left to gather before they are waited for; once for each time that they came.
+    fn pause(&mut self) -> Option<Duration> {
+        std::mem::take(&mut self.soon).then_some(Self::PAUSE)
+    }
 }
 
 /// What is left to the thread of the processor that its program waits on: that one has a turn there just when the program
@@ -113,15 +154,15 @@ impl Desk {
         Ok(server.connection.receive(self.room())?)
     }
 
-    /// Serves the request of `len` bytes that was received.
-    fn serve(&mut self, server: &Arc<Server>, len: usize, linger: Option<&Linger>) -> io::Result<()> {
+    /// Serves the request of `len` bytes that was received, and returns what was asked for.
+    fn serve(&mut self, server: &Arc<Server>, len: usize, linger: Option<&Linger>) -> io::Result<Option<Opcode>> {
         if let Some(linger) = linger {
             linger.note_request();
         }
         let message = self.message.get(rustix::param::page_size() - BEFORE_DATA..).unwrap_or_default();
         let request = message.get(..len).ok_or(Malformed).and_then(Request::whole);
         let request = request.map_err(|Malformed| io::Error::other("the kernel sent what is not a request"))?;
-        let unique = request.unique;
+        let (unique, opcode) = (request.unique, request.opcode);
         match serve(server, request, &mut self.buffer) {
             Served::Now(Answer::Buffer(len)) => {
                 server.connection.answer(unique, 0, self.buffer.get(..len).unwrap_or_default());
@@ -132,7 +173,7 @@ impl Desk {
                 server.pool.clone().run(move || send(&server.connection, unique, &finish(&server, work)));
             }
         }
-        Ok(())
+        Ok(opcode)
     }
 }
 
@@ -156,5 +197,18 @@ mod tests {
         assert!(is_left(10, false, true) && is_left(9 + patience, false, true));
         assert!(!is_left(10 + patience, false, true), "nobody has taken it");
         assert!(is_left(20 + patience, false, false) && is_left(30 + patience, false, true), "another one");
+    }
+    #[test]
+    fn forgets_gather_from_the_second_on_while_they_come_one_upon_the_other() {
+        let (begin, step) = (Instant::now(), Gathering::PAUSE);
+        let mut gathering = Gathering::default();
+        let mut pause_after = |at| {
+            gathering.note(begin + at);
+            (gathering.pause(), gathering.pause())
+        };
+        assert_eq!(pause_after(Duration::ZERO), (None, None), "a single one waits for nothing");
+        assert_eq!(pause_after(step), (Some(Gathering::PAUSE), None));
+        assert_eq!(pause_after(2 * step), (Some(Gathering::PAUSE), None));
+        assert_eq!(pause_after(2 * step + Gathering::SOON), (None, None));
     }
 }

@@ -281,7 +281,7 @@ impl Server {
         self.union.with_handle(fh, |file, upper| {
             let handle = if upper {
                 // The kernel would not clear privileges when it writes by itself.
-                Handle { file, upper, apart: self.union.has_privileges(id, file)? }
+                Handle { file, upper, apart: self.union.has_privileges(file)? }
             } else {
                 self.lower_handle(id, file)
             };

@@ -232,7 +232,10 @@ impl Upper {
     /// Errors: EOPNOTSUPP for a symbolic link.
     pub fn set_mode(&self, fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
         match self.layer.overrides {
-            None => rustix::fs::chmod(proc_path(fd), Mode::from_raw_mode(mode)),
+            None => match rustix::fs::fchmod(fd, Mode::from_raw_mode(mode)) {
+                Err(Errno::BADF) => rustix::fs::chmod(proc_path(fd), Mode::from_raw_mode(mode)),
+                done => done,
+            },
             Some(store) => {
                 if self.layer.stat(fd, OsStr::new(""))?.kind == FileKind::Symlink {
                     return Err(Errno::OPNOTSUPP);

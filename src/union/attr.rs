@@ -11,7 +11,8 @@ use rustix::io::Errno;
 use super::copy_up::Data;
 use super::file::check_regular;
 use super::inode::{Inode, NodeId};
-use super::{Attr, Caller, Fh, Timestamp, Union, quota};
+use super::kept::Access;
+use super::{Attr, Caller, Fh, FileKind, Timestamp, Union, quota};
 use crate::error::{Error, Result};
 use crate::sys::{proc_path, xattr};
 
@@ -96,13 +97,15 @@ impl Union {
             return self.attributes_after(&inode);
         }
         let _held = self.hold_metacopy(&inode);
-        let pinned = self.pin(&inode)?;
+        // What its data is written through is the same object, and saves opening it.
+        let kept = if inode.kind == FileKind::Regular { self.files.get(&inode, Access::Write) } else { None };
+        let pinned = kept.map_or_else(|| self.pin(&inode).map(Arc::new), Ok)?;
         self.set_owner(&inode, pinned.as_fd(), set)?;
         if let Some(mode) = set.mode {
             self.set_mode(pinned.as_fd(), mode)?;
         }
         if let Some(size) = set.size {
-            let file = self.file_of(&inode, fh, super::kept::Access::Write)?;
+            let file = self.file_of(&inode, fh, Access::Write)?;
             self.set_size(&inode, &file, size, caller)?;
         }
         let _times = set.mtime.map(|_| self.hold_times(&inode));
@@ -189,10 +192,10 @@ impl Union {
         changed
     }
 
-    /// Returns whether changing the contents of `id`, open as `fd`, takes something that the kernel would not take by itself.
-    pub fn has_privileges(&self, id: NodeId, fd: BorrowedFd<'_>) -> Result<bool> {
-        let apart = || self.upper.as_ref().is_some_and(|upper| upper.has_capabilities_apart(fd));
-        Ok(self.getattr(id)?.mode & 0o6000 != 0 || apart())
+    /// Returns whether changing the contents of a file of upper, open as `fd`, takes something that the kernel would not take
+    /// by itself.
+    pub fn has_privileges(&self, fd: BorrowedFd<'_>) -> Result<bool> {
+        Ok(self.stat_open(fd)?.mode & 0o6000 != 0 || self.writable()?.has_capabilities_apart(fd))
     }
 
     /// Clears set-user-id, and set-group-id of a file that its group may execute.

@@ -405,8 +405,10 @@ impl Union {
                 self.switch(inode, Real::Index(Arc::new(entry)), upper_ino);
             }
             None => {
-                if inode.dir().is_none() {
-                    self.keep_known(inode, copied.origin.as_ref(), upper_ino);
+                match inode.dir() {
+                    None => self.keep_known(inode, copied.origin.as_ref(), upper_ino),
+                    // Nothing is in it yet.
+                    Some(dir) => dir.dotwh.listed(false),
                 }
                 self.switch(inode, Real::Upper, upper_ino);
             }

@@ -45,6 +45,8 @@ struct End<'a> {
     dir: UpperDir<'a>,
     hit: Option<Hit>,
     inode: Option<Arc<Inode>>,
+    /// Whether a whiteout stands under the name.
+    whiteout: bool,
 }
 
 /// A rename that rename(2) allows.
@@ -186,12 +188,17 @@ impl Union {
         if parent.place().0.unlinked {
             return Err(Error::Refused(Errno::NOENT));
         }
-        let hit = if name.is_reserved() { None } else { self.search(parent, &name)? };
+        let (mut hit, mut whiteout) = (None, false);
+        if !name.is_reserved() {
+            let found = self.in_upper(parent, &name)?;
+            whiteout = matches!(found, InUpper::Whiteout);
+            hit = self.search_below(parent, &name, found)?;
+        }
         let inode = match &hit {
             Some(hit) => Some(self.peek(parent, &name, hit)?),
             None => None,
         };
-        Ok(End { parent, name, dir: self.upper_dir(parent)?, hit, inode })
+        Ok(End { parent, name, dir: self.upper_dir(parent)?, hit, inode, whiteout })
     }
 
     /// Checks what rename(2) does. `None` for two names of one file, where it does nothing.
@@ -351,7 +358,7 @@ impl Union {
         if hide {
             self.prepare_whiteout(upper, old.parent)?;
         }
-        let mut whiteout = target.is_none() && matches!(self.in_upper(new.parent, &new.name)?, InUpper::Whiteout);
+        let mut whiteout = new.whiteout;
         if whiteout && inode.dir().is_some() && !upper.features.exchange {
             self.set_whiteout_aside(upper, new.parent, &new.name)?;
             whiteout = false;
