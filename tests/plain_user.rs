@@ -240,6 +240,16 @@ fn a_plain_user_makes_a_file_in_a_directory_that_cannot_be_read_with_every_way_o
     assert_eq!(stdout(&script(&home, Who::PlainUser, text)), "new\nnew\nnew\n");
 }
 
+#[test]
+fn a_plain_user_changes_an_open_file_in_a_directory_that_was_closed() {
+    let Some(home) = home(Who::PlainUser) else { return };
+    // touch(1) sets the times of its standard output, and looks at nothing before.
+    let text = "mount_union >&2; mkdir mnt/new; exec 3<>mnt/new/file; echo new >&3; chmod 0 mnt/new
+                touch -d @1000 - >&3; chmod 700 mnt/new; stat -c %Y mnt/new/file
+                exec 3>&-; fusermount3 -u mnt; daemon_ends; stat -c %Y upper/new/file";
+    assert_eq!(stdout(&script(&home, Who::PlainUser, text)), "1000\n1000\n");
+}
+
 /// Changes that need no redirect: the kernel's overlayfs follows none without root (`userxattr`, since
 /// Linux 5.11).
 const CHANGES_WITHOUT_REDIRECT: &str = "

@@ -13,7 +13,8 @@ OUT has, when it is there at all, all of it:
     million (with --million) a layer of a million files
     repo.git, x.tar    what is cloned and what is unpacked
 
-Whoever measures is given all of it (scripts/bench). `tiny` has the same shape in a few hundred files and without a Debian root: each workload can run on it, and no figure of it means anything.
+Whoever measures is given all of it (scripts/bench). `tiny` has the same shape in a few hundred files and without a
+Debian root: each workload can run on it, and no figure of it means anything.
 """
 import argparse
 import os

@@ -54,7 +54,7 @@ pub(super) fn work(
     }
 }
 
-/// Takes requests until the mount is gone, or `halt` is raised, of which `waker` tells: those that do not come another way.
+/// Takes the requests that come no other way, until the mount is gone, or `halt` is raised, of which `waker` tells.
 pub(super) fn work_until(server: &Arc<Server>, agreed: &Agreed, halt: &Halt, waker: &Waker) -> io::Result<()> {
     let mut desk = Desk::new(agreed)?;
     let mut gathering = Gathering::default();
@@ -63,8 +63,8 @@ pub(super) fn work_until(server: &Arc<Server>, agreed: &Agreed, halt: &Halt, wak
         match desk.receive(server)? {
             Received::End => break,
             Received::Request(len) => {
-                if let Some(Opcode::Forget | Opcode::BatchForget) = desk.serve(server, len, None)? {
-                    gathering.note(Instant::now());
+                if let Some(opcode @ (Opcode::Forget | Opcode::BatchForget)) = desk.serve(server, len, None)? {
+                    gathering.note(opcode == Opcode::BatchForget, Instant::now());
                 }
             }
             Received::Nothing => {
@@ -84,26 +84,26 @@ pub(super) fn work_until(server: &Arc<Server>, agreed: &Agreed, halt: &Halt, wak
 struct Gathering {
     /// When some last came.
     last: Option<Instant>,
-    /// Whether that was soon after the ones before.
-    soon: bool,
+    /// Whether more are to be expected.
+    due: bool,
 }
 
 impl Gathering {
-    /// What comes so soon after others is followed by more.
-    const SOON: Duration = Duration::from_millis(1);
+    /// One that comes so soon after another is followed by more.
+    const SOON: Duration = Duration::from_micros(100);
 
     /// For how long they gather: the space of a removed file is free that much later, when many are removed.
     const PAUSE: Duration = Duration::from_micros(500);
 
-    /// Notes that some came at `now`.
-    fn note(&mut self, now: Instant) {
-        self.soon = self.last.is_some_and(|last| now.saturating_duration_since(last) < Self::SOON);
+    /// Notes that one came at `now`, or `several` at once.
+    fn note(&mut self, several: bool, now: Instant) {
+        self.due = several || self.last.is_some_and(|last| now.saturating_duration_since(last) < Self::SOON);
         self.last = Some(now);
     }
 
     /// Returns for how long more are left to gather before they are waited for; once for each time that they came.
     fn pause(&mut self) -> Option<Duration> {
-        std::mem::take(&mut self.soon).then_some(Self::PAUSE)
+        std::mem::take(&mut self.due).then_some(Self::PAUSE)
     }
 }
 
@@ -198,17 +198,20 @@ mod tests {
         assert!(!is_left(10 + patience, false, true), "nobody has taken it");
         assert!(is_left(20 + patience, false, false) && is_left(30 + patience, false, true), "another one");
     }
+
     #[test]
-    fn forgets_gather_from_the_second_on_while_they_come_one_upon_the_other() {
-        let (begin, step) = (Instant::now(), Gathering::PAUSE);
+    fn forgets_gather_while_they_come_one_upon_the_other() {
+        let begin = Instant::now();
         let mut gathering = Gathering::default();
-        let mut pause_after = |at| {
-            gathering.note(begin + at);
-            (gathering.pause(), gathering.pause())
+        let mut pauses_after = |several, micros| {
+            gathering.note(several, begin + Duration::from_micros(micros));
+            let pause = gathering.pause();
+            assert_eq!(gathering.pause(), None, "once for each time");
+            pause.is_some()
         };
-        assert_eq!(pause_after(Duration::ZERO), (None, None), "a single one waits for nothing");
-        assert_eq!(pause_after(step), (Some(Gathering::PAUSE), None));
-        assert_eq!(pause_after(2 * step), (Some(Gathering::PAUSE), None));
-        assert_eq!(pause_after(2 * step + Gathering::SOON), (None, None));
+        assert!(!pauses_after(false, 0), "a single one waits for nothing");
+        assert!(pauses_after(false, 30));
+        assert!(pauses_after(true, 600) && pauses_after(true, 1200), "they do gather");
+        assert!(!pauses_after(false, 1800), "they do not");
     }
 }

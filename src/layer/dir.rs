@@ -34,8 +34,8 @@ impl Serial {
 pub struct DotWh(AtomicU8);
 
 impl DotWh {
-    /// Records what a listing has found.
-    pub fn listed(&self, any: bool) {
+    /// Records whether there are any, or are about to be.
+    pub fn record(&self, any: bool) {
         self.0.store(if any { 2 } else { 1 }, Ordering::Relaxed); // Relaxed: a hint about one directory.
     }
 

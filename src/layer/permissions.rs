@@ -22,7 +22,7 @@ use super::upper::{New, Place, Upper};
 use super::workdir::Workdir;
 use crate::config::UnionConfig;
 use crate::error::Error;
-use crate::sys::{dents, proc_path, xattr};
+use crate::sys::{dents, mode, xattr};
 
 /// What the names of xattrs begin with that a plain user cannot set.
 const SECURITY: &[u8] = b"security.";
@@ -232,10 +232,7 @@ impl Upper {
     /// Errors: EOPNOTSUPP for a symbolic link.
     pub fn set_mode(&self, fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
         match self.layer.overrides {
-            None => match rustix::fs::fchmod(fd, Mode::from_raw_mode(mode)) {
-                Err(Errno::BADF) => rustix::fs::chmod(proc_path(fd), Mode::from_raw_mode(mode)),
-                done => done,
-            },
+            None => mode::set_open(fd, mode),
             Some(store) => {
                 if self.layer.stat(fd, OsStr::new(""))?.kind == FileKind::Symlink {
                     return Err(Errno::OPNOTSUPP);

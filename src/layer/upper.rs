@@ -22,7 +22,7 @@ use super::{Layer, LayerId, Root};
 use crate::config::{Fsync, UnionConfig};
 use crate::error::{Error, Result};
 use crate::sys::mount::Limit;
-use crate::sys::{mode, proc_path, xattr};
+use crate::sys::{mode, xattr};
 
 /// The writable layer and its workdir.
 #[derive(Debug)]
@@ -106,11 +106,7 @@ impl<'a> Place<'a> {
 
     /// Sets the permission bits, also through a descriptor that was opened with O_PATH.
     fn set_mode(&self, mode: u32) -> rustix::io::Result<()> {
-        if self.name.is_empty() {
-            rustix::fs::chmod(proc_path(self.dir), Mode::from_raw_mode(mode))
-        } else {
-            self.chmod(mode)
-        }
+        if self.name.is_empty() { mode::set_open(self.dir, mode) } else { self.chmod(mode) }
     }
 
     /// Sets the times of access and change.

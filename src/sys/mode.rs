@@ -1,8 +1,9 @@
-//! The permission bits of a name, whatever has taken its place meanwhile: fchmodat2(2), Linux 6.6.
+//! The permission bits of a name, whatever has taken its place meanwhile: fchmodat2(2), Linux 6.6. And those of what is
+//! open, also with O_PATH.
 #![allow(unsafe_code)]
 
 use std::ffi::{CString, OsStr};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -46,11 +47,22 @@ pub fn set(dir: BorrowedFd<'_>, name: &OsStr, mode: u32) -> Result<()> {
     }
 }
 
+/// Sets the permission bits of what is behind `fd`, however it was opened.
+///
+/// Errors: EOPNOTSUPP for a symbolic link.
+pub fn set_open(fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
+    match rustix::fs::fchmod(fd, Mode::from_raw_mode(mode)) {
+        // It was opened with O_PATH.
+        Err(Errno::BADF) => rustix::fs::chmod(super::proc_path(fd), Mode::from_raw_mode(mode)),
+        done => done,
+    }
+}
+
 /// As [`set`], by a descriptor that leads to what was under the name when it was opened.
 fn set_pinned(dir: BorrowedFd<'_>, name: &OsStr, mode: u32) -> Result<()> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let pinned = rustix::fs::openat(dir, name, flags, Mode::empty())?;
-    rustix::fs::chmod(super::proc_path(&pinned), Mode::from_raw_mode(mode))
+    set_open(pinned.as_fd(), mode)
 }
 
 #[cfg(test)]

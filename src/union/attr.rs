@@ -99,7 +99,10 @@ impl Union {
         let _held = self.hold_metacopy(&inode);
         // What its data is written through is the same object, and saves opening it.
         let kept = if inode.kind == FileKind::Regular { self.files.get(&inode, Access::Write) } else { None };
-        let pinned = kept.map_or_else(|| self.pin(&inode).map(Arc::new), Ok)?;
+        let pinned = match kept {
+            Some(kept) => kept,
+            None => Arc::new(self.pin(&inode)?),
+        };
         self.set_owner(&inode, pinned.as_fd(), set)?;
         if let Some(mode) = set.mode {
             self.set_mode(pinned.as_fd(), mode)?;
@@ -111,7 +114,9 @@ impl Union {
         let _times = set.mtime.map(|_| self.hold_times(&inode));
         self.set_times(pinned.as_fd(), set)?;
         self.charge(&[&inode]);
-        self.attributes_after(&inode)
+        // By what was changed where its name cannot be followed any more: the change is made.
+        let attr = self.stat(&inode).or_else(|_| self.stat_open(pinned.as_fd()).map(|attr| inode.finish(attr)))?;
+        self.shown(&inode, attr)
     }
 
     /// Reads the attributes of what was changed, once more where that fails: the change is not undone.
@@ -123,7 +128,11 @@ impl Union {
     }
 
     fn attributes(&self, inode: &Arc<Inode>) -> Result<Attr> {
-        let mut attr = self.stat(inode)?;
+        self.shown(inode, self.stat(inode)?)
+    }
+
+    /// Returns what was read of `inode` as the mount shows it.
+    fn shown(&self, inode: &Arc<Inode>, mut attr: Attr) -> Result<Attr> {
         self.count_blocks(inode, &mut attr)?;
         Ok(self.show(attr))
     }

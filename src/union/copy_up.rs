@@ -408,7 +408,7 @@ impl Union {
                 match inode.dir() {
                     None => self.keep_known(inode, copied.origin.as_ref(), upper_ino),
                     // Nothing is in it yet.
-                    Some(dir) => dir.dotwh.listed(false),
+                    Some(dir) => dir.dotwh.record(false),
                 }
                 self.switch(inode, Real::Upper, upper_ino);
             }

@@ -134,8 +134,8 @@ impl Union {
             let fd = make_in_place(upper, dir.as_fd(), name, new, masked, quiet)?;
             dir_of(parent)?.changed();
             let exact = (!inherits && !matches!(new, New::Symlink(_))).then_some(masked);
-            let made = fd.as_ref().map_or(Place::at(dir.as_fd(), name), |fd| Place::file(fd.as_fd()));
-            let attr = look_at_made(upper, made, name, new, exact).inspect_err(|_| {
+            let place = fd.as_ref().map_or(Place::at(dir.as_fd(), name), |fd| Place::file(fd.as_fd()));
+            let attr = look_at_made(upper, place, name, new, exact).inspect_err(|_| {
                 let flags = if matches!(new, New::Directory) { AtFlags::REMOVEDIR } else { AtFlags::empty() };
                 if let Err(errno) = rustix::fs::unlinkat(dir.as_fd(), name, flags) {
                     log::error!("{}: it is left, half made", upper.layer.error("unlinkat", name, errno));
@@ -319,14 +319,14 @@ pub(super) fn forget_mark(upper: &Upper, dir: BorrowedFd<'_>, name: &OsStr) {
     }
 }
 
-/// Returns the attributes of what was made under `name`, and is at `made`; it is given the mode `exact`, if any.
-fn look_at_made(upper: &Upper, made: Place<'_>, name: &OsStr, new: New<'_>, exact: Option<u32>) -> Result<Attr> {
+/// Returns the attributes of what was made under `name`, and is at `place`; it is given the mode `exact`, if any.
+fn look_at_made(upper: &Upper, place: Place<'_>, name: &OsStr, new: New<'_>, exact: Option<u32>) -> Result<Attr> {
     let failed = |call: &'static str| move |e: Errno| upper.layer.error(call, name, e);
-    let mut attr = upper.layer.stat(made.dir, made.name).map_err(failed("statx"))?;
+    let mut attr = upper.layer.stat(place.dir, place.name).map_err(failed("statx"))?;
     if let Some(exact) = exact.map(|exact| exact | attr.mode & inherited_bits(new)).filter(|exact| *exact != attr.mode)
     {
         // The umask of this process took some; it is not ours to change.
-        made.chmod(exact).map_err(failed("chmod"))?;
+        place.chmod(exact).map_err(failed("chmod"))?;
         attr.mode = exact;
     }
     Ok(attr)

@@ -347,7 +347,7 @@ impl Union {
             }
         })
         .map_err(failed)?;
-        dir_of(inode)?.dotwh.listed(marks);
+        dir_of(inode)?.dotwh.record(marks);
         Ok(())
     }
 
@@ -363,7 +363,7 @@ impl Union {
                 None => merge.add(number, name, kind, ino),
             })?;
             // So that nobody looks for marks where there are none.
-            part.dotwh.listed(marks);
+            part.dotwh.record(marks);
         }
         Ok(())
     }

@@ -240,7 +240,7 @@ impl Union {
         let dir = dir_of(parent)?;
         match upper.whiteouts.format() {
             Format::Char => return Ok(()),
-            Format::DotWh => dir.dotwh.listed(true),
+            Format::DotWh => dir.dotwh.record(true),
             Format::Xattr => dir.xwhiteouts.store(true, Ordering::Release),
         }
         let fd = self.upper_dir(parent)?;
@@ -250,7 +250,7 @@ impl Union {
     /// Puts a mark beside `name` in upper's `parent`, so that nothing below shows while what is there is replaced in more
     /// than one step.
     pub(super) fn mark_beside(&self, upper: &Upper, parent: &Arc<Inode>, name: &OsStr) -> Result<()> {
-        dir_of(parent)?.dotwh.listed(true);
+        dir_of(parent)?.dotwh.record(true);
         let dir = self.upper_dir(parent)?;
         let marked = upper.whiteouts.mark_beside(&upper.work, dir.as_fd(), name);
         marked.map_err(|e| upper.layer.error("whiteout", name, e))

@@ -192,7 +192,7 @@ impl Union {
         if !name.is_reserved() {
             let found = self.in_upper(parent, &name)?;
             whiteout = matches!(found, InUpper::Whiteout);
-            hit = self.search_below(parent, &name, found)?;
+            hit = self.search_from(parent, &name, found)?;
         }
         let inode = match &hit {
             Some(hit) => Some(self.peek(parent, &name, hit)?),

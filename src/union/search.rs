@@ -151,11 +151,11 @@ impl Union {
     /// Returns what the layers say about `name` in `parent`; `None` when it is not there.
     pub(super) fn search(&self, parent: &Arc<Inode>, name: &OsStr) -> Result<Option<Hit>> {
         let found = self.in_upper(parent, name)?;
-        self.search_below(parent, name, found)
+        self.search_from(parent, name, found)
     }
 
     /// Returns what the layers say about `name` in `parent`, where upper says `found`.
-    pub(super) fn search_below(&self, parent: &Arc<Inode>, name: &OsStr, found: InUpper) -> Result<Option<Hit>> {
+    pub(super) fn search_from(&self, parent: &Arc<Inode>, name: &OsStr, found: InUpper) -> Result<Option<Hit>> {
         match found {
             InUpper::Whiteout => Ok(None),
             InUpper::File(attr) => {

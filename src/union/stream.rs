@@ -222,7 +222,7 @@ impl Stream {
         }
         let whole = more == Ok(false);
         if whole {
-            self.part.dotwh.listed(*marks);
+            self.part.dotwh.record(*marks);
             *source = None;
         }
         let mut known = self.known.lock();

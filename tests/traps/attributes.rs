@@ -422,3 +422,35 @@ fn an_acl_that_an_outsider_of_the_group_removes_takes_the_set_group_id_bit_along
         });
     });
 }
+
+#[test]
+fn a_file_that_was_just_written_is_changed_whatever_becomes_of_its_name() {
+    trap(1, |layers| {
+        layers.lower(0).file("lower", "lower").file("taken", "taken").dir("d");
+    })
+    .run(|union| {
+        let change = |file: &fs::File, mode: u32, seconds: i64| {
+            rustix::fs::fchmod(file, rustix::fs::Mode::from_raw_mode(mode)).expect("an own file's mode can be set");
+            let time = Timespec { tv_sec: seconds, tv_nsec: 0 };
+            let times = Timestamps { last_access: time, last_modification: time };
+            rustix::fs::futimens(file, &times).expect("an own file's times can be set");
+            let stat = file.metadata().expect("an open file can be looked at");
+            assert_eq!((stat.mode() & 0o7777, stat.mtime()), (mode, seconds));
+        };
+        for name in ["new", "lower"] {
+            let mut file = OpenOptions::new().append(true).create(true).open(union.at(name)).expect("it can be opened");
+            file.write_all(b"more").expect("it can be written");
+            change(&file, 0o600, 1000);
+            fs::rename(union.at(name), union.at("d/moved")).expect("it can be moved");
+            // Another file by the name that it had.
+            fs::copy(union.at("taken"), union.at(name)).expect("the name is free");
+            set_mode(&union.at(name), 0o644);
+            change(&file, 0o640, 2000);
+            assert_eq!(["d/moved", name].map(|name| union.merged().mode(name)), [0o640, 0o644]);
+            fs::rename(union.at(name), union.at("d/moved")).expect("it can be replaced");
+            change(&file, 0o604, 3000);
+            fs::remove_file(union.at("d/moved")).expect("it can be removed");
+            change(&file, 0o620, 4000);
+        }
+    });
+}

@@ -524,3 +524,38 @@ fn every_format_that_is_written_hides_and_is_read_again() {
         });
     }
 }
+
+#[test]
+fn what_is_removed_first_from_a_lower_directory_is_gone_in_every_format() {
+    if !is_ours("it writes one format") {
+        return;
+    }
+    for format in ["char", "xattr", "dotwh"] {
+        eprintln!("--- {format}");
+        trap(1, |layers| {
+            layers.lower(0).file("d/a", "a").file("d/b", "b").file("d/sub/deep", "deep");
+        })
+        .mounted(|spec| spec.args(["--whiteout", format]))
+        .run(|union| {
+            // Nothing has listed the directory, which comes to upper with this.
+            fs::remove_file(union.at("d/a")).expect("a file can be removed");
+            fs::rename(union.at("d/b"), union.at("d/c")).expect("a file can be moved");
+            let gone = |union: &Union| {
+                for name in ["d/a", "d/b"] {
+                    assert_eq!(errno(fs::metadata(union.at(name))), Errno::NOENT, "{name}");
+                }
+                assert_eq!(union.merged().read("d/c"), b"b");
+            };
+            gone(union);
+            // Onto the names of what was removed: a file, and a directory with a part below.
+            fs::rename(union.at("d/c"), union.at("d/a")).expect("the name is free");
+            fs::rename(union.at("d/a"), union.at("d/c")).expect("a file can be moved");
+            fs::create_dir(union.at("d/new")).expect("a directory can be made");
+            fs::rename(union.at("d/new"), union.at("d/b")).expect("the name is free");
+            fs::remove_dir(union.at("d/b")).expect("an empty directory can be removed");
+            gone(union);
+            union.live_and_after_remount(gone);
+            assert_eq!(union.merged().names("d"), ["c", "sub"]);
+        });
+    }
+}
