@@ -68,7 +68,7 @@ pub(super) fn work_until(server: &Arc<Server>, agreed: &Agreed, halt: &Halt, wak
                 }
             }
             Received::Nothing => {
-                if let Some(pause) = gathering.pause() {
+                if let Some(pause) = gathering.pause().filter(|_| has_room(server)) {
                     std::thread::sleep(pause);
                 }
                 server.connection.wait(Some(waker.as_fd()))?;
@@ -76,6 +76,14 @@ pub(super) fn work_until(server: &Arc<Server>, agreed: &Agreed, halt: &Halt, wak
         }
     }
     Ok(())
+}
+
+/// Returns whether nobody would be refused for the space of removed files, which FORGETs that gather free later.
+fn has_room(server: &Server) -> bool {
+    /// Of blocks and inodes so many parts are to be free.
+    const PARTS: u64 = 8;
+    let is_ample = |free: u64, all: u64| free >= all / PARTS;
+    server.union.statfs().is_ok_and(|of| is_ample(of.available, of.blocks) && is_ample(of.files_free, of.files))
 }
 
 /// Whether FORGETs are left to gather: while one comes upon the other, the programs whose files are forgotten would pay

@@ -71,7 +71,10 @@ fn load(union: &Path, probe: &Path, promised: &Promised) -> io::Result<()> {
 }
 
 /// Checks what `union` shows after that.
-fn check(union: &Path, promised: &BTreeMap<String, Option<String>>, when: &str) {
+///
+/// When an ext4 goes down with its journal written between a write at the end of a file and its fsync, the file may have its new
+/// length, and zeros for what was written: without a union too, in 7 of 30 rounds of a load that waits 4 ms in between.
+fn check(union: &Path, promised: &BTreeMap<String, Option<String>>, kind: Kind, when: &str) {
     for (path, content) in promised {
         let found = fs::read_to_string(union.join(path));
         match content {
@@ -94,7 +97,14 @@ fn check(union: &Path, promised: &BTreeMap<String, Option<String>>, when: &str) 
         let path = format!("d/lower-{index}");
         if let Ok(found) = fs::read_to_string(union.join(&path)) {
             let (old, new) = (lower_content(index), lower_content(index) + "and more");
-            assert!(found == old || found == new, "{when}: {path} is neither the old one nor the new one");
+            let unsynced = lower_content(index) + &"\0".repeat("and more".len());
+            let tail = found.strip_prefix(&old).unwrap_or_default();
+            assert!(
+                found == old || found == new || kind.name == EXT4.name && found == unsynced,
+                "{when}: {path} is neither the old one nor the new one: {} bytes of {}, {tail:?} after the old ones",
+                found.len(),
+                new.len()
+            );
         } else {
             assert!(index >= LOWER / 2, "{when}: {path} was never removed, and cannot be read");
         }
@@ -130,7 +140,7 @@ fn what_was_synced_is_there(kind: Kind) {
         let promised = promised.into_inner().expect("nobody panics");
         promises += promised.len();
         let mut union = ground.spec().mount_ours();
-        check(union.path(), &promised, &when);
+        check(union.path(), &promised, kind, &when);
         fs::write(union.path().join("d/after"), "after").expect("the next union can be written");
         union.unmount().expect("the next union can be unmounted");
         assert_eq!(ground.unfinished(), [""; 0], "{when}");
