@@ -1,5 +1,5 @@
-//! The descriptors that are kept of the data of files, each for whoever reads, writes or
-//! changes the same file next.
+//! The descriptors that are kept of the data of files, each for whoever reads,
+//! writes or changes the same file next.
 //!
 //! They are opened without a lock, by the place that an inode had then, so that a copy-up or a rename may come between. Two
 //! things keep the old file from those who come after it: what was opened is kept only while that place is current, and
